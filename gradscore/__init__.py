@@ -1,0 +1,39 @@
+"""Gradient-norm out-of-distribution scores for any PyTorch classifier.
+
+The names below are imported on first use, so that ``import gradscore`` loads no torch.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "GradNorm": "gradscore.scorer",
+    "GradScoreError": "gradscore.errors",
+    "GradientNorms": "gradscore.engine",
+    "InvalidArgument": "gradscore.errors",
+    "Metrics": "gradscore.evaluation",
+    "Run": "gradscore.recorded",
+    "Verification": "gradscore.verification",
+    "create_model": "gradscore.models",
+    "evaluate": "gradscore.evaluation",
+    "extract": "gradscore.extraction",
+    "gradient_norms": "gradscore.engine",
+    "last_layer_score": "gradscore.last_layer",
+    "register_rule": "gradscore.rules",
+    "verify": "gradscore.verification",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'gradscore' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

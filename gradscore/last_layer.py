@@ -1,0 +1,157 @@
+"""Gradient norm of the last linear layer, in closed form.
+
+For logits ``f = W x + b`` and the loss ``KL(u || softmax(f/T))``, with ``u`` uniform over ``C``
+classes, the gradient with respect to ``W`` is an outer product::
+
+    dL/dW = -g x^T,    g = (1 - C softmax(f/T)) / (C T).
+
+Every entry-wise L_p norm of an outer product is the product of the two vector norms, so no
+backward pass is needed: ``S = U V / (C T)`` with ``U = |x|_p`` and ``V = |1 - C softmax(f/T)|_p``.
+With ``p = 1`` this is the GradNorm score, Eq. 9 of Huang, Geng & Li, "On the Importance of
+Gradients for Detecting Distributional Shifts in the Wild", NeurIPS 2021.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from gradscore.errors import InvalidArgument
+from gradscore.norms import check_order, vector_norm
+from gradscore.objective import (
+    check_target,
+    check_temperature,
+    one_hot_deviation,
+    uniform_deviation,
+)
+
+BLOCK_BYTES = {"cpu": 256 * 1024, "cuda": 256 * 1024 * 1024}
+"""Size of the rows worked on at once: what the nearest cache, or a spare part of memory, holds."""
+
+
+def last_layer_score(
+    features: Tensor,
+    logits: Tensor,
+    *,
+    p: float = 1.0,
+    temperature: float = 1.0,
+    target: str = "uniform",
+) -> Tensor:
+    """Return each sample's score from the last layer's weight gradient; larger means more ID.
+
+    Uniform target: the L_p norm of the gradient, ``U V / (C T)``. One-hot target: minus the
+    norm, ``-|x|_p |softmax(f/T) - e_y|_p / T``, since there ID inputs have the smaller gradient.
+    The bias gradient is left out, as in the paper. The authors' released code does not divide
+    its target by ``C``: its scores are ``C`` times these, in the same order.
+
+    Args:
+        features: Input ``x`` of the last layer, shape ``[batch, in_features]``.
+        logits: Its output ``f``, not yet divided by ``temperature``, shape ``[batch, classes]``.
+        p: Order of the norm, positive; ``math.inf`` is allowed, and so are the fractions of the
+            paper's Fig. 4, though below 1 the result is no norm.
+        temperature: Softmax temperature ``T``, positive and without unit.
+        target: ``uniform`` or ``one-hot``.
+
+    Returns:
+        Scores in nats per unit of weight, shape ``[batch]``, in float64 if the inputs are,
+        otherwise in float32 (half precision overflows when summing ``|x|``).
+
+    Raises:
+        InvalidArgument: If the shapes disagree, ``temperature`` or ``p`` is not positive,
+            ``target`` is unknown, or a row of the inputs is not finite.
+    """
+    if features.ndim != 2 or logits.ndim != 2 or len(features) != len(logits):
+        raise InvalidArgument(
+            "Expected features [batch, in_features] and logits [batch, classes], "
+            f"got {list(features.shape)} and {list(logits.shape)}."
+        )
+    u = feature_norm(features, p=p)
+    v = deviation_norm(logits, p=p, temperature=temperature, target=target)
+    if target == "uniform":
+        score = u * v / (logits.shape[1] * temperature)
+    else:
+        score = -(u * v) / temperature
+    return _finite(score, "features and logits")
+
+
+def feature_norm(features: Tensor, *, p: float = 1.0) -> Tensor:
+    """Return ``U = |x|_p`` of Eq. 9 for each sample.
+
+    Args:
+        features: Input ``x`` of the last layer, shape ``[batch, in_features]``.
+        p: Order of the norm, positive.
+
+    Returns:
+        Norms in units of the features, shape ``[batch]``, in at least float32.
+
+    Raises:
+        InvalidArgument: If ``features`` is not a matrix or ``p`` is not positive.
+    """
+    p = check_order(p)
+    _check_matrix(features, "features [batch, in_features]")
+    return _by_rows(lambda x: vector_norm(x, p, dim=1), features)
+
+
+def deviation_norm(
+    logits: Tensor, *, p: float = 1.0, temperature: float = 1.0, target: str = "uniform"
+) -> Tensor:
+    """Return ``V = |1 - C softmax(f/T)|_p`` of Eq. 9, or its one-hot counterpart.
+
+    Args:
+        logits: Network outputs ``f``, shape ``[batch, classes]``.
+        p: Order of the norm, positive.
+        temperature: Softmax temperature ``T``, positive.
+        target: ``uniform``, or ``one-hot`` for ``|softmax(f/T) - e_y|_p``, ``y`` being the first
+            largest logit. One-hot is computed in float64: confident samples leave too little
+            for float32.
+
+    Returns:
+        Norms without unit, shape ``[batch]``, in at least float32.
+
+    Raises:
+        InvalidArgument: If ``logits`` is not a matrix, ``p`` or ``temperature`` is not positive,
+            or ``target`` is unknown.
+    """
+    p, temperature = check_order(p), check_temperature(temperature)
+    _check_matrix(logits, "logits [batch, classes]")
+    if check_target(target) == "uniform":
+        deviation, dtype = uniform_deviation, torch.float64 if p < 1 else torch.float32
+    else:
+        deviation, dtype = one_hot_deviation, torch.float64
+
+    def block_norm(f: Tensor) -> Tensor:
+        f = f.to(torch.promote_types(f.dtype, dtype))
+        return vector_norm(deviation(f, temperature), p, dim=1)
+
+    return _by_rows(block_norm, logits)
+
+
+def _by_rows(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """Apply ``function`` to blocks of rows, so that its temporaries stay small and in cache."""
+    dtype = torch.promote_types(rows.dtype, torch.float32)
+    result = rows.new_empty(len(rows), dtype=dtype)
+    for part in _blocks(rows):
+        result[part] = function(rows[part]).to(dtype)
+    return result
+
+
+def _blocks(rows: Tensor) -> Iterator[slice]:
+    budget = BLOCK_BYTES.get(rows.device.type, BLOCK_BYTES["cpu"])
+    step = max(1, budget // max(1, 4 * rows.shape[1]))
+    return (slice(start, start + step) for start in range(0, len(rows), step))
+
+
+def _check_matrix(tensor: Tensor, what: str) -> None:
+    if tensor.ndim != 2 or tensor.shape[1] == 0 or not tensor.is_floating_point():
+        raise InvalidArgument(f"Expected {what}, got {tensor.dtype} {list(tensor.shape)}.")
+
+
+def _finite(score: Tensor, inputs: str) -> Tensor:
+    if not torch.compiler.is_compiling():
+        bad = (~score.isfinite()).nonzero()
+        if len(bad):
+            raise InvalidArgument(
+                f"Expected finite {inputs}, got a score of {score[bad[0, 0]].item()} "
+                f"in row {bad[0, 0].item()}."
+            )
+    return score

@@ -1,0 +1,89 @@
+"""Entry-wise L_p norms for any order ``0 < p <= inf``, without overflow or underflow.
+
+Below ``p = 1`` the result is no norm (the triangle inequality fails), but the paper sweeps such
+orders too (Fig. 4). Those are computed in float64: a power below one magnifies the rounding of
+entries near zero.
+"""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from gradscore.errors import InvalidArgument
+
+
+def check_order(p: float) -> float:
+    """Return ``p`` as a float, or raise unless ``0 < p <= inf``.
+
+    Raises:
+        InvalidArgument: If ``p`` is not a number, is NaN, or is not positive.
+    """
+    try:
+        order = float(p)
+    except (TypeError, ValueError):
+        raise InvalidArgument(f"Expected a norm of order p > 0, got p = {p!r}.") from None
+    if not order > 0:
+        raise InvalidArgument(f"Expected a norm of order p > 0, got p = {p}.")
+    return order
+
+
+def vector_norm(x: Tensor, p: float, dim: int | tuple[int, ...] = -1) -> Tensor:
+    """Return the L_p norm of ``x`` over ``dim``.
+
+    Orders other than 1, 2 and infinity are scaled by the largest magnitude first, so that
+    neither ``|x|^p`` nor its sum leaves the range of the type.
+
+    Args:
+        x: Real tensor of any shape; half precision is raised to float32.
+        p: Order, positive; ``math.inf`` gives the largest magnitude.
+        dim: Axis or axes to reduce.
+
+    Returns:
+        The norms, shaped as ``x`` without ``dim``, in float64 if ``x`` is, otherwise in float32.
+
+    Raises:
+        InvalidArgument: If ``p`` is not positive.
+    """
+    p = check_order(p)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if p in (1.0, 2.0, math.inf) or x.numel() == 0:
+        order = p if x.numel() else 1.0
+        return torch.linalg.vector_norm(x, ord=order, dim=dim, dtype=dtype)
+    magnitude = x.abs().to(torch.float64 if p < 1 else dtype)
+    largest = magnitude.amax(dim=dim, keepdim=True)
+    scale = torch.where(largest > 0, largest, 1)
+    norm = (magnitude / scale).pow_(p).sum(dim=dim, keepdim=True).pow_(1 / p) * scale
+    dims = (dim,) if isinstance(dim, int) else dim
+    kept = [size for axis, size in enumerate(x.shape) if axis not in {d % x.ndim for d in dims}]
+    return norm.reshape(kept).to(dtype)
+
+
+def combine_norms(norms: Iterable[Tensor], p: float) -> Tensor:
+    """Return the norm of a vector from the norms of its parts: ``||(n_1, ..., n_k)||_p``.
+
+    Args:
+        norms: The parts' L_p norms, equally shaped, such as ``[batch]`` each.
+        p: The order they were taken with.
+
+    Returns:
+        The norms of the wholes, shaped as each part.
+
+    Raises:
+        InvalidArgument: If there are no parts, or ``p`` is not positive.
+    """
+    parts = list(norms)
+    if not parts:
+        raise InvalidArgument("Expected at least one norm to combine, got none.")
+    return vector_norm(torch.stack(parts, dim=-1), p, dim=-1)
+
+
+def number_name(number: float) -> str:
+    """Return the canonical text of an order or temperature: ``1``, ``0.5``, ``inf``.
+
+    >>> number_name(1.0), number_name(0.30), number_name(float("inf")), number_name(1e-05)
+    ('1', '0.3', 'inf', '1e-05')
+    """
+    value = float(number)
+    return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)

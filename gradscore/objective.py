@@ -1,0 +1,154 @@
+"""The loss whose gradient is scored, and its gradient with respect to the logits.
+
+Uniform target (Huang, Geng & Li, NeurIPS 2021, Eq. 5): ``KL(u || softmax(f/T))``, with ``u``
+uniform over the ``C`` classes. One-hot target (their Fig. 3): the cross-entropy of
+``softmax(f/T)`` to the predicted class, the first largest logit.
+
+Both gradients are written so as to keep their digits where the plain formula loses them: close
+to the uniform distribution, and for a softmax that is one-hot to rounding.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from gradscore.errors import InvalidArgument
+
+TARGETS = ("uniform", "one-hot")
+
+
+def check_temperature(temperature: float) -> float:
+    """Return ``temperature`` as a float, or raise unless it is positive and finite.
+
+    Raises:
+        InvalidArgument: If it is not a number, not positive, or infinite.
+    """
+    try:
+        value = float(temperature)
+    except (TypeError, ValueError):
+        raise InvalidArgument(f"Expected temperature > 0, got {temperature!r}.") from None
+    if not 0 < value < math.inf:
+        raise InvalidArgument(f"Expected temperature > 0, got {temperature}.")
+    return value
+
+
+def check_target(target: str) -> str:
+    """Return ``target``, or raise unless it is one of :data:`TARGETS`.
+
+    Raises:
+        InvalidArgument: If it is unknown.
+    """
+    if target not in TARGETS:
+        raise InvalidArgument(f"Expected target {' or '.join(TARGETS)}, got {target!r}.")
+    return target
+
+
+def loss(logits: Tensor, temperature: float = 1.0, target: str = "uniform") -> Tensor:
+    """Return each sample's loss, differentiable.
+
+    Args:
+        logits: Network outputs ``f``, shape ``[batch, classes]``.
+        temperature: Softmax temperature ``T``, positive, without unit.
+        target: ``uniform`` for ``KL(u || softmax(f/T))``, ``one-hot`` for the cross-entropy to
+            the predicted class.
+
+    Returns:
+        Losses in nats, shape ``[batch]``.
+
+    Raises:
+        InvalidArgument: If ``temperature`` is not positive or ``target`` is unknown.
+    """
+    log_q = torch.log_softmax(logits / check_temperature(temperature), dim=1)
+    if check_target(target) == "uniform":
+        return -log_q.mean(dim=1) - math.log(logits.shape[1])
+    return -log_q.gather(1, logits.argmax(dim=1, keepdim=True)).squeeze(1)
+
+
+def logit_gradient(logits: Tensor, temperature: float = 1.0, target: str = "uniform") -> Tensor:
+    """Return the gradient of each sample's loss with respect to its logits.
+
+    Uniform: ``(C softmax(f/T) - 1) / (C T)``. One-hot: ``(softmax(f/T) - e_y) / T``, its entry
+    at ``y`` taken as minus the sum of the others.
+
+    Args:
+        logits: Network outputs ``f``, shape ``[batch, classes]``.
+        temperature: Softmax temperature ``T``, positive, without unit.
+        target: ``uniform`` or ``one-hot``.
+
+    Returns:
+        Gradients in nats per unit of logit, shape ``[batch, classes]``, computed in at least
+        float32 and returned in the type of ``logits``.
+
+    Raises:
+        InvalidArgument: If ``temperature`` is not positive or ``target`` is unknown.
+    """
+    temperature = check_temperature(temperature)
+    f = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+    if check_target(target) == "uniform":
+        gradient = uniform_deviation(f, temperature) / (f.shape[1] * temperature)
+    else:
+        gradient = one_hot_deviation(f, temperature) / temperature
+    return gradient.to(logits.dtype)
+
+
+def uniform_deviation(logits: Tensor, temperature: float) -> Tensor:
+    """Return ``C softmax(f/T) - 1``, with full digits also where the softmax is nearly uniform.
+
+    With ``d = (f - max f)/T`` the entries are ``exp(d_j) / mean(exp d) - 1``. Where the softmax
+    is nearly uniform that difference cancels, and with ``m = expm1(d)`` they are instead
+    ``(m_j - mean m) / (1 + mean m)``; where it is sharp, ``1 + mean m`` would cancel.
+
+    Args:
+        logits: Shape ``[batch, classes]``, float32 or float64.
+        temperature: Softmax temperature ``T``.
+
+    Returns:
+        Deviations, without unit, shape ``[batch, classes]``; each row sums to zero.
+    """
+    d = (logits - logits.amax(dim=1, keepdim=True)) / temperature
+    e = d.exp()
+    mean = e.mean(dim=1, keepdim=True)
+    m = d.expm1()
+    shift = m.mean(dim=1, keepdim=True)
+    return torch.where(mean > 0.5, (m - shift) / (1 + shift), e / mean - 1)
+
+
+def one_hot_deviation(logits: Tensor, temperature: float) -> Tensor:
+    """Return ``softmax(f/T) - e_y``, ``y`` the first largest logit, with full digits.
+
+    Args:
+        logits: Shape ``[batch, classes]``, float32 or float64.
+        temperature: Softmax temperature ``T``.
+
+    Returns:
+        Deviations, without unit, shape ``[batch, classes]``; each row sums to zero.
+    """
+    y = logits.argmax(dim=1, keepdim=True)
+    e = ((logits - logits.gather(1, y)) / temperature).exp().scatter(1, y, 0)
+    others = e.sum(dim=1, keepdim=True)
+    return e.scatter(1, y, -others) / (1 + others)
+
+
+def kl_divergence(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return ``KL(u || softmax(f/T))`` (the score of the paper's Fig. 6); larger means more ID.
+
+    With ``z = f/T - mean(f/T)`` it is ``log mean exp z``, here ``log1p(mean(expm1(z) - z))`` in
+    float64, since ``mean z`` is zero and the divergence of a nearly uniform softmax is small.
+
+    Args:
+        logits: Network outputs ``f``, shape ``[batch, classes]``.
+        temperature: Softmax temperature ``T``, positive, without unit.
+
+    Returns:
+        Divergences in nats, shape ``[batch]``, in float64 if ``logits`` are, else in float32.
+
+    Raises:
+        InvalidArgument: If ``temperature`` is not positive.
+    """
+    z = logits.double() / check_temperature(temperature)
+    z = z - z.mean(dim=1, keepdim=True)
+    sharp = torch.logsumexp(z, dim=1) - math.log(z.shape[1])
+    small = torch.log1p((z.expm1() - z).mean(dim=1))
+    value = torch.where(z.abs().amax(dim=1) < 1, small, sharp)
+    return value.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,0 +1,92 @@
+"""What the commands print: tables and notices on stdout, progress on stderr."""
+
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Sequence
+
+import click
+
+PLAIN_LINE_EVERY_S = 10.0
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1, title: str = ""
+) -> None:
+    """Print a table; the first ``left`` columns are text, the others are right-aligned numbers.
+
+    In a terminal it fits the width. In a pipe or a file nothing is cut or wrapped.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="left" if place < left else "right")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False)
+    console.print(table)
+
+
+def wide(columns: int) -> bool:
+    """Return whether ``columns`` characters fit on a line; always, when not in a terminal."""
+    return not sys.stdout.isatty() or shutil.get_terminal_size().columns >= columns
+
+
+def notice(message: str, *, quiet: bool = False) -> None:
+    """Print one line about what was done or noticed, on stderr."""
+    if not quiet:
+        click.echo(message, err=True)
+
+
+class Progress:
+    """A bar in a terminal; elsewhere a plain line every ten seconds; nothing when quiet."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self._bar = None
+        self._done = self._total = 0
+        self._description = ""
+        self._printed = 0.0
+
+    def start(self, total: int, description: str) -> None:
+        """Begin a piece of work of ``total`` items."""
+        self._done, self._total, self._description = 0, total, description
+        self._printed = time.monotonic()
+        if self.quiet or not sys.stderr.isatty():
+            return
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+        from rich.progress import Progress as RichProgress
+
+        self._bar = RichProgress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._task = self._bar.add_task(description, total=total)
+        self._bar.start()
+
+    def advance(self, n: int) -> None:
+        """Count ``n`` more items as done."""
+        self._done += n
+        if self._bar is not None:
+            self._bar.advance(self._task, n)
+        elif not self.quiet and time.monotonic() - self._printed > PLAIN_LINE_EVERY_S:
+            self._printed = time.monotonic()
+            click.echo(f"{self._description}: {self._done}/{self._total}", err=True)
+
+    def finish(self) -> None:
+        """End the piece of work, also after an error."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,134 @@
+"""Options and value types that several commands share."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+DEFAULT_RUN = "gradscore-run"
+
+
+class Positive(click.ParamType):
+    """A positive number; ``inf`` only where the quantity may be infinite."""
+
+    def __init__(self, name: str, *, infinite: bool = False) -> None:
+        self.name = name
+        self.infinite = infinite
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return ``value`` as a float, or fail naming what is accepted."""
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not number > 0 or (math.isinf(number) and not self.infinite):
+            allowed = "a positive number or inf" if self.infinite else "a positive number"
+            self.fail(f"expected {allowed}, got {value!r}.", param, ctx)
+        return number
+
+
+class Pair(click.ParamType):
+    """``NAME=VALUE``, split at the first equals sign."""
+
+    def __init__(self, value: str) -> None:
+        self.name = f"NAME={value}"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        """Return the two parts, or fail showing the form."""
+        if isinstance(value, tuple):
+            return value
+        name, equals, rest = value.partition("=")
+        if not (name and equals and rest):
+            self.fail(f"expected {self.name}, got {value!r}.", param, ctx)
+        return name, rest
+
+
+class Numbers(click.ParamType):
+    """Three numbers joined by commas, or one for all channels."""
+
+    name = "A,B,C"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        """Return the numbers, or fail showing the form."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            numbers = ()
+        if len(numbers) not in (1, 3):
+            self.fail(f"expected one or three numbers such as 0.5,0.5,0.5, got {value!r}.")
+        return numbers
+
+
+ORDER = Positive("P", infinite=True)
+TEMPERATURE = Positive("T")
+TARGET = click.Choice(["uniform", "one-hot"])
+
+run_option = click.option(
+    "--run",
+    "run_path",
+    metavar="DIR",
+    default=DEFAULT_RUN,
+    show_default=True,
+    help="The run's directory.",
+)
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress, no notices.")
+
+
+def output_option(endings: str) -> Callable:
+    """Return an ``-o`` option whose help names the endings that the command writes."""
+    return click.option("-o", "--output", metavar="FILE", help=f"Write the result ({endings}).")
+
+
+def chained(*options: Callable) -> Callable:
+    """Return one decorator that applies ``options`` in the order in which help shows them."""
+
+    def decorate(function: Callable) -> Callable:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+model_options = chained(
+    click.option(
+        "--model",
+        metavar="SPEC",
+        help="digits, cifar:resnet20, bit:BiT-S-R101x1, timm:NAME[?key=value&...], "
+        "torchvision:NAME or python:package.module:factory.",
+    ),
+    click.option(
+        "--weights",
+        metavar="FILE",
+        help="Weight file (.safetensors, .pth, .npz), or `random`. Default: the library's own.",
+    ),
+)
+
+preprocessing_options = chained(
+    click.option("--resize", metavar="S|HxW", help="Short side, or exact height x width."),
+    click.option("--crop", metavar="S", type=int, help="Side of the central crop."),
+    click.option("--mean", metavar="A,B,C", type=Numbers(), help="Mean of each channel."),
+    click.option("--std", metavar="A,B,C", type=Numbers(), help="Deviation of each channel."),
+    click.option("--interpolation", help="nearest, bilinear, bicubic, ..."),
+)
+
+question_options = chained(
+    click.option("--set", "sets", metavar="NAME", multiple=True, help="Only these sets."),
+    click.option("--method", "methods", metavar="M", multiple=True, help="Score, repeatable."),
+    click.option("--layers", metavar="L", help="last, block1, ..., all, or a glob over names."),
+    click.option("-p", "p", metavar="P", type=ORDER, help="Order of the norm; inf is allowed."),
+    click.option(
+        "-T", "--temperature", metavar="T", type=TEMPERATURE, help="Softmax temperature."
+    ),
+    click.option("--target", type=TARGET, help="Target distribution of the loss."),
+    click.option("--fit", metavar="SET", help="Labelled ID set that fitted methods learn from."),
+)

@@ -1,0 +1,94 @@
+"""The floors hold, heavy packages stay where they belong, and nothing loads before it is needed."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "gradscore"
+FLOORS = {
+    1: "errors norms objective metrics manifest",
+    2: "last_layer uses rules kernels reference",
+    3: "engine run models data assets",
+    4: "extraction recorded scores ablation evaluation verification scorer tables",
+    5: "plots bench",
+    6: "cli",
+}
+FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
+SOLE_IMPORTERS = {"h5py": "run", "triton": "kernels", "click": "cli", "matplotlib": "plots"}
+HEAVY = ("torch", "h5py", "timm", "matplotlib", "torchvision", "sklearn", "numpy", "pyarrow")
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def place(path):
+    """Return the first name below the package: a module, or a folder of modules."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported(path):
+    """Yield the dotted name of everything that a module imports, at any depth."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+            if node.module == "gradscore":
+                yield from (f"gradscore.{alias.name}" for alias in node.names)
+
+
+def breaches(path, names):
+    """Return the imports among ``names`` that climb to a floor above ``path``."""
+    here = place(path)
+    if here == "__init__":
+        return []
+    inner = {name.split(".")[1] for name in names if name.startswith("gradscore.")}
+    return sorted(there for there in inner if there in FLOOR and FLOOR[there] > FLOOR[here])
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_keeps_to_its_floor_and_its_size(path):
+    assert place(path) in FLOOR or place(path) == "__init__", f"{path} has no floor"
+    assert breaches(path, list(imported(path))) == []
+    assert len(path.read_text().splitlines()) <= 300
+    for package, home in SOLE_IMPORTERS.items():
+        if place(path) != home:
+            assert package not in {name.split(".")[0] for name in imported(path)}
+
+
+def test_a_climbing_import_would_be_found():
+    assert breaches(PACKAGE / "norms.py", ["gradscore.engine", "gradscore.errors"]) == ["engine"]
+
+
+def loaded_by(code):
+    """Return which heavy packages a fresh interpreter holds after running ``code``."""
+    probe = f"{code}\nimport sys; print(*[n for n in {HEAVY!r} if n in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=True
+    )
+    return done.stdout.splitlines()[-1].split()
+
+
+def test_importing_the_package_or_asking_for_help_loads_nothing_heavy():
+    assert loaded_by("import gradscore") == []
+    help_only = "from gradscore.cli import cli\ncli.main(['--help'], standalone_mode=False)"
+    assert loaded_by(help_only) == []
+
+
+def test_a_heavy_import_would_be_found():
+    assert "numpy" in loaded_by("import numpy")
+
+
+def test_every_public_name_resolves_and_is_hidden_by_no_module():
+    import gradscore
+
+    modules = {path.stem for path in PACKAGE.glob("*.py")} | {
+        path.parent.name for path in PACKAGE.glob("*/__init__.py")
+    }
+    for name in gradscore.__all__:
+        assert getattr(gradscore, name) is not None
+        assert name not in modules
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        gradscore.absent  # noqa: B018

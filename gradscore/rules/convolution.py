@@ -1,0 +1,96 @@
+"""Convolutions in one to three dimensions, plain and transposed, grouped and depthwise."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gradscore.rules.rule import Call, Rule
+
+PLAIN = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
+TRANSPOSED = {F.conv_transpose1d: 1, F.conv_transpose2d: 2, F.conv_transpose3d: 3}
+SIGNATURES = {
+    **dict.fromkeys(PLAIN, ("input", "weight", "bias", "stride", "padding", "dilation", "groups")),
+    **dict.fromkeys(
+        TRANSPOSED,
+        ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
+    ),
+}
+
+
+def weight_gradient(call: Call, argument: str, grad: Tensor) -> Tensor:
+    """Return each sample's weight gradient, shape ``[samples, *weight.shape]``.
+
+    A sample's weight gradient is that of a grouped convolution over a single image which holds
+    all samples side by side in its channels, one block of groups a sample.
+    """
+    x, weight = call.arguments["input"], call.arguments[argument]
+    x, grad = unbatched(x, weight), unbatched(grad, weight)
+    n, k = call.samples, len(x) // max(1, call.samples)
+    if not n:
+        return weight.new_zeros(0, *weight.shape)
+    x, padding = padded(call, x)
+    dims = weight.ndim - 2
+    transposed = call.function in TRANSPOSED
+    zeros = weight.new_empty(1).expand(n * weight.shape[0], *weight.shape[1:])
+    (gradient,) = torch.ops.aten.convolution_backward(
+        fold(grad, n, k),
+        fold(x, n, k),
+        zeros,
+        None,
+        sizes(call.get("stride", 1), dims),
+        padding,
+        sizes(call.get("dilation", 1), dims),
+        transposed,
+        sizes(call.get("output_padding", 0), dims),
+        n * call.get("groups", 1),
+        (False, True, False),
+    )[1:2]
+    return gradient.reshape(n, *weight.shape)
+
+
+def bias_gradient(call: Call, argument: str, grad: Tensor) -> Tensor:
+    """Return the sum of the output gradient over positions, shape ``[samples, channels]``."""
+    grad = unbatched(grad, call.arguments["weight"])
+    rows, channels = grad.shape[:2]
+    by_row = grad.reshape(rows, channels, grad.shape[2:].numel()).sum(dim=2)
+    return by_row.reshape(call.samples, rows // max(1, call.samples), channels).sum(dim=1)
+
+
+def sizes(value: int | tuple[int, ...], dims: int) -> tuple[int, ...]:
+    """Spell a stride, dilation or padding out for every spatial dimension."""
+    if isinstance(value, int):
+        return (value,) * dims
+    return tuple(value) * dims if len(value) == 1 else tuple(value)
+
+
+def padded(call: Call, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """Return the input and its symmetric zero padding; uneven ``same`` padding is applied."""
+    dims = x.ndim - 2
+    padding = call.get("padding", 0)
+    if padding == "valid":
+        return x, (0,) * dims
+    if padding != "same":
+        return x, sizes(padding, dims)
+    kernel, dilation = call.arguments["weight"].shape[2:], sizes(call.get("dilation", 1), dims)
+    total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    if all(t % 2 == 0 for t in total):
+        return x, tuple(t // 2 for t in total)
+    pairs = [side for t in reversed(total) for side in (t // 2, t - t // 2)]
+    return F.pad(x, pairs), (0,) * dims
+
+
+def fold(x: Tensor, n: int, k: int) -> Tensor:
+    """Bring ``[n * k, channels, ...]`` to ``[k, n * channels, ...]``."""
+    return x.reshape(n, k, *x.shape[1:]).transpose(0, 1).reshape(k, n * x.shape[1], *x.shape[2:])
+
+
+def unbatched(x: Tensor, weight: Tensor) -> Tensor:
+    """Give a single image without batch axis its batch axis."""
+    return x.unsqueeze(0) if x.ndim < weight.ndim else x
+
+
+RULES = {
+    **{(function, "weight"): Rule("conv", weight_gradient) for function in PLAIN},
+    **{(function, "weight"): Rule("transposed conv", weight_gradient) for function in TRANSPOSED},
+    **{(function, "bias"): Rule("conv bias", bias_gradient) for function in PLAIN | TRANSPOSED},
+}

@@ -1,0 +1,31 @@
+"""Linear layers, applied at one or at many positions of a sample."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gradscore.rules.rule import Call, Rule
+
+SIGNATURES = {F.linear: ("input", "weight", "bias")}
+
+
+def weight_gradient(call: Call, argument: str, grad: Tensor) -> Tensor:
+    """Return ``sum over positions of g x^T``, shape ``[samples, out_features, in_features]``."""
+    x, g = _positions(call.arguments["input"], call), _positions(grad, call)
+    return torch.bmm(g.transpose(1, 2), x)
+
+
+def bias_gradient(call: Call, argument: str, grad: Tensor) -> Tensor:
+    """Return the sum of the output gradient over positions, shape ``[samples, out_features]``."""
+    return _positions(grad, call).sum(dim=1)
+
+
+def _positions(x: Tensor, call: Call) -> Tensor:
+    """Bring a tensor to ``[samples, positions, features]``."""
+    return x.reshape(call.samples, x.shape[:-1].numel() // max(1, call.samples), x.shape[-1])
+
+
+RULES = {
+    (F.linear, "weight"): Rule("linear", weight_gradient),
+    (F.linear, "bias"): Rule("linear bias", bias_gradient),
+}

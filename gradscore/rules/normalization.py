@@ -1,0 +1,106 @@
+"""Scale and shift of normalisation layers: batch (with fixed statistics), layer, group, RMS."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gradscore.rules.rule import Call, Rule
+
+SIGNATURES = {
+    F.batch_norm: (
+        *("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+    ),
+    torch.batch_norm: (
+        *("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps"),
+    ),
+    F.instance_norm: (
+        *("input", "running_mean", "running_var", "weight", "bias"),
+        *("use_input_stats", "momentum", "eps"),
+    ),
+    F.group_norm: ("input", "num_groups", "weight", "bias", "eps"),
+    torch.group_norm: ("input", "num_groups", "weight", "bias", "eps"),
+    F.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
+    torch.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
+    F.rms_norm: ("input", "normalized_shape", "weight", "eps"),
+    torch.rms_norm: ("input", "normalized_shape", "weight", "eps"),
+}
+BATCH, INSTANCE = (F.batch_norm, torch.batch_norm), (F.instance_norm,)
+GROUP, LAYER = (F.group_norm, torch.group_norm), (F.layer_norm, torch.layer_norm)
+RMS = (F.rms_norm, torch.rms_norm)
+
+
+def normalized(call: Call) -> Tensor:
+    """Return the input after normalisation, before scale and shift, shaped as the input."""
+    x, eps = call.arguments["input"], call.get("eps", 1e-5)
+    if call.function in BATCH:
+        mean, var = call.arguments["running_mean"], call.arguments["running_var"]
+        return F.batch_norm(x, mean, var, training=False, eps=eps)
+    if call.function in INSTANCE:
+        own = call.get("use_input_stats", True)
+        mean, var = (None, None) if own else (call.get("running_mean"), call.get("running_var"))
+        return F.instance_norm(x, mean, var, use_input_stats=own, eps=eps)
+    if call.function in GROUP:
+        return F.group_norm(x, call.arguments["num_groups"], eps=eps)
+    shape = call.arguments["normalized_shape"]
+    if call.function in LAYER:
+        return F.layer_norm(x, shape, eps=eps)
+    return F.rms_norm(x, shape, eps=call.get("eps"))
+
+
+def channel_weight(call: Call, argument: str, grad: Tensor) -> Tensor:
+    """Return ``sum over positions of g * x_hat``, shape ``[samples, channels]``."""
+    return _over_positions(grad * normalized(call), call)
+
+
+def channel_bias(call: Call, argument: str, grad: Tensor) -> Tensor:
+    """Return the sum of the output gradient over positions, shape ``[samples, channels]``."""
+    return _over_positions(grad, call)
+
+
+def trailing_weight(call: Call, argument: str, grad: Tensor) -> Tensor:
+    """Return ``sum over positions of g * x_hat``, shape ``[samples, *normalized_shape]``."""
+    return _over_leading(grad * normalized(call), call)
+
+
+def trailing_bias(call: Call, argument: str, grad: Tensor) -> Tensor:
+    """Return the sum of the output gradient, shape ``[samples, *normalized_shape]``."""
+    return _over_leading(grad, call)
+
+
+def _over_positions(product: Tensor, call: Call) -> Tensor:
+    """Sum ``[samples * k, channels, *positions]`` to ``[samples, channels]``."""
+    rows, channels = product.shape[:2]
+    by_channel = product.reshape(rows, channels, product.shape[2:].numel()).sum(dim=2)
+    return by_channel.reshape(call.samples, rows // max(1, call.samples), channels).sum(dim=1)
+
+
+def _over_leading(product: Tensor, call: Call) -> Tensor:
+    shape = tuple(call.arguments["normalized_shape"])
+    leading = product.shape[: product.ndim - len(shape)].numel()
+    return product.reshape(call.samples, leading // max(1, call.samples), *shape).sum(dim=1)
+
+
+RULES = {
+    **{
+        (function, argument): Rule(name + suffix, form)
+        for functions, name in (
+            (BATCH, "batch norm"),
+            (INSTANCE, "instance norm"),
+            (GROUP, "group norm"),
+        )
+        for function in functions
+        for argument, suffix, form in (
+            ("weight", "", channel_weight),
+            ("bias", " bias", channel_bias),
+        )
+    },
+    **{
+        (function, argument): Rule("layer norm" + suffix, form)
+        for function in LAYER
+        for argument, suffix, form in (
+            ("weight", "", trailing_weight),
+            ("bias", " bias", trailing_bias),
+        )
+    },
+    **{(function, "weight"): Rule("rms norm", trailing_weight) for function in RMS},
+}

@@ -1,0 +1,52 @@
+"""What a rule is: the per-sample gradient of one call with respect to one of its arguments."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Call:
+    """One recorded call of a function, as a rule sees it.
+
+    Attributes:
+        function: The function that was called, such as ``torch.nn.functional.linear``.
+        arguments: Its arguments by name, those left out missing. Tensors that hold data are
+            detached and batch-first, ``[samples * k, ...]``, the ``k`` rows of a sample side by
+            side (``k > 1`` where a network folds windows or patches into the batch); parameters
+            and constants are as they were passed.
+        samples: Number of samples.
+    """
+
+    function: Callable[..., Any]
+    arguments: Mapping[str, Any]
+    samples: int
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the argument ``name``, or ``default`` where the call left it out."""
+        return self.arguments.get(name, default)
+
+
+GradientForm = Callable[[Call, str, Tensor], Tensor]
+NormForm = Callable[[Call, str, Tensor, Sequence[float]], Tensor | None]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How per-sample gradients with respect to one argument of a function are had.
+
+    Attributes:
+        name: What reports call the rule.
+        gradient: ``(call, argument, grad) -> [samples, *argument.shape]``, where ``grad`` is the
+            gradient of the summed loss with respect to the call's output, laid out as its data.
+            It is called for a few samples at a time.
+        norms: ``(call, argument, grad, orders) -> [samples, len(orders)]`` without ever holding
+            the gradients of all samples, or ``None`` where it has no cheap form for this call;
+            then ``gradient`` is called in chunks and reduced.
+    """
+
+    name: str
+    gradient: GradientForm
+    norms: NormForm | None = None

@@ -1,0 +1,1 @@
+"""Sets of images, from whatever they are kept in."""

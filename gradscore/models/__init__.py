@@ -1,0 +1,61 @@
+"""Models by name: built, filled with weights, and given the preprocessing they expect."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from gradscore.errors import GradScoreError, ModelError
+from gradscore.models import cifar, libraries
+from gradscore.models.spec import ModelSpec
+from gradscore.models.weights import fit_weights, load_weights
+
+RANDOM = "random"
+SEED = 0
+
+FAMILIES = {
+    "cifar": cifar.build,
+    "timm": libraries.build_timm,
+    "torchvision": libraries.build_torchvision,
+    "python": libraries.build_python,
+}
+"""What each family of specs is built by: ``(name, arguments, pretrained)`` to model and
+preprocessing."""
+
+
+def create_model(spec: str, weights: str | Path | None = None) -> nn.Module:
+    """Return a classifier, in evaluation mode and float32, ready to be scored.
+
+    Args:
+        spec: ``digits``, ``cifar:resnet20``, ``bit:BiT-S-R101x1``, ``timm:NAME``,
+            ``torchvision:NAME`` or ``python:package.module:factory``; keyword arguments behind
+            a question mark, ``timm:mobilenetv2_100?pad_type=same&num_classes=10``.
+        weights: A weight file; ``random`` for the library's own initialisation from a fixed seed,
+            so that a spec always gives the same weights; None for its pretrained weights.
+
+    Returns:
+        The model, with two attributes: ``preprocessing``, a
+        :class:`~gradscore.models.preprocessing.Preprocessing`, and ``spec``, the canonical spec.
+
+    Raises:
+        ModelError: If the spec is unknown or malformed, or the model cannot be built.
+        WeightsError: If the weights cannot be fetched or read, or do not fit.
+    """
+    parsed = ModelSpec.parse(spec)
+    if parsed.family not in FAMILIES:
+        raise ModelError(f"Expected a model spec of {', '.join(FAMILIES)}, got {spec!r}.")
+    build = FAMILIES[parsed.family]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        try:
+            model, preprocessing = build(parsed.name, parsed.arguments, weights is None)
+        except GradScoreError:
+            raise
+        except TypeError as error:  # an argument that the family's own class does not take
+            raise ModelError(f"Cannot build {spec}. {error}") from error
+    if weights is not None and str(weights) != RANDOM:
+        fit_weights(model, load_weights(weights), str(weights))
+    model = model.float().eval()
+    model.preprocessing = preprocessing
+    model.spec = str(parsed)
+    return model

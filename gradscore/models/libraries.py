@@ -1,0 +1,147 @@
+"""Models of timm and torchvision, and of the user's own factories, with their preprocessing."""
+
+import difflib
+import importlib
+import inspect
+import math
+from typing import Any
+
+from torch import nn
+
+from gradscore.errors import ModelError, WeightsError
+from gradscore.models.preprocessing import Preprocessing
+
+IMAGENET = Preprocessing(
+    resize=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+)
+
+
+def build_timm(name: str, arguments: dict, pretrained: bool) -> tuple[nn.Module, Preprocessing]:
+    """Return a timm model and the preprocessing of its data config.
+
+    Args:
+        name: A name that timm knows, with or without a tag: ``resnet18``, ``resnet18.a1_in1k``.
+        arguments: Keyword arguments of ``timm.create_model``.
+        pretrained: Whether timm is to fetch its own weights.
+
+    Raises:
+        ModelError: If timm does not know the name, or refuses the arguments.
+        WeightsError: If the weights cannot be fetched.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        known = timm.list_models() + timm.list_models(pretrained=True)
+        raise ModelError(f"timm knows no model {name!r}{_suggest(name, known)}")
+    model = _created(
+        lambda fetch: timm.create_model(name, pretrained=fetch, **arguments),
+        f"timm:{name}",
+        pretrained,
+    )
+    config = timm.data.resolve_model_data_config(model)
+    return model, _timm_preprocessing(config)
+
+
+def _timm_preprocessing(config: dict[str, Any]) -> Preprocessing:
+    channels, *size = config["input_size"]
+    resize = [math.floor(side / config["crop_pct"]) for side in size]
+    square = size[0] == size[1]
+    return Preprocessing(
+        # timm squashes where it says so; a rectangular input has no one short side either.
+        resize=resize[0] if square and config["crop_mode"] != "squash" else tuple(resize),
+        crop=tuple(size),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+        mode="L" if channels == 1 else "RGB",
+    )
+
+
+def build_torchvision(
+    name: str, arguments: dict, pretrained: bool
+) -> tuple[nn.Module, Preprocessing]:
+    """Return a torchvision classifier and the preprocessing of its default weights.
+
+    GoogLeNet and Inception v3 rescale their input only where torchvision loads the weights
+    itself; here they always do, so that the same file gives the same model.
+
+    Raises:
+        ModelError: If torchvision does not know the name, or refuses the arguments.
+        WeightsError: If the weights cannot be fetched.
+    """
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise ModelError(f"torchvision knows no classifier {name!r}{_suggest(name, known)}")
+    weights = models.get_model_weights(name).DEFAULT
+    accepted = inspect.signature(models.get_model_builder(name)).parameters
+    if not pretrained and name in ("googlenet", "inception_v3"):
+        arguments = {"transform_input": True, "init_weights": False, **arguments}
+    if "weights" not in accepted or "weights" in arguments:
+        raise ModelError(f"torchvision:{name} takes its weights from --weights alone.")
+    model = _created(
+        lambda fetch: models.get_model(name, weights=weights if fetch else None, **arguments),
+        f"torchvision:{name}",
+        pretrained,
+    )
+    transforms = weights.transforms()
+    return model, Preprocessing(
+        resize=_side(transforms.resize_size),
+        crop=_side(transforms.crop_size),
+        mean=tuple(transforms.mean),
+        std=tuple(transforms.std),
+        interpolation=transforms.interpolation.value,
+    )
+
+
+def build_python(name: str, arguments: dict, pretrained: bool) -> tuple[nn.Module, Preprocessing]:
+    """Return what the user's own factory makes, ``package.module:factory``, called once.
+
+    A ``preprocessing`` attribute of the model is kept where it is a :class:`Preprocessing`;
+    otherwise the common ImageNet one is assumed, to be overridden. Without ``weights`` the model
+    is taken with the weights that the factory gives it.
+
+    Raises:
+        ModelError: If there is no such module or factory, it fails, or makes no module.
+    """
+    module_name, colon, factory_name = name.partition(":")
+    if not colon or not factory_name:
+        raise ModelError(f"Expected python:package.module:factory, got 'python:{name}'.")
+    try:
+        factory = getattr(importlib.import_module(module_name), factory_name)
+    except ImportError as error:
+        raise ModelError(f"Cannot import {module_name!r} of python:{name}: {error}") from error
+    except AttributeError:
+        raise ModelError(f"Module {module_name!r} has no {factory_name!r}.") from None
+    model = _created(lambda _: factory(**arguments), f"python:{name}", pretrained=False)
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"Expected python:{name} to return a torch.nn.Module, got {type(model).__name__}."
+        )
+    own = getattr(model, "preprocessing", None)
+    return model, own if isinstance(own, Preprocessing) else IMAGENET
+
+
+def _created(create: Any, spec: str, pretrained: bool) -> nn.Module:
+    """Return ``create(pretrained)``, with whatever it raises told in one line."""
+    try:
+        return create(pretrained)
+    except Exception as error:  # libraries, downloads and factories raise whatever they like
+        reason = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {reason[0] if reason else 'no reason given'}"
+        if pretrained and not isinstance(error, TypeError):
+            raise WeightsError(
+                f"Cannot fetch the pretrained weights of {spec}: give --weights FILE, or "
+                f"--weights random. {reason}"
+            ) from error
+        raise ModelError(f"Cannot build {spec}. {reason}") from error
+
+
+def _side(sizes: list[int]) -> int | tuple[int, int]:
+    return sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1])
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+    return f"; close ones are {', '.join(close)}." if close else f" among its {len(known)}."

@@ -1,0 +1,150 @@
+"""Benchmarks declared in a file: which images each set has to hold, and what is there instead.
+
+The declarations stand in ``data_manifests/``; its README explains the fields.
+"""
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gradscore.errors import DataError
+
+COLUMNS = ("path", "label", "sha256")
+
+
+@dataclass(frozen=True)
+class DeclaredSet:
+    """One set of a benchmark, as its authors describe it.
+
+    Attributes:
+        name: Name of the set in a run.
+        role: ``id`` or ``ood``.
+        title: What it is.
+        source: Where it comes from.
+        citation: Whom to cite.
+        licence: What its owners allow.
+        files: Glob of its images below the root folder.
+        count: Number of images.
+        folders: Number of innermost folders; None is not checked.
+        labels: ``folders`` where the label is the innermost folder's place in sorted order.
+        note: What else to know.
+    """
+
+    name: str
+    role: str
+    title: str
+    source: str
+    citation: str
+    licence: str
+    files: str
+    count: int
+    folders: int | None = None
+    labels: str | None = None
+    note: str = ""
+
+    def images(self, root: Path) -> list[Path]:
+        """Return the images below ``root``, relative to it, in sorted order."""
+        return sorted(path.relative_to(root) for path in root.glob(self.files) if path.is_file())
+
+
+def read_declaration(path: str | Path) -> list[DeclaredSet]:
+    """Return the sets that a benchmark file declares.
+
+    Raises:
+        DataError: If the file is missing, is not JSON, or a set lacks a field or has an unknown
+            one.
+    """
+    path = Path(path)
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["sets"]
+        return [DeclaredSet(**entry) for entry in entries]
+    except OSError as error:
+        raise DataError(f"Cannot read the benchmark file {path}: {error.strerror}.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"Expected a benchmark file such as those in data_manifests/, got {path}: {error}."
+        ) from None
+
+
+def build_list(declared: DeclaredSet, root: str | Path, output: str | Path) -> int:
+    """Write ``path,label,sha256`` of every image of a set; return how many there are.
+
+    The list can be given to ``gradscore extract`` as ``LIST@ROOT``.
+
+    Raises:
+        DataError: If no image is found, or a file cannot be read.
+    """
+    root, output = Path(root), Path(output)
+    images = declared.images(root)
+    if not images:
+        raise DataError(
+            f"Set {declared.name}: no image matches {declared.files} below {root}. "
+            f"Get it from {declared.source}."
+        )
+    folders = {folder: label for label, folder in enumerate(_folders(images))}
+    labelled = declared.labels == "folders"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for image in images:
+            label = folders[image.parent] if labelled else -1
+            writer.writerow((image.as_posix(), label, _sha256(root / image)))
+    return len(images)
+
+
+def problems(
+    declared: DeclaredSet, root: str | Path, listed: str | Path | None = None
+) -> Iterator[str]:
+    """Yield what is missing or differs, a sentence each; nothing when the set is as declared.
+
+    Args:
+        declared: The set.
+        root: Folder that its ``files`` pattern starts from.
+        listed: A list written by :func:`build_list`; every image is then held to its SHA-256.
+
+    Raises:
+        DataError: If the list cannot be read.
+    """
+    root = Path(root)
+    images = declared.images(root)
+    if not images:
+        yield f"no image matches {declared.files} below {root}; get it from {declared.source}"
+        return
+    if len(images) != declared.count:
+        yield f"expected {declared.count} images, found {len(images)}"
+    found = len(_folders(images))
+    if declared.folders is not None and found != declared.folders:
+        yield f"expected {declared.folders} folders, found {found}"
+    if listed is not None:
+        yield from _differences(images, root, Path(listed))
+
+
+def _differences(images: list[Path], root: Path, listed: Path) -> Iterator[str]:
+    try:
+        with listed.open(newline="", encoding="utf-8") as file:
+            expected = {row["path"]: row["sha256"] for row in csv.DictReader(file)}
+    except OSError as error:
+        raise DataError(f"Cannot read the list {listed}: {error.strerror}.") from None
+    except (KeyError, csv.Error) as error:
+        raise DataError(f"Expected a list with columns {', '.join(COLUMNS)}: {error}.") from None
+    there = {image.as_posix() for image in images}
+    yield from (f"missing: {path}" for path in sorted(expected.keys() - there))
+    yield from (f"not in the list: {path}" for path in sorted(there - expected.keys()))
+    for path in sorted(there & expected.keys()):
+        if _sha256(root / path) != expected[path]:
+            yield f"differs from the list: {path}"
+
+
+def _folders(images: list[Path]) -> list[Path]:
+    return sorted({image.parent for image in images})
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}.") from None

@@ -1,0 +1,88 @@
+"""Benchmark declarations: those of the repository are sound, and every difference is named."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gradscore.data.declared import build_list, problems, read_declaration
+from gradscore.errors import DataError
+
+FILES = sorted((Path(__file__).parents[1] / "data_manifests").glob("*.json"))
+
+
+@pytest.fixture
+def benchmark(tmp_path):
+    entry = {
+        "name": "birds",
+        "role": "id",
+        "title": "Birds",
+        "source": "https://example.org/birds",
+        "citation": "Nobody, 2020",
+        "licence": "public domain",
+        "files": "birds/*/*.png",
+        "count": 3,
+        "folders": 2,
+        "labels": "folders",
+    }
+    root = tmp_path / "data"
+    for name in ("birds/wren/b.png", "birds/crow/a.png", "birds/wren/c.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode())
+    path = tmp_path / "birds.json"
+    path.write_text(json.dumps({"sets": [entry]}))
+    return read_declaration(path)[0], root
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_declarations_are_sound(path):
+    declared = read_declaration(path)
+    assert len({entry.name for entry in declared}) == len(declared)
+    assert [entry.role for entry in declared] == ["id"] + ["ood"] * (len(declared) - 1)
+    assert all(entry.count > 0 and not entry.files.startswith("/") for entry in declared)
+
+
+def test_list_has_sorted_paths_labels_by_folder_and_checksums(benchmark, tmp_path):
+    declared, root = benchmark
+    assert build_list(declared, root, tmp_path / "birds.csv") == 3
+    header, *rows = (tmp_path / "birds.csv").read_text().splitlines()
+    assert header == "path,label,sha256"
+    assert [row.rsplit(",", 1)[0] for row in rows] == [
+        "birds/crow/a.png,0",
+        "birds/wren/b.png,1",
+        "birds/wren/c.png,1",
+    ]
+    assert list(problems(declared, root, tmp_path / "birds.csv")) == []
+
+
+def test_each_difference_is_named(benchmark, tmp_path):
+    declared, root = benchmark
+    build_list(declared, root, tmp_path / "birds.csv")
+    (root / "birds/crow/a.png").unlink()
+    (root / "birds/wren/b.png").write_bytes(b"other")
+    (root / "birds/wren/d.png").write_bytes(b"new")
+    (root / "birds/wren/e.png").write_bytes(b"new")
+    assert list(problems(declared, root, tmp_path / "birds.csv")) == [
+        "expected 3 images, found 4",
+        "expected 2 folders, found 1",
+        "missing: birds/crow/a.png",
+        "not in the list: birds/wren/d.png",
+        "not in the list: birds/wren/e.png",
+        "differs from the list: birds/wren/b.png",
+    ]
+
+
+def test_an_absent_set_says_where_to_get_it(benchmark, tmp_path):
+    declared, _ = benchmark
+    (problem,) = problems(declared, tmp_path)
+    assert "get it from https://example.org/birds" in problem
+    with pytest.raises(DataError, match=r"no image matches birds/\*/\*.png"):
+        build_list(declared, tmp_path, tmp_path / "birds.csv")
+
+
+def test_a_bad_declaration_is_refused(tmp_path):
+    (tmp_path / "bad.json").write_text('{"sets": [{"name": "x"}]}')
+    with pytest.raises(DataError, match="missing"):
+        read_declaration(tmp_path / "bad.json")
+    with pytest.raises(DataError, match="Cannot read"):
+        read_declaration(tmp_path / "absent.json")

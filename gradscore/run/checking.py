@@ -1,0 +1,110 @@
+"""Verification of a run: every checksum, every row range, every join, reported file by file."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from gradscore.errors import RunError
+from gradscore.run import layout
+from gradscore.run.layout import BASE, RunInfo, SetInfo, Shard
+from gradscore.run.shard import open_shard
+from gradscore.run.store import RunStore
+
+READ_BYTES = 1 << 20
+
+
+class Problem(NamedTuple):
+    """One fault: the file, relative to the run, and what is wrong with it."""
+
+    file: str
+    reason: str
+
+
+def check(path: str | Path) -> list[Problem]:
+    """Verify every byte that a run has finished, and that its files agree with each other.
+
+    Unfinished passes are no fault. Memory does not grow with the run.
+
+    Args:
+        path: The run's directory.
+
+    Returns:
+        All faults found, in the order of the files; empty for a sound run.
+
+    Raises:
+        RunError: If there is no run in ``path``.
+    """
+    root = Path(path)
+    if not (root / layout.RUN_FILE).is_file():
+        raise RunError(f"No run in {root}; make one with `gradscore extract`.")
+    try:
+        info = RunStore(root).info
+    except RunError as error:
+        return [Problem(layout.RUN_FILE, str(error))]
+    problems = list(_check_head(root, info))
+    for entry in info.sets.values():
+        for name, shards in entry.passes.items():
+            problems += _check_ranges(entry, name, shards)
+            for shard in shards:
+                problems += _check_shard(root, entry, name, shard)
+    return problems
+
+
+def _check_head(root: Path, info: RunInfo) -> Iterator[Problem]:
+    if info.head.sha256 is not None:
+        reason = _digest_fault(root / layout.HEAD_FILE, info.head.sha256)
+        if reason:
+            yield Problem(layout.HEAD_FILE, reason)
+
+
+def _check_ranges(entry: SetInfo, name: str, shards: list[Shard]) -> Iterator[Problem]:
+    expected = 0
+    failed = {row.index for row in entry.failed}
+    for shard in shards:
+        if shard.start != expected or not shard.start <= shard.stop <= entry.rows:
+            yield Problem(
+                shard.file,
+                f"expected images from {expected} on, got {shard.start} to {shard.stop} "
+                f"of {entry.rows}",
+            )
+        missing = sum(shard.start <= index < shard.stop for index in failed)
+        if shard.rows != shard.stop - shard.start - missing:
+            yield Problem(
+                shard.file,
+                f"expected {shard.stop - shard.start - missing} rows, got {shard.rows} in pass "
+                f"{name}",
+            )
+        expected = shard.stop
+
+
+def _check_shard(root: Path, entry: SetInfo, name: str, shard: Shard) -> Iterator[Problem]:
+    reason = _digest_fault(root / shard.file, shard.sha256)
+    if reason:
+        yield Problem(shard.file, reason)
+        return
+    try:
+        with open_shard(root, shard) as opened:
+            fields = opened.fields()
+            lost = {row.index for row in entry.failed} & set(opened.index.tolist())
+    except RunError as error:
+        yield Problem(shard.file, str(error))
+        return
+    if lost:
+        yield Problem(shard.file, f"holds image {min(lost)}, which is recorded as failed")
+    wanted = "logits" if name == BASE else "activations" if name.startswith("keep-") else "norms"
+    if wanted not in fields and shard.rows:
+        yield Problem(shard.file, f"expected a dataset {wanted}, got {', '.join(fields)}")
+
+
+def _digest_fault(path: Path, sha256: str) -> str | None:
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while part := file.read(READ_BYTES):
+                digest.update(part)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if digest.hexdigest() != sha256:
+        return "is damaged: its SHA-256 is not the recorded one"
+    return None

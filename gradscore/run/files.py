@@ -1,0 +1,94 @@
+"""Files that are whole or absent, and the lock that keeps a second writer out."""
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+
+from gradscore.errors import RunError
+from gradscore.run.layout import LOCK_FILE
+
+_held: set[int] = set()
+
+
+def _close_in_child() -> None:
+    """Drop a forked worker's copies of the locks, or it could outlive its parent holding them."""
+    for descriptor in _held:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write ``path`` so that after a crash at any moment it is whole, old or absent.
+
+    Raises:
+        RunError: If the disk is full, the directory cannot be written, and the like; nothing that
+            was finished before is touched.
+    """
+    aside = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+        sync_directory(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise cannot_write(path, error) from error
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory last through a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def cannot_write(path: Path, error: OSError) -> RunError:
+    """Return the one-line error for what the system refused."""
+    reason = error.strerror or str(error)
+    return RunError(
+        f"Cannot write {path}: {reason}. What was finished is kept; the same command resumes."
+    )
+
+
+class WriterLock:
+    """An exclusive lock on a run's directory, held by one process until released or dead."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / LOCK_FILE
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            pid = os.read(self._descriptor, 20).decode(errors="replace").strip() or "unknown"
+            os.close(self._descriptor)
+            raise RunError(
+                f"The run {directory} is being written by another process (pid {pid}); "
+                "wait for it to end, or choose another directory."
+            ) from None
+        _held.add(self._descriptor)
+        with contextlib.suppress(OSError):  # a full disk must not keep the lock from being held
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Let others write; more than once does no harm."""
+        if self._descriptor in _held:
+            _held.discard(self._descriptor)
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, 0)
+            os.close(self._descriptor)

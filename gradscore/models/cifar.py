@@ -1,8 +1,9 @@
 """The ResNets for CIFAR of He et al., "Deep Residual Learning", CVPR 2016, Section 4.2.
 
-Three stages of ``n`` basic blocks with 16, 32 and 64 channels, depth ``6 n + 2``. Shortcuts have no
-parameters (option A): where the shape changes, every second pixel is taken and the new channels
-are zero, half of them on either side. Names are those of the well-known public state dicts.
+Three stages of ``n`` basic blocks with 16, 32 and 64 channels, depth ``6 n + 2``. Shortcuts have
+no parameters (option A): where the shape changes, every second pixel is taken and the new
+channels are zero, half of them on either side. Names are those of the well-known public state
+dicts.
 """
 
 import torch
@@ -22,6 +23,7 @@ class BasicBlock(nn.Module):
     """Two 3x3 convolutions with batch norm, added to a parameter-free shortcut."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        """Make the layers; ``stride`` is that of the first convolution."""
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
@@ -41,14 +43,10 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """CIFAR ResNet of the given depth.
-
-    Args:
-        depth: ``6 n + 2`` layers.
-        num_classes: Number of outputs.
-    """
+    """CIFAR ResNet of the given depth."""
 
     def __init__(self, depth: int, num_classes: int = 10) -> None:
+        """Make a network of ``depth`` = ``6 n + 2`` layers with ``num_classes`` outputs."""
         super().__init__()
         blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)

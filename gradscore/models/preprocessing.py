@@ -90,7 +90,13 @@ class Preprocessing:
         Raises:
             InvalidArgument: If a value is not what the field accepts.
         """
-        given = dict(resize=resize, crop=crop, mean=mean, std=std, interpolation=interpolation)
+        given = {
+            "resize": resize,
+            "crop": crop,
+            "mean": mean,
+            "std": std,
+            "interpolation": interpolation,
+        }
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
     def to_dict(self) -> dict[str, Any]:

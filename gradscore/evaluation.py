@@ -1,0 +1,198 @@
+"""From scores to figures: one pair of score vectors, or every OOD set of a run."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from os import PathLike
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from gradscore.errors import RunError
+from gradscore.metrics import METRICS, REPLICATES, bootstrap, interval, point_metrics
+from gradscore.recorded import Run, open_store
+from gradscore.scores import Question
+from gradscore.scores.answer import Scores, known_sets, score_sets
+
+COLUMNS = (
+    *("method", "layers", "p", "temperature", "target", "id", "ood"),
+    *(f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high")),
+)
+"""Columns of an evaluation, in order; figures are fractions."""
+
+Row = dict[str, Any]
+
+
+class Estimate(NamedTuple):
+    """A figure with its 95% bootstrap interval, all fractions."""
+
+    value: float
+    low: float
+    high: float
+
+    def __float__(self) -> float:
+        """Return the figure itself."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """How well a score tells ID from OOD; ID is the positive class."""
+
+    auroc: Estimate
+    fpr95: Estimate
+    aupr_in: Estimate
+    aupr_out: Estimate
+
+    def __str__(self) -> str:
+        """Return the figures in percent with their intervals."""
+        parts = []
+        for entry in fields(self):
+            value, low, high = (100 * figure for figure in getattr(self, entry.name))
+            parts.append(f"{entry.name} {value:.2f} [{low:.2f}, {high:.2f}]")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a run says about its OOD sets.
+
+    Attributes:
+        id_accuracy: Share of labelled ID inputs whose largest logit is their label; None where
+            none has a label. A low figure shows at once that labels or preprocessing do not fit.
+        rows: One row a question and OOD set, and one with ``ood`` = ``mean`` a question; keys are
+            :data:`COLUMNS`, an option that the method does not honour is None.
+    """
+
+    id_accuracy: float | None
+    rows: list[Row]
+
+
+def evaluate(
+    id_scores: ArrayLike,
+    ood_scores: ArrayLike,
+    *,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> Metrics:
+    """Return AUROC, FPR95, AUPR-in and AUPR-out with 95% bootstrap intervals.
+
+    Args:
+        id_scores: Scores of ID inputs, higher = more ID, shape ``[n]``.
+        ood_scores: Scores of OOD inputs, shape ``[m]``.
+        replicates: Bootstrap replicates; both sides are resampled apart.
+        seed: Seed of the resampling.
+
+    Returns:
+        The figures, as fractions.
+
+    Raises:
+        InvalidArgument: If either side is empty, not a vector, or holds a non-finite score.
+
+    >>> print(evaluate([3, 4, 5], [0, 1, 4]))
+    auroc 83.33 [50.00, 100.00], fpr95 33.33 [0.00, 100.00], ...
+    """
+    point = point_metrics(id_scores, ood_scores)
+    samples = bootstrap(id_scores, [ood_scores], replicates=replicates, seed=seed)[:, 0, 0]
+    return Metrics(*(Estimate(*figures) for figures in _with_interval(point, samples).tolist()))
+
+
+def evaluate_run(
+    run: Run | str | PathLike,
+    questions: Sequence[Question],
+    *,
+    sets: Iterable[str] | None = None,
+    replicates: int = REPLICATES,
+) -> Evaluation:
+    """Return the metrics of every question on every OOD set of a run, and their mean.
+
+    Args:
+        run: The run, or its directory.
+        questions: What to score by.
+        sets: Names of the sets to use; by default every set with a role.
+        replicates: Bootstrap replicates; 0 leaves the intervals out (None).
+
+    Returns:
+        The ID accuracy and the rows, by question in the order given, then by ID and OOD set in
+        the order of their names.
+
+    Raises:
+        RunError: If there is no ID or no OOD set among them, or a recorded value is not finite.
+        NotRecorded: If the run does not hold what a question needs.
+    """
+    store = open_store(run)
+    ids, oods = choose_sets(store, sets)
+    questions = list(dict.fromkeys(questions))
+    scored = score_sets(store, [*ids, *oods], questions)
+    rows = []
+    for name in ids:
+        figures = _figures(scored[name], [scored[ood] for ood in oods], replicates)
+        for question, of_question in zip(questions, figures, strict=True):
+            for ood, of_ood in zip([*oods, "mean"], of_question, strict=True):
+                rows.append(_row(question, name, ood, of_ood))
+    return Evaluation(accuracy(scored[name] for name in ids), rows)
+
+
+def choose_sets(store: Any, sets: Iterable[str] | None = None) -> tuple[list[str], list[str]]:
+    """Return the names of the ID and of the OOD sets, each sorted.
+
+    Raises:
+        InvalidArgument: If a set is unknown.
+        RunError: If there is no ID or no OOD set among them.
+    """
+    names = sorted(store.sets if sets is None else known_sets(store, sets))
+    by_role = {
+        role: [name for name in names if store.sets[name].role == role] for role in ("id", "ood")
+    }
+    for role, of_role in by_role.items():
+        if not of_role:
+            raise RunError(
+                f"Expected at least one set with the role {role} to evaluate, got none among "
+                f"{', '.join(names) or 'no sets'}; add one with `gradscore extract --{role}`."
+            )
+    return by_role["id"], by_role["ood"]
+
+
+def accuracy(scored: Iterable[Scores]) -> float | None:
+    """Return the share of labelled inputs predicted right, or None where none is labelled."""
+    right = labelled = 0
+    for scores in scored:
+        known = scores.label >= 0
+        labelled += int(known.sum())
+        right += int((scores.predicted == scores.label)[known].sum())
+    return right / labelled if labelled else None
+
+
+def _figures(ids: Scores, oods: Sequence[Scores], replicates: int) -> NDArray:
+    """Return figures with intervals, shape ``[questions, sets + 1 (mean), 4, 3]``."""
+    id_scores = np.stack(list(ids.columns.values()))
+    ood_scores = [np.stack(list(ood.columns.values())) for ood in oods]
+    point = np.array(
+        [[point_metrics(row, ood[k]) for ood in ood_scores] for k, row in enumerate(id_scores)]
+    )
+    point = np.concatenate([point, point.mean(axis=1, keepdims=True)], axis=1)
+    if not replicates:
+        return np.stack([point, *[np.full_like(point, np.nan)] * 2], axis=-1)
+    samples = bootstrap(id_scores, ood_scores, replicates=replicates)
+    samples = np.concatenate([samples, samples.mean(axis=2, keepdims=True)], axis=2)
+    return _with_interval(point, samples)
+
+
+def _with_interval(point: NDArray, samples: NDArray) -> NDArray:
+    return np.concatenate([point[None], interval(samples)]).transpose(*range(1, point.ndim + 1), 0)
+
+
+def _row(question: Question, id_name: str, ood_name: str, figures: NDArray) -> Row:
+    row: Row = {
+        "method": question.method,
+        "layers": question.layers,
+        "p": question.p,
+        "temperature": question.temperature,
+        "target": question.target,
+        "id": id_name,
+        "ood": ood_name,
+    }
+    for metric, estimate in zip(METRICS, figures.tolist(), strict=True):
+        for end, value in zip(("", "_low", "_high"), estimate, strict=True):
+            row[metric + end] = None if np.isnan(value) else value
+    return row

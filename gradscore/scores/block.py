@@ -1,0 +1,76 @@
+"""Some rows of a run, with the intermediate results that several questions share."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradscore.scores.orders import deviation_norms, norms_of_orders
+
+
+class Shared(NamedTuple):
+    """A norm that several questions may want: of the features, or of the softmax deviation.
+
+    Attributes:
+        p: Order of the norm.
+        temperature: Softmax temperature; None for the norm of the features.
+        target: Target of the deviation; None for the norm of the features.
+    """
+
+    p: float
+    temperature: float | None = None
+    target: str | None = None
+
+
+class Block:
+    """Consecutive rows of one set.
+
+    Attributes:
+        arrays: The recorded arrays by name, as read from the run; each ``[rows, ...]``.
+    """
+
+    def __init__(self, arrays: Mapping[str, NDArray], shared: Iterable[Shared] = ()) -> None:
+        self.arrays = arrays
+        self._orders = defaultdict(set)
+        for norm in shared:
+            self._orders[norm[1:]].add(norm.p)
+        self._norms: dict[tuple, dict[float, Tensor]] = {}
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.arrays["index"])
+
+    @property
+    def features(self) -> Tensor:
+        """Input of the last layer, shape ``[rows, in_features]``, float32."""
+        return torch.as_tensor(self.arrays["features"])
+
+    @property
+    def logits(self) -> Tensor:
+        """Output of the network, shape ``[rows, classes]``, float32."""
+        return torch.as_tensor(self.arrays["logits"])
+
+    def recorded(self, name: str) -> Tensor:
+        """Return what pass ``name`` recorded for these rows, shape ``[rows, ...]``."""
+        return torch.as_tensor(self.arrays[name])
+
+    def norm(self, wanted: Shared) -> Tensor:
+        """Return a norm that was announced, computed together with its other orders.
+
+        Args:
+            wanted: One of the ``shared`` that the block was made with.
+
+        Returns:
+            Norms, shape ``[rows]``, float64.
+        """
+        key = wanted[1:]
+        if key not in self._norms:
+            orders = self._orders[key]
+            if wanted.target is None:
+                self._norms[key] = norms_of_orders(self.features, orders)
+            else:
+                self._norms[key] = deviation_norms(self.logits, orders, *key)
+        return self._norms[key][wanted.p]

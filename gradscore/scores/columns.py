@@ -1,0 +1,90 @@
+"""Which recorded gradient-norm columns answer a question, or which option would record them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from gradscore.errors import InvalidArgument, ModelError, NotRecorded
+from gradscore.models.groups import select
+from gradscore.norms import number_name
+from gradscore.scores.question import Question
+
+
+@dataclass(frozen=True)
+class NormColumns:
+    """Columns of one pass.
+
+    Attributes:
+        name: Name of the pass.
+        places: Places of the chosen parameter tensors among its columns.
+    """
+
+    name: str
+    places: tuple[int, ...]
+
+
+def closed_form_applies(run: Any) -> bool:
+    """Return whether the last layer's norm follows from features and logits alone."""
+    return run.info.head.closed_form
+
+
+def require_closed_form(question: Question, run: Any) -> None:
+    """Raise unless the last layer is linear at one position.
+
+    Raises:
+        ModelError: If U and V do not describe this model's last layer.
+    """
+    if not closed_form_applies(run):
+        raise ModelError(
+            f"Method {question.method} needs logits that are W x + b at one position, "
+            f"but {run.info.model} has no such last layer: {run.info.head.reason}"
+        )
+
+
+def norm_columns(question: Question, run: Any) -> NormColumns:
+    """Return the recorded norms that combine to the answer.
+
+    Args:
+        question: A ``gradnorm`` question.
+        run: The run's store.
+
+    Raises:
+        InvalidArgument: If ``layers`` names no parameter.
+        NotRecorded: If no pass holds them; the message names the option that would.
+    """
+    chosen = select(tuple(run.info.parameters), run.info.groups, question.layers)
+    try:
+        recorded = run.find_norms(question.target, question.temperature, question.p, chosen)
+    except NotRecorded:
+        p, temperature = number_name(question.p), number_name(question.temperature)
+        raise NotRecorded(
+            f"The run holds no gradient norms of {question.layers} for target {question.target}, "
+            f"T = {temperature}, p = {p}; record them with `gradscore extract --layers "
+            f"{question.layers} -p {p} -T {temperature} --target {question.target}`."
+        ) from None
+    place = {name: k for k, name in enumerate(recorded.parameters)}
+    return NormColumns(recorded.name, tuple(place[name] for name in chosen))
+
+
+def recorded_groups(run: Any) -> list[str]:
+    """Return the groups whose norms the run holds for p = 1, T = 1 and the uniform target.
+
+    Returns:
+        The run's groups in their order, then ``all`` and ``last``, as in the paper's Table 2.
+
+    Raises:
+        NotRecorded: If there is none beside ``last``.
+    """
+    inner = [group for group in run.info.groups if group not in ("all", "last")]
+    recorded = []
+    for group in [*inner, "all"]:
+        try:
+            norm_columns(Question("gradnorm", layers=group), run)
+        except (NotRecorded, InvalidArgument):
+            continue
+        recorded.append(group)
+    if not recorded:
+        raise NotRecorded(
+            "The run holds no gradient norms of inner layers; record them with "
+            "`gradscore extract --layers all`."
+        )
+    return [*recorded, "last"]

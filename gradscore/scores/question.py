@@ -1,0 +1,165 @@
+"""One score with its settings, what a method is, and how settings are named in tables."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from torch import Tensor
+
+from gradscore.errors import InvalidArgument
+from gradscore.norms import check_order, number_name
+from gradscore.objective import check_target, check_temperature
+from gradscore.scores.block import Block, Shared
+
+OPTIONS = ("layers", "p", "temperature", "target", "fit", "epsilon")
+_SHORT = {"temperature": "T"}
+_CHECKS = {"p": check_order, "temperature": check_temperature, "target": check_target}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A method with its settings; options left out take the method's defaults.
+
+    An option that the method does not honour stays None.
+
+    Args:
+        method: A name of :data:`gradscore.scores.METHODS`.
+        layers: Parameters whose gradient is scored: a group, or a glob over names.
+        p: Order of the norm.
+        temperature: Softmax temperature.
+        target: ``uniform`` or ``one-hot``.
+        fit: Name of the labelled ID set that a fitted method learns from.
+        epsilon: Size of the input perturbation, in units of the normalised input.
+
+    Raises:
+        InvalidArgument: If the method is unknown, does not honour an option that is given, needs
+            one that is missing, or an option is out of range.
+    """
+
+    method: str
+    layers: str | None = None
+    p: float | None = None
+    temperature: float | None = None
+    target: str | None = None
+    fit: str | None = None
+    epsilon: float | None = None
+
+    def __post_init__(self) -> None:
+        """Fill in the method's defaults and check every option."""
+        from gradscore.scores import find_method
+
+        method = find_method(self.method)
+        for option in OPTIONS:
+            value = getattr(self, option)
+            if value is not None and option not in method.options:
+                raise InvalidArgument(
+                    f"Method {self.method} does not honour {option}; it honours "
+                    f"{', '.join(method.options) or 'no option'}."
+                )
+            if value is None:
+                value = method.options.get(option)
+            if value is None and option in method.required:
+                raise InvalidArgument(f"Method {self.method} needs the option {option}.")
+            if value is not None and option in _CHECKS:
+                value = _CHECKS[option](value)
+            if option == "epsilon" and value is not None and not 0 <= float(value) < float("inf"):
+                raise InvalidArgument(f"Expected epsilon >= 0, got {value}.")
+            object.__setattr__(self, option, value)
+
+    def settings(self) -> dict[str, str]:
+        """Return the honoured options as canonical text, in a fixed order."""
+        texts = {}
+        for option in OPTIONS:
+            value = getattr(self, option)
+            if value is not None:
+                texts[option] = value if isinstance(value, str) else number_name(value)
+        return texts
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What answering one question takes from the run.
+
+    Attributes:
+        fields: Recorded arrays of the base pass, of ``features`` and ``logits``.
+        passes: Names of the passes to read beside it.
+        shared: Intermediate results that other questions may want too.
+    """
+
+    fields: tuple[str, ...] = ()
+    passes: tuple[str, ...] = ()
+    shared: tuple[Shared, ...] = ()
+
+
+@dataclass(frozen=True)
+class Method:
+    """A family of scores: higher means more ID.
+
+    Attributes:
+        name: As users write it.
+        summary: One line for help and documentation.
+        plan: ``(question, run) -> Needs``; raises NotRecorded where the run cannot answer.
+        score: ``(question, block, state) -> scores [rows]``, float64.
+        options: Honoured options with their defaults; None has no default.
+        required: Options without which the method means nothing.
+        fit: ``(question, run) -> state`` for methods that learn from a set of the run.
+    """
+
+    name: str
+    summary: str
+    plan: Callable[["Question", Any], Needs]
+    score: Callable[["Question", Block, Any], Tensor]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    required: tuple[str, ...] = ()
+    fit: Callable[["Question", Any], Any] | None = None
+
+
+def column_names(questions: Sequence[Question]) -> list[str]:
+    """Return one column name a question: its method, with settings where they would collide.
+
+    >>> column_names([Question("gradnorm", p=2), Question("gradnorm"), Question("msp")])
+    ['gradnorm[p=2]', 'gradnorm[p=1]', 'msp']
+    """
+    together = defaultdict(list)
+    for question in questions:
+        together[question.method].append(question.settings())
+    names = []
+    for question in questions:
+        settings = question.settings()
+        rivals = together[question.method]
+        told = [
+            f"{_SHORT.get(option, option)}={text}"
+            for option, text in settings.items()
+            if any(other.get(option) != text for other in rivals)
+        ]
+        names.append(question.method + (f"[{','.join(told)}]" if told else ""))
+    return names
+
+
+def make_questions(methods: Iterable[str], **options: Any) -> list[Question]:
+    """Return a question for each method, each with those options that it honours.
+
+    Args:
+        methods: Names of methods; repeated ones count once.
+        **options: Options of :class:`Question`; None stands for one not given.
+
+    Raises:
+        InvalidArgument: If a method or an option is unknown, or no method honours an option.
+    """
+    from gradscore.scores import find_method
+
+    chosen = [find_method(name) for name in dict.fromkeys(methods)]
+    known = {entry.name for entry in fields(Question)} - {"method"}
+    for option, value in options.items():
+        if option not in known:
+            raise InvalidArgument(f"Unknown option {option}; known: {', '.join(OPTIONS)}.")
+        if value is not None and not any(option in method.options for method in chosen):
+            raise InvalidArgument(
+                f"None of the chosen methods ({', '.join(m.name for m in chosen)}) "
+                f"honours {option}."
+            )
+    return [
+        Question(m.name, **{name: value for name, value in options.items() if name in m.options})
+        for m in chosen
+    ]

@@ -1,0 +1,215 @@
+"""Write results as .csv, .parquet, .md or .json: the same rows give the same bytes.
+
+Files are written aside and renamed, so that an interrupted command leaves no half table.
+"""
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gradscore.errors import InvalidArgument, RunError
+from gradscore.evaluation import Evaluation
+from gradscore.metrics import METRICS
+from gradscore.norms import number_name
+from gradscore.scores.answer import Scores
+
+Row = dict[str, Any]
+ROW_ENDINGS = (".csv", ".md", ".json", ".parquet")
+SCORE_ENDINGS = (".csv", ".parquet")
+
+
+def write_evaluation(path: str | os.PathLike, evaluation: Evaluation) -> None:
+    """Write an evaluation's rows; .json holds the ID accuracy too.
+
+    Args:
+        path: Where to; the ending chooses the format, of :data:`ROW_ENDINGS`.
+        evaluation: What to write.
+
+    Raises:
+        InvalidArgument: If the ending is unknown.
+        RunError: If the file cannot be written.
+    """
+    write_rows(path, evaluation.rows, id_accuracy=evaluation.id_accuracy)
+
+
+def write_rows(path: str | os.PathLike, rows: Sequence[Row], **facts: Any) -> None:
+    """Write rows with equal keys as a table.
+
+    Args:
+        path: Where to; the ending chooses the format, of :data:`ROW_ENDINGS`.
+        rows: The rows; their keys are the columns.
+        **facts: What a .json holds beside the rows, and a .md above them.
+
+    Raises:
+        InvalidArgument: If the ending is unknown or there is no row.
+        RunError: If the file cannot be written.
+    """
+    if not rows:
+        raise InvalidArgument("Expected at least one row to write, got none.")
+    write = {".csv": _csv, ".md": _markdown, ".json": _json, ".parquet": _parquet}
+    ending = check_ending(path, ROW_ENDINGS)
+    with _aside(path) as part:
+        write[ending](part, rows, facts)
+
+
+def write_scores(path: str | os.PathLike, blocks: Iterable[Scores]) -> int:
+    """Write one row an input: set, path, label, predicted, and one column a question.
+
+    Blocks are written as they come, so that memory does not grow with the sets.
+
+    Args:
+        path: Where to; the ending chooses the format, of :data:`SCORE_ENDINGS`.
+        blocks: Scores of consecutive rows, equal columns.
+
+    Returns:
+        The number of rows written.
+
+    Raises:
+        InvalidArgument: If the ending is unknown or there is no block.
+        RunError: If the file cannot be written.
+    """
+    write = {".csv": _csv_scores, ".parquet": _parquet_scores}
+    ending = check_ending(path, SCORE_ENDINGS)
+    written = 0
+
+    def counted() -> Iterator[Scores]:
+        nonlocal written
+        for block in blocks:
+            written += len(block)
+            yield block
+
+    with _aside(path) as part:
+        write[ending](part, counted())
+        if not written:
+            raise InvalidArgument("Expected at least one row to write, got none.")
+    return written
+
+
+def check_ending(path: str | os.PathLike, endings: Iterable[str]) -> str:
+    """Return the ending of ``path``, in lower case.
+
+    Raises:
+        InvalidArgument: If it is not one of ``endings``.
+    """
+    ending = Path(path).suffix.lower()
+    if ending not in endings:
+        raise InvalidArgument(
+            f"Expected a file ending in {', '.join(endings)}, got {os.fspath(path)!r}."
+        )
+    return ending
+
+
+@contextmanager
+def _aside(path: str | os.PathLike) -> Iterator[Path]:
+    final = Path(path)
+    part = final.with_name(f".{final.name}.{os.getpid()}.part")
+    try:
+        yield part
+        part.replace(final)
+    except OSError as error:
+        raise RunError(f"Cannot write {final}: {error.strerror or error}.") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return number_name(value) if isinstance(value, float) else str(value)
+
+
+def _csv(path: Path, rows: Sequence[Row], facts: Row) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(rows[0])
+        writer.writerows([_text(value) for value in row.values()] for row in rows)
+
+
+def _json(path: Path, rows: Sequence[Row], facts: Row) -> None:
+    def valid(value: Any) -> Any:
+        # JSON knows no infinity.
+        return "inf" if value == math.inf else value
+
+    table = [{key: valid(value) for key, value in row.items()} for row in rows]
+    text = json.dumps({**facts, "rows": table}, indent=1, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _markdown(path: Path, rows: Sequence[Row], facts: Row) -> None:
+    def cell(row: Row, column: str) -> str:
+        value = row[column]
+        if column not in METRICS or value is None:
+            return _text(value).replace("|", "\\|")
+        low, high = (row.get(column + end) for end in ("_low", "_high"))
+        spread = "" if low is None else f" [{low:.4f}, {high:.4f}]"
+        return f"{value:.4f}{spread}"
+
+    ends = {metric + end for metric in METRICS for end in ("_low", "_high")}
+    columns = [column for column in rows[0] if column not in ends]
+    lines = [f"{name.replace('_', ' ')}: {_text(value)}\n" for name, value in facts.items()]
+    lines += [_pipes(columns), _pipes("--:" if c in METRICS else ":--" for c in columns)]
+    lines += [_pipes(cell(row, column) for column in columns) for row in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _pipes(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _parquet(path: Path, rows: Sequence[Row], facts: Row) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {name: _typed(pyarrow, name, [row[name] for row in rows]) for name in rows[0]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+
+
+def _typed(pyarrow: Any, name: str, values: list) -> Any:
+    """Return a column whose type does not depend on which of its values are missing."""
+    texts = all(value is None for value in values) and name in {"layers", "target", "fit"}
+    numbers = all(value is None or isinstance(value, int | float) for value in values)
+    whole = numbers and any(values) and not any(isinstance(value, float) for value in values)
+    kind = pyarrow.int64() if whole else pyarrow.float64()
+    return pyarrow.array(values, kind if numbers and not texts else pyarrow.string())
+
+
+def _score_columns(block: Scores) -> dict[str, Any]:
+    return {
+        "set": [block.set] * len(block),
+        "path": block.path.tolist(),
+        "label": block.label.tolist(),
+        "predicted": block.predicted.tolist(),
+        **block.columns,
+    }
+
+
+def _csv_scores(path: Path, blocks: Iterator[Scores]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        for place, block in enumerate(blocks):
+            columns = _score_columns(block)
+            if not place:
+                writer.writerow(columns)
+            numbers = [[repr(v) for v in c.tolist()] for c in block.columns.values()]
+            texts = list(columns.values())[:4]
+            writer.writerows(zip(*texts, *numbers, strict=True))
+
+
+def _parquet_scores(path: Path, blocks: Iterator[Scores]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    writer = None
+    try:
+        for block in blocks:
+            table = pyarrow.table(_score_columns(block))
+            writer = writer or pyarrow.parquet.ParquetWriter(path, table.schema)
+            writer.write_table(table)
+    finally:
+        if writer is not None:
+            writer.close()

@@ -1,0 +1,122 @@
+"""Batches of preprocessed images, decoded in worker processes.
+
+Batches are formed by the images' place in the set, whatever was skipped or is there already, so
+that the same images meet in a batch whether or not a run was interrupted.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from gradscore.data.sources import ImageSet
+from gradscore.errors import DataError, GradScoreError
+
+
+class Batch(NamedTuple):
+    """What could be read of consecutive images of a set.
+
+    Attributes:
+        span: First image, and the one after the last.
+        index: Places of the images that could be read, shape ``[n]``, int64.
+        images: Shape ``[n, channels, height, width]``, float32.
+        failed: Place and reason of each that could not.
+    """
+
+    span: tuple[int, int]
+    index: Tensor
+    images: Tensor
+    failed: list[tuple[int, str]]
+
+
+def batch_spans(start: int, stop: int, batch_size: int) -> list[tuple[int, int]]:
+    """Return the batches that cover ``start`` to ``stop``, cut at multiples of the batch size.
+
+    >>> batch_spans(6, 11, 4)
+    [(6, 8), (8, 11)]
+    """
+    first = start - start % batch_size
+    cuts = [start, *range(first + batch_size, stop, batch_size), stop]
+    return list(pairwise(cuts)) if start < stop else []
+
+
+class _Decoded(Dataset):
+    def __init__(
+        self,
+        images: ImageSet,
+        preprocessing: Callable[[Any], Tensor],
+        shape: tuple[int, ...] | None,
+        skipped: frozenset[int],
+    ) -> None:
+        self.images, self.preprocessing = images, preprocessing
+        self.shape, self.skipped = shape, skipped
+
+    def __getitem__(self, span: tuple[int, int]) -> Batch:
+        places, tensors, failed = [], [], []
+        for place in range(*span):
+            if place in self.skipped:
+                continue
+            try:
+                tensors.append(self._decode(place))
+                places.append(place)
+            except GradScoreError as error:
+                failed.append((place, str(error)))
+        images = torch.stack(tensors) if tensors else torch.empty(0, *(self.shape or ()))
+        return Batch(span, torch.tensor(places, dtype=torch.int64), images, failed)
+
+    def _decode(self, place: int) -> Tensor:
+        tensor = self.preprocessing(self.images[place])
+        if self.shape is not None and tuple(tensor.shape) != self.shape:
+            raise DataError(
+                f"{self.images.paths[place]}: expected {list(self.shape)} after preprocessing, as "
+                f"the first image, got {list(tensor.shape)}; give --resize and --crop."
+            )
+        return tensor
+
+
+def load_batches(
+    images: ImageSet,
+    preprocessing: Callable[[Any], Tensor],
+    spans: Sequence[tuple[int, int]],
+    *,
+    shape: tuple[int, ...] | None = None,
+    skipped: frozenset[int] = frozenset(),
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """Return a loader of :class:`Batch`, one for each span, in their order.
+
+    Args:
+        images: The set.
+        preprocessing: From a picture to a tensor ``[channels, height, width]``.
+        spans: First image of each batch, and the one after its last.
+        shape: What every preprocessed image must have; others count as failed.
+        skipped: Places that are left out without a word.
+        workers: Number of processes that decode; 0 decodes in this one.
+        pin_memory: Whether batches lie in page-locked memory, for copies that overlap.
+    """
+    return DataLoader(
+        _Decoded(images, preprocessing, shape, skipped),
+        batch_size=None,
+        sampler=spans,
+        num_workers=workers,
+        pin_memory=pin_memory,
+    )
+
+
+def first_readable(images: ImageSet, preprocessing: Callable[[Any], Tensor]) -> Tensor:
+    """Return the first image that can be read, as a batch of one.
+
+    Raises:
+        DataError: If none can be read; the message is the first one's.
+    """
+    reason = None
+    for place in range(len(images)):
+        try:
+            return preprocessing(images[place])[None]
+        except DataError as error:
+            reason = reason or error
+    raise DataError(f"No image of {images.source} can be read; the first: {reason}")

@@ -1,0 +1,63 @@
+"""Datasets of torchvision, by name and split: ``torchvision:CIFAR10:test@ROOT``."""
+
+import inspect
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradscore.errors import DataError
+
+DEFAULT_ROOT = "data"
+
+
+def open_dataset(source: str) -> tuple[Any, NDArray[np.int64] | None]:
+    """Return a torchvision dataset and its labels, where they are listed.
+
+    What is not below ROOT (``data`` by default) is fetched, where torchvision can.
+
+    Raises:
+        DataError: If there is no such dataset or split, or it cannot be had.
+    """
+    from torchvision import datasets
+
+    text, _, root = source.partition("@")
+    _, _, rest = text.partition(":")
+    name, _, split = rest.partition(":")
+    if name not in datasets.__all__ or not isinstance(getattr(datasets, name), type):
+        known = ", ".join(sorted(datasets.__all__))
+        raise DataError(f"Expected a dataset of torchvision ({known}), got {name!r}.")
+    family = getattr(datasets, name)
+    accepted = inspect.signature(family).parameters
+    options: dict[str, Any] = {}
+    if "split" in accepted and split:
+        options["split"] = split
+    elif "train" in accepted and split in ("train", "test"):
+        options["train"] = split == "train"
+    elif split not in ("", "all"):
+        raise DataError(f"Expected torchvision:{name} (it has no such split), got {source!r}.")
+    if "root" in accepted:
+        options["root"] = root or DEFAULT_ROOT
+    try:
+        dataset = _construct(family, options, fetch="download" in accepted)
+    except Exception as error:  # each dataset has its own kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"Cannot open {source}: {reason}") from error
+    labels = next(
+        (
+            np.asarray(getattr(dataset, attribute), np.int64)
+            for attribute in ("targets", "labels", "_labels")
+            if hasattr(dataset, attribute)
+        ),
+        None,
+    )
+    return dataset, labels if labels is not None and labels.shape == (len(dataset),) else None
+
+
+def _construct(family: type, options: dict[str, Any], fetch: bool) -> Any:
+    try:
+        return family(**options)
+    except (RuntimeError, FileNotFoundError):
+        if not fetch:
+            raise
+        return family(**options, download=True)

@@ -9,12 +9,24 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gradscore.errors import InvalidArgument
-from gradscore.rules import convolution, linear, normalization
+from gradscore.rules import (
+    attention,
+    convolution,
+    embedding,
+    expansion,
+    linear,
+    normalization,
+    product,
+    scale_shift,
+)
 from gradscore.rules.rule import Call, Rule
 
 __all__ = ["RULES", "SIGNATURES", "Call", "Rule", "find_rule", "register_rule", "signature"]
 
-_FAMILIES = (linear, convolution, normalization)
+_FAMILIES = (
+    *(linear, convolution, normalization, embedding),
+    *(expansion, scale_shift, product, attention),
+)
 
 
 def _merged(tables: list[Mapping[Any, Any]]) -> dict[Any, Any]:

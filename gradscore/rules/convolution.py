@@ -31,7 +31,7 @@ def weight_gradient(call: Call, argument: str, grad: Tensor) -> Tensor:
     x, padding = padded(call, x)
     dims = weight.ndim - 2
     transposed = call.function in TRANSPOSED
-    zeros = weight.new_empty(1).expand(n * weight.shape[0], *weight.shape[1:])
+    zeros = x.new_empty(1).expand(n * weight.shape[0], *weight.shape[1:])
     (gradient,) = torch.ops.aten.convolution_backward(
         fold(grad, n, k),
         fold(x, n, k),
@@ -92,5 +92,8 @@ def unbatched(x: Tensor, weight: Tensor) -> Tensor:
 RULES = {
     **{(function, "weight"): Rule("conv", weight_gradient) for function in PLAIN},
     **{(function, "weight"): Rule("transposed conv", weight_gradient) for function in TRANSPOSED},
-    **{(function, "bias"): Rule("conv bias", bias_gradient) for function in PLAIN | TRANSPOSED},
+    **{
+        (function, "bias"): Rule("conv bias", bias_gradient, reads_data=False)
+        for function in PLAIN | TRANSPOSED
+    },
 }

@@ -26,6 +26,6 @@ def _positions(x: Tensor, call: Call) -> Tensor:
 
 
 RULES = {
-    (F.linear, "weight"): Rule("linear", weight_gradient),
-    (F.linear, "bias"): Rule("linear bias", bias_gradient),
+    (F.linear, "weight"): Rule("linear", weight_gradient, trailing=True),
+    (F.linear, "bias"): Rule("linear bias", bias_gradient, reads_data=False, trailing=True),
 }

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gradscore.rules.rule import Call, Rule
+from gradscore.rules.rule import Call, GradientForm, Rule
 
 SIGNATURES = {
     F.batch_norm: (
@@ -80,27 +80,25 @@ def _over_leading(product: Tensor, call: Call) -> Tensor:
     return product.reshape(call.samples, leading // max(1, call.samples), *shape).sum(dim=1)
 
 
+def _pair(
+    name: str, weight: GradientForm, bias: GradientForm, trailing: bool = False
+) -> dict[str, Rule]:
+    return {
+        "weight": Rule(name, weight, trailing=trailing),
+        "bias": Rule(f"{name} bias", bias, reads_data=False, trailing=trailing),
+    }
+
+
+_FAMILIES = (
+    (BATCH, _pair("batch norm", channel_weight, channel_bias)),
+    (INSTANCE, _pair("instance norm", channel_weight, channel_bias)),
+    (GROUP, _pair("group norm", channel_weight, channel_bias)),
+    (LAYER, _pair("layer norm", trailing_weight, trailing_bias, trailing=True)),
+    (RMS, {"weight": Rule("rms norm", trailing_weight, trailing=True)}),
+)
 RULES = {
-    **{
-        (function, argument): Rule(name + suffix, form)
-        for functions, name in (
-            (BATCH, "batch norm"),
-            (INSTANCE, "instance norm"),
-            (GROUP, "group norm"),
-        )
-        for function in functions
-        for argument, suffix, form in (
-            ("weight", "", channel_weight),
-            ("bias", " bias", channel_bias),
-        )
-    },
-    **{
-        (function, argument): Rule("layer norm" + suffix, form)
-        for function in LAYER
-        for argument, suffix, form in (
-            ("weight", "", trailing_weight),
-            ("bias", " bias", trailing_bias),
-        )
-    },
-    **{(function, "weight"): Rule("rms norm", trailing_weight) for function in RMS},
+    (function, argument): rule
+    for functions, rules in _FAMILIES
+    for function in functions
+    for argument, rule in rules.items()
 }

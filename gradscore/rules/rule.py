@@ -45,8 +45,14 @@ class Rule:
         norms: ``(call, argument, grad, orders) -> [samples, len(orders)]`` without ever holding
             the gradients of all samples, or ``None`` where it has no cheap form for this call;
             then ``gradient`` is called in chunks and reduced.
+        reads_data: Whether the values of the call's data are needed, not only their shapes; where
+            they are not, the data are handed over without memory behind them (on ``meta``).
+        trailing: Whether the parameter meets the trailing axes only, so that the batch may come
+            from any other axis, as in sequence-first networks.
     """
 
     name: str
     gradient: GradientForm
     norms: NormForm | None = None
+    reads_data: bool = True
+    trailing: bool = False

@@ -1,1 +1,13 @@
-"""Where a model uses its parameters."""
+"""Where a model uses its parameters, and how per-sample gradients are had from there."""
+
+from gradscore.uses.bundle import Bundle, bundles_of
+from gradscore.uses.forward import Forward, check_eval_mode, check_images, record_forward
+
+__all__ = [
+    "Bundle",
+    "Forward",
+    "bundles_of",
+    "check_eval_mode",
+    "check_images",
+    "record_forward",
+]

@@ -1,0 +1,283 @@
+"""Exact per-sample gradient norms from one forward and one backward.
+
+A forward records where parameters are used; the backward brings the output gradient of each use;
+a rule turns that into norms at once, and the gradient is freed before the next one arrives.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gradscore.errors import InvalidArgument
+from gradscore.norms import check_order
+from gradscore.objective import check_target, check_temperature, logit_gradient
+from gradscore.reference import (
+    GradientNorms,
+    backward_norms,
+    choose,
+    differentiable_parameters,
+)
+from gradscore.uses import (
+    Bundle,
+    Forward,
+    bundles_of,
+    check_eval_mode,
+    check_images,
+    record_forward,
+)
+
+__all__ = ["GradientNorms", "Recording", "gradient_norms", "record"]
+
+
+def gradient_norms(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    layers: str | Sequence[str] = "all",
+    p: float = 1.0,
+    temperature: float = 1.0,
+    target: str = "uniform",
+) -> GradientNorms:
+    """Return the norm of each sample's loss gradient with respect to each parameter tensor.
+
+    The loss is ``KL(u || softmax(f/T))`` (Huang, Geng & Li, NeurIPS 2021, Eq. 5), or for the
+    one-hot target the cross-entropy to the predicted class. The result equals that of one
+    backward pass for each sample; no ``[batch, parameters]`` tensor is ever held.
+
+    Args:
+        model: A classifier in eval mode; it is left as it is found, whatever happens.
+        images: Its input, shape ``[batch, ...]``.
+        layers: A group such as ``last`` or ``block4``, ``all``, a comma list of names and globs,
+            or a list of names.
+        p: Order of the norm, positive; ``math.inf`` is allowed, and so are fractions.
+        temperature: Softmax temperature ``T``, positive.
+        target: ``uniform`` or ``one-hot``.
+
+    Returns:
+        The norms, what served each parameter, and the groups.
+
+    Raises:
+        InvalidArgument: If a setting is outside its range, or ``layers`` means no parameter.
+        ModelError: If the model is in train mode, or its output is not a matrix of logits.
+    """
+    p, temperature = check_order(p), check_temperature(temperature)
+    check_target(target)
+    check_images(images)
+    check_eval_mode(model)
+    parameters = tuple(differentiable_parameters(model))
+    groups = _groups(model, images, layers)
+    names = choose(parameters, layers, groups)
+    if not len(images):
+        dtype = torch.promote_types(images.dtype, torch.float32)
+        empty = images.new_zeros(0, len(names), dtype=dtype)
+        return GradientNorms(names, empty, p, dict.fromkeys(names, "no samples"), groups)
+    recording = record(model, images, names)
+    cotangent = logit_gradient(recording.logits, temperature, target)
+    norms = recording.norms(cotangent, (p,), last=True)
+    return GradientNorms(names, norms[0], p, recording.rules, groups)
+
+
+def _groups(
+    model: nn.Module, images: Tensor, layers: str | Sequence[str]
+) -> Mapping[str, Sequence[str]]:
+    """Return the model's groups where the answer may need them: finding them costs a forward."""
+    if not isinstance(layers, str) or layers == "all":
+        return {}
+    try:
+        choose(tuple(differentiable_parameters(model)), layers, {})
+    except InvalidArgument:
+        from gradscore.models.groups import parameter_groups
+        from gradscore.models.head import find_head
+
+        return parameter_groups(model, find_head(model, images[:2]))
+    return {}
+
+
+def record(model: nn.Module, images: Tensor, names: Sequence[str]) -> "Recording":
+    """Run one forward and record how it uses some parameters.
+
+    Args:
+        model: A classifier in eval mode; it is left as it is found.
+        images: Its input, shape ``[batch, ...]``, at least one sample.
+        names: Names of the parameter tensors asked for.
+
+    Returns:
+        The recording, which answers for any gradient of the logits.
+
+    Raises:
+        InvalidArgument: If a name is unknown, or there are no samples.
+        ModelError: If the model is in train mode, or its output is not a matrix of logits.
+    """
+    check_images(images)
+    if not len(images):
+        raise InvalidArgument("Expected at least one image, got an empty batch.")
+    parameters = differentiable_parameters(model)
+    unknown = [name for name in names if name not in parameters]
+    if unknown:
+        raise InvalidArgument(
+            f"Expected names of parameters of the model, got {unknown[0]!r}; "
+            f"known are {', '.join(parameters)}."
+        )
+    with torch.inference_mode(False):
+        images = images.clone() if images.is_inference() else images.detach()
+        forward = record_forward(model, images, {name: parameters[name] for name in names})
+    return Recording(model, images, tuple(names), parameters, forward)
+
+
+class Recording:
+    """One forward, ready to answer for any gradient of its logits.
+
+    Attributes:
+        logits: Output of the model, shape ``[batch, classes]``, detached.
+        names: Names of the ``K`` parameter tensors.
+        rules: What serves each of them, by name.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        names: tuple[str, ...],
+        parameters: Mapping[str, Tensor],
+        forward: Forward,
+    ) -> None:
+        self.names = names
+        self.logits = forward.logits.detach()
+        self._model, self._images, self._forward = model, images, forward
+        self._parameters = {name: parameters[name] for name in names}
+        self._bundles = bundles_of(forward, self._parameters)
+        self.rules = dict.fromkeys(names, "unused")
+        for bundle in self._bundles:
+            self.rules |= bundle.rules()
+
+    def norms(self, cotangent: Tensor, orders: Sequence[float], *, last: bool = False) -> Tensor:
+        """Return the norms of the gradients that a gradient of the logits causes.
+
+        Args:
+            cotangent: Gradient of the summed losses with respect to the logits, shape
+                ``[batch, classes]``.
+            orders: Orders of the norm, positive; several cost little more than one.
+            last: Whether no other question follows: what the forward left is then freed on the
+                way, and the recording can answer no more.
+
+        Returns:
+            Norms, shape ``[len(orders), batch, K]``, in at least float32.
+
+        Raises:
+            InvalidArgument: If an order is not positive or the cotangent has another shape than
+                the logits.
+            ModelError: If the model changed a recorded input in place.
+        """
+        orders = tuple(check_order(p) for p in orders)
+        if cotangent.shape != self.logits.shape:
+            raise InvalidArgument(
+                f"Expected a cotangent {list(self.logits.shape)} as the logits, "
+                f"got {list(cotangent.shape)}."
+            )
+        with torch.inference_mode(False), torch.no_grad():
+            cotangent = cotangent.clone() if cotangent.is_inference() else cotangent.detach()
+            found: dict[str, Tensor] = {}
+            self._backward(cotangent, orders, last, found)
+            self._ask_reference(cotangent, orders, found)
+        dtype = torch.promote_types(self.logits.dtype, torch.float32)
+        zeros = self.logits.new_zeros(len(self.logits), len(orders), dtype=dtype)
+        columns = [found.get(name, zeros).to(dtype) for name in self.names]
+        return torch.stack(columns, dim=-1).movedim(1, 0)
+
+    def _backward(
+        self, cotangent: Tensor, orders: tuple[float, ...], last: bool, found: dict[str, Tensor]
+    ) -> None:
+        forward = self._forward
+        served = [bundle for bundle in self._bundles if not bundle.by_reference]
+        collector = Collector(forward, served, orders, last, found)
+        handles = [
+            edge.node.register_prehook(collector.listener(number, position))
+            for number in collector.wanted
+            for position, edge in enumerate(forward.uses[number].edges)
+        ]
+        try:
+            if handles:
+                torch.autograd.backward(
+                    forward.logits, cotangent, retain_graph=not last, inputs=[forward.start]
+                )
+        finally:
+            for handle in handles:
+                handle.remove()
+        collector.finish()
+
+    def _ask_reference(
+        self, cotangent: Tensor, orders: tuple[float, ...], found: dict[str, Tensor]
+    ) -> None:
+        names = [n for bundle in self._bundles if bundle.by_reference for n in bundle.names]
+        if not names:
+            return
+        rows = iter(cotangent)
+        norms = backward_norms(
+            self._model,
+            self._images,
+            {name: self._parameters[name] for name in names},
+            lambda logits: next(rows)[None].to(logits.dtype),
+            orders,
+        )
+        found |= {name: norms[:, :, k].T for k, name in enumerate(names)}
+
+
+class Collector:
+    """Take the gradients of a backward as they arrive, and reduce each as soon as it can be."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        bundles: Sequence[Bundle],
+        orders: tuple[float, ...],
+        last: bool,
+        found: dict[str, Tensor],
+    ) -> None:
+        self._forward, self._orders, self._last, self._found = forward, orders, last, found
+        self._waiting = {bundle: set(bundle.uses) for bundle in bundles}
+        self._by_use: dict[int, list[Bundle]] = {}
+        for bundle in bundles:
+            for number in bundle.uses:
+                self._by_use.setdefault(number, []).append(bundle)
+        self.wanted = tuple(self._by_use)
+        self._grads: dict[int, list[Tensor | None]] = {}
+
+    def listener(self, number: int, position: int) -> Callable[[Sequence[Tensor | None]], None]:
+        """Return the hook that takes the gradient of one output of one use."""
+
+        def arrive(arrived: Sequence[Tensor | None]) -> None:
+            use = self._forward.uses[number]
+            grads = self._grads.setdefault(number, [None] * len(use.edges))
+            grads[position] = use.edges[position].gradient(arrived)
+            if all(grad is not None for grad in grads):
+                with torch.no_grad():
+                    self._complete(number)
+
+        return arrive
+
+    def _complete(self, number: int) -> None:
+        for bundle in self._by_use[number]:
+            self._waiting[bundle].discard(number)
+            if not self._waiting[bundle]:
+                self._reduce(bundle)
+        self._release(number)
+
+    def _reduce(self, bundle: Bundle) -> None:
+        del self._waiting[bundle]
+        self._found |= bundle.norms(self._grads, self._orders)
+        for number in bundle.uses:
+            self._release(number)
+
+    def _release(self, number: int) -> None:
+        """Free a use's gradient, and its inputs, once no bundle waits for them."""
+        if any(bundle in self._waiting for bundle in self._by_use[number]):
+            return
+        self._grads.pop(number, None)
+        if self._last:
+            self._forward.uses[number].release()
+
+    def finish(self) -> None:
+        """Reduce what still waits for outputs on which the logits do not depend."""
+        for bundle in list(self._waiting):
+            self._reduce(bundle)

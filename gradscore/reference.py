@@ -1,0 +1,241 @@
+"""The slow and plainly right ways to per-sample gradient norms, to which the rules are held."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from gradscore.errors import InvalidArgument, ModelError
+from gradscore.norms import check_order, combine_norms, vector_norm
+from gradscore.objective import check_target, check_temperature, logit_gradient
+from gradscore.uses import check_eval_mode, check_images
+from gradscore.uses.forward import requiring_grad
+
+Objective = Callable[[Tensor], Tensor]
+"""Gradient of the summed losses with respect to logits ``[batch, classes]``, detached."""
+
+
+@dataclass(frozen=True)
+class GradientNorms:
+    """Per-sample gradient norms of parameter tensors.
+
+    Attributes:
+        parameters: Names of the ``K`` parameter tensors.
+        norms: L_p norm of each sample's gradient with respect to each tensor, shape
+            ``[batch, K]``, in nats per unit of weight, never negated.
+        p: The order they were taken with.
+        rules: What served each parameter, by its name.
+        groups: Names of groups of parameters, such as ``block4``, and what they hold.
+    """
+
+    parameters: tuple[str, ...]
+    norms: Tensor
+    p: float
+    rules: Mapping[str, str]
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def group(self, layers: str) -> Tensor:
+        """Return the norm of the gradient with respect to several tensors together.
+
+        Args:
+            layers: A group's name, ``all``, or a comma list of names and globs.
+
+        Returns:
+            Norms, shape ``[batch]``.
+
+        Raises:
+            InvalidArgument: If nothing of that name was asked for.
+        """
+        chosen = set(choose(self.parameters, layers, self.groups))
+        columns = [i for i, name in enumerate(self.parameters) if name in chosen]
+        return combine_norms(self.norms[:, columns].unbind(dim=1), self.p)
+
+
+def choose(
+    names: Sequence[str], layers: str | Sequence[str], groups: Mapping[str, Sequence[str]]
+) -> tuple[str, ...]:
+    """Return those of ``names`` that a group, a comma list of globs, or a list of names means.
+
+    Raises:
+        InvalidArgument: If an entry means none of them.
+    """
+    entries = layers.split(",") if isinstance(layers, str) else list(layers)
+    chosen: set[str] = set()
+    for entry in (entry.strip() for entry in entries):
+        if entry in groups:
+            found = set(groups[entry]) & set(names)
+        elif entry == "all":
+            found = set(names)
+        else:
+            found = {name for name in names if name == entry or fnmatchcase(name, entry)}
+        if not found and not (entry == "all" and not names):
+            known = ", ".join([*groups, *([] if "all" in groups else ["all"])])
+            raise InvalidArgument(
+                f"Expected layers among the groups {known} or a pattern over the "
+                f"{len(names)} parameter names, got {entry!r}, which is none of them."
+            )
+        chosen |= found
+    return tuple(name for name in names if name in chosen)
+
+
+def differentiable_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Return the model's real floating-point or complex parameters by name, shared ones once."""
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.is_floating_point() or parameter.is_complex()
+    }
+
+
+def one_backward_a_sample(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    layers: str | Sequence[str] = "all",
+    p: float = 1.0,
+    temperature: float = 1.0,
+    target: str = "uniform",
+) -> GradientNorms:
+    """Return per-sample gradient norms by one forward and backward for each sample.
+
+    Args:
+        model: A classifier in eval mode; it is left as it is found.
+        images: Its input, shape ``[batch, ...]``.
+        layers: ``all``, a comma list of names and globs, or a list of names.
+        p: Order of the norm, positive.
+        temperature: Softmax temperature, positive.
+        target: ``uniform`` or ``one-hot``.
+
+    Returns:
+        The norms, in the same layout as :func:`gradscore.gradient_norms` gives them.
+
+    Raises:
+        InvalidArgument: If a setting is outside its range.
+        ModelError: If the model is in train mode, or its output is not a matrix of logits.
+    """
+    return _ask(backward_norms, "reference", model, images, layers, p, temperature, target)
+
+
+def per_sample_vmap(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    layers: str | Sequence[str] = "all",
+    p: float = 1.0,
+    temperature: float = 1.0,
+    target: str = "uniform",
+) -> GradientNorms:
+    """Return per-sample gradient norms by ``torch.func.vmap`` of ``grad`` over the parameters.
+
+    It holds ``[batch, parameters]`` at once. Arguments, result and errors are those of
+    :func:`one_backward_a_sample`; models with functions that cannot be vmapped raise ModelError.
+    """
+    return _ask(vmap_norms, "vmap", model, images, layers, p, temperature, target)
+
+
+def backward_norms(
+    model: nn.Module,
+    images: Tensor,
+    selected: Mapping[str, Tensor],
+    objective: Objective,
+    orders: Sequence[float],
+) -> Tensor:
+    """Return norms ``[len(orders), batch, K]``, by one backward for each sample."""
+    norms = []
+    with _differentiating(model, selected):
+        for image in images:
+            logits = _logits(model(image[None]), 1)
+            gradients = (
+                torch.autograd.grad(
+                    logits, list(selected.values()), objective(logits.detach()), allow_unused=True
+                )
+                if logits.requires_grad
+                else [None] * len(selected)
+            )
+            norms.append(
+                [
+                    [_norm(g, p) if g is not None else logits.new_zeros(()) for g in gradients]
+                    for p in orders
+                ]
+            )
+    rows = [torch.stack([torch.stack(row) for row in sample]) for sample in norms]
+    return torch.stack(rows, dim=1) if rows else _empty(images, orders, selected)
+
+
+def vmap_norms(
+    model: nn.Module,
+    images: Tensor,
+    selected: Mapping[str, Tensor],
+    objective: Objective,
+    orders: Sequence[float],
+) -> Tensor:
+    """Return norms ``[len(orders), batch, K]``, by vmap of grad over all samples at once."""
+    if not len(images):
+        return _empty(images, orders, selected)
+
+    def loss(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
+        logits = _logits(functional_call(model, parameters, (image[None],)), 1)
+        return (logits * objective(logits.detach())).sum()
+
+    with _differentiating(model, {}):
+        try:
+            gradients = vmap(grad(loss), in_dims=(None, 0))(dict(selected), images)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ModelError(
+                f"Expected a model that torch.func.vmap can run, got: {reason}"
+            ) from error
+    return torch.stack(
+        [
+            torch.stack([vector_norm(g.abs().flatten(1), p) for g in gradients.values()], dim=1)
+            for p in orders
+        ]
+    )
+
+
+def _ask(
+    method: Callable[..., Tensor],
+    rule: str,
+    model: nn.Module,
+    images: Tensor,
+    layers: str | Sequence[str],
+    p: float,
+    temperature: float,
+    target: str,
+) -> GradientNorms:
+    p, temperature = check_order(p), check_temperature(temperature)
+    check_target(target)
+    check_images(images)
+    parameters = differentiable_parameters(model)
+    names = choose(tuple(parameters), layers, {})
+    selected = {name: parameters[name] for name in names}
+    norms = method(model, images, selected, lambda f: logit_gradient(f, temperature, target), (p,))
+    return GradientNorms(names, norms[0], p, dict.fromkeys(names, rule))
+
+
+@contextmanager
+def _differentiating(model: nn.Module, selected: Mapping[str, Tensor]) -> Iterator[None]:
+    check_eval_mode(model)
+    with torch.inference_mode(False), torch.enable_grad(), requiring_grad(model, selected):
+        yield
+
+
+def _logits(output: object, batch: int) -> Tensor:
+    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != batch:
+        got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ModelError(f"Expected logits [{batch}, classes] from the model, got {got}.")
+    return output
+
+
+def _norm(gradient: Tensor, p: float) -> Tensor:
+    return vector_norm(gradient.abs().flatten(), p)
+
+
+def _empty(images: Tensor, orders: Sequence[float], selected: Mapping[str, Tensor]) -> Tensor:
+    dtype = torch.promote_types(images.dtype, torch.float32)
+    return images.new_zeros(len(orders), math.prod(images.shape[:1]), len(selected), dtype=dtype)

@@ -1,0 +1,82 @@
+"""The arguments of a call: found by name, replaced by slot."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from gradscore.rules import signature
+
+Slot = tuple[int | str, ...]
+"""Where an argument stands: its position or keyword, then its index in a list, if it is in one."""
+
+
+def tensors_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+    """Yield the tensors among arguments and in lists of tensors among them."""
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            for entry in value:
+                if isinstance(entry, Tensor):
+                    yield entry
+
+
+@dataclass
+class Arguments:
+    """Positional and keyword arguments of one call of ``function``."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def tensors(self) -> Iterator[tuple[Slot, Tensor]]:
+        """Yield every tensor with its slot."""
+        for key, value in (*enumerate(self.args), *self.kwargs.items()):
+            if isinstance(value, Tensor):
+                yield (key,), value
+            elif isinstance(value, (list, tuple)):
+                for index, entry in enumerate(value):
+                    if isinstance(entry, Tensor):
+                        yield (key, index), entry
+
+    def name(self, slot: Slot) -> str:
+        """Return a slot's name: ``weight``, ``operands[1]``, or its position if unknown."""
+        key = slot[0]
+        names = signature(self.function)
+        index = f"[{slot[1]}]" if len(slot) > 1 else ""
+        if isinstance(key, str):
+            return key + index
+        variadic = next((i for i, name in enumerate(names) if name.startswith("*")), len(names))
+        if variadic < len(names) and key >= variadic:
+            return names[variadic][1:] + (index or f"[{key - variadic}]")
+        return (names[key] if key < len(names) else str(key)) + index
+
+    def named(self) -> dict[str, Any]:
+        """Return all arguments by name; lists stay whole, and their tensors are named besides."""
+        values = {self.name((key,)): value for key, value in enumerate(self.args)}
+        values |= self.kwargs
+        return values | {self.name(slot): value for slot, value in self.tensors()}
+
+    def replaced(self, values: Mapping[Slot, Any]) -> "Arguments":
+        """Return the arguments with the values of some slots replaced."""
+
+        def entry(key: int | str, value: Any) -> Any:
+            if (key,) in values:
+                return values[key,]
+            if isinstance(value, (list, tuple)) and any(
+                (key, index) in values for index in range(len(value))
+            ):
+                return type(value)([values.get((key, i), v) for i, v in enumerate(value)])
+            return value
+
+        return Arguments(
+            self.function,
+            tuple(entry(key, value) for key, value in enumerate(self.args)),
+            {key: entry(key, value) for key, value in self.kwargs.items()},
+        )
+
+    def call(self) -> Any:
+        """Call the function."""
+        return self.function(*self.args, **self.kwargs)

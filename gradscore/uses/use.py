@@ -1,0 +1,102 @@
+"""One use of parameters: a recorded call in which parameters, or what they make, meet data."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node, get_gradient_edge
+
+from gradscore.uses.arguments import Arguments, Slot
+
+
+class Root(torch.autograd.Function):
+    """An identity at which a graph begins, in place, so that it costs no memory.
+
+    The output of the first use of a parameter needs a gradient though none of its inputs does.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, start: Tensor, in_place: bool) -> Tensor:
+        """Return ``x`` as a part of the graph; ``start`` is what requires a gradient."""
+        if in_place:
+            ctx.mark_dirty(x)
+            return x
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:
+        """Stop here."""
+        return None, None, None
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Where the gradient of a recorded output arrives, whatever is done to the output in place.
+
+    Attributes:
+        node: The node of the graph whose incoming gradient it is.
+        index: Which of the node's outputs.
+        shape: Shape of the recorded output.
+        window: Where the output is a view that the call changed in place, its strides and offset
+            within the tensor behind it, since the gradient arrives at that tensor.
+    """
+
+    node: Node
+    index: int
+    shape: torch.Size
+    window: tuple[tuple[int, ...], int] | None = None
+
+    @classmethod
+    def of(cls, output: Tensor) -> "Edge":
+        """Return the edge of an output that was just computed."""
+        base = output._base
+        if base is None or not base.requires_grad:
+            edge = get_gradient_edge(output)
+            return cls(edge.node, edge.output_nr, output.shape)
+        edge = get_gradient_edge(base)
+        window = (output.stride(), output.storage_offset() - base.storage_offset())
+        return cls(edge.node, edge.output_nr, output.shape, window)
+
+    def gradient(self, arrived: Sequence[Tensor | None]) -> Tensor | None:
+        """Return the output's gradient from those that arrived at the node."""
+        grad = arrived[self.index]
+        if grad is None or self.window is None:
+            return grad
+        return grad.contiguous().as_strided(self.shape, *self.window)
+
+
+@dataclass
+class Use:
+    """A recorded call and the parameters, or tensors made of parameters, that it took.
+
+    Attributes:
+        arguments: What was passed, parameters replaced by detached aliases.
+        operands: Slot and tensor of every parameter, or tensor made of parameters.
+        edges: Where the gradients of its outputs arrive; none in a survey.
+        output_shapes: Shapes of its outputs that have a gradient.
+        constants: Slots of tensors that hold no samples, such as buffers.
+        versions: Version counters of the data, which shall not change before they are read.
+        expansion: Ordinal of the call among those that may spread a parameter over the batch.
+    """
+
+    arguments: Arguments
+    operands: tuple[tuple[Slot, Tensor], ...]
+    edges: tuple[Edge, ...]
+    output_shapes: tuple[torch.Size, ...]
+    constants: frozenset[Slot]
+    versions: Mapping[Slot, int]
+    expansion: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The function's name, for messages."""
+        return getattr(self.arguments.function, "__name__", str(self.arguments.function))
+
+    def release(self) -> None:
+        """Let go of the data, once nothing more will be asked of them."""
+        self.arguments = self.arguments.replaced(
+            {slot: None for slot, _ in self.arguments.tensors()}
+        )
+        self.edges = ()

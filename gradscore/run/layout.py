@@ -70,14 +70,21 @@ class PassInfo:
 
 @dataclass
 class SetInfo:
-    """One set of images, and the finished shards of each of its passes in index order."""
+    """One set of images, and the finished shards of each of its passes in index order.
+
+    Attributes:
+        role: ``id``, ``ood`` or None.
+        rows: Number of images, whether or not they could be read.
+        notice: What the user should know about the labels, or empty.
+        failed: The images without rows.
+    """
 
     name: str
     role: str | None
     source: str
     manifest_sha256: str
     rows: int
-    limit: int | None = None
+    notice: str = ""
     failed: list[FailedRow] = field(default_factory=list)
     passes: dict[str, list[Shard]] = field(default_factory=dict)
 

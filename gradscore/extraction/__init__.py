@@ -1,0 +1,255 @@
+"""Extraction: every image through the model once, and what it answered onto the disk.
+
+Decoding (worker processes), copies to the device, the forward with its backwards, and writing (a
+thread) overlap. Whatever ends it, finished shards stay, and the same call resumes.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from gradscore.data import Batch, ImageSet, batch_spans, first_readable, load_batches, open_set
+from gradscore.errors import DataError, InvalidArgument, ModelError
+from gradscore.extraction.batching import (
+    AUTO,
+    check_batch_size,
+    find_batch_size,
+    recorded_batch_size,
+)
+from gradscore.extraction.computing import GRADIENTS, PRECISIONS, Computer
+from gradscore.extraction.identity import describe, open_run, require_equal, resolve_model
+from gradscore.extraction.plan import agree_on_passes, norm_passes, stretches
+from gradscore.extraction.writing import Computed, ShardWriter
+from gradscore.models.preprocessing import Preprocessing
+from gradscore.run import BASE, RunStore, SetInfo
+from gradscore.run.layout import check_name
+
+ROLES = ("id", "ood", None)
+DEVICES = ("auto", "cpu", "cuda")
+
+
+class Progress(Protocol):
+    """What is told how far the work has come."""
+
+    def start(self, total: int, description: str) -> None:
+        """Begin a piece of work of ``total`` images."""
+
+    def advance(self, n: int) -> None:
+        """Count ``n`` more images as done."""
+
+    def finish(self) -> None:
+        """End the piece of work, also after an error."""
+
+
+class _Silent:
+    def start(self, total: int, description: str) -> None: ...
+    def advance(self, n: int) -> None: ...
+    def finish(self) -> None: ...
+
+
+def extract(
+    model: str | nn.Module,
+    sets: Mapping[str, tuple[str | None, str | os.PathLike]],
+    run: str | os.PathLike,
+    *,
+    layers: str | Sequence[str] = "all",
+    p: Sequence[float] = (1.0,),
+    temperature: Sequence[float] = (1.0,),
+    target: Sequence[str] = ("uniform",),
+    preprocessing: Preprocessing | None = None,
+    weights: str | os.PathLike | None = None,
+    batch_size: int | str = 64,
+    device: str = "auto",
+    precision: str = "float32",
+    workers: int = 0,
+    limit: int | None = None,
+    on_error: str = "fail",
+    gradients: str = "rules",
+    blocks: Mapping[str, str | Sequence[str]] | None = None,
+    shard_rows: int = 4096,
+    progress: Progress | None = None,
+) -> RunStore:
+    """Record what a model answers for sets of images, in a run on disk.
+
+    Features and logits are always recorded. Unless ``layers`` is ``last``, so are the gradient
+    norms of each parameter tensor of ``layers``: one pass for every target, temperature and order.
+    A run that is there already is resumed or added to, never repeated.
+
+    Args:
+        model: A spec such as ``timm:resnet18``, or a module in evaluation mode.
+        sets: Set name to ``(role, source)``; the role is ``id``, ``ood`` or None.
+        run: The run's directory, new or of a run of the same model and configuration.
+        layers: Group, glob or comma list (or several) whose norms are recorded. ``last`` needs
+            no backward where the last layer has a closed form.
+        p: Orders of the norms.
+        temperature: Softmax temperatures.
+        target: ``uniform``, ``one-hot`` or both.
+        preprocessing: From pictures to the model's input; by default the model's own.
+        weights: Weight file, ``random``, or None for the library's own.
+        batch_size: Images at once, or ``auto`` for the largest that pays and fits.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        precision: ``float32``, or ``bfloat16`` or ``float16`` for a forward under autocast;
+            everything is stored in float32.
+        workers: Processes that decode images; 0 decodes in this one.
+        limit: Take only so many images of each set, the first ones.
+        on_error: ``fail`` at an image that cannot be read, or ``skip`` it and record why.
+        gradients: ``rules``, or for comparison ``vmap`` or ``reference``.
+        blocks: Group names to globs, redefining groups of parameters.
+        shard_rows: Rows in a shard; what is lost by a kill is at most one shard.
+        progress: Is told how far the work has come.
+
+    Returns:
+        The run, open for reading; its sets tell which images failed.
+
+    Raises:
+        InvalidArgument: If an argument is out of range.
+        DataError: If a set cannot be opened, or an image cannot be read.
+        ModelError: If the model cannot be built or asked.
+        WeightsError: If the weights cannot be had.
+        RunError: If the run differs in a field, is in use or damaged, or cannot be written.
+    """
+    _check_options(sets, device, precision, workers, on_error, gradients, shard_rows)
+    check_batch_size(batch_size)
+    subject = resolve_model(model, weights, preprocessing)
+    place = torch.device(_device_type(device))
+    _, first_source = next(iter(sets.values()))
+    image = first_readable(open_set(first_source, labelled=False), subject.preprocessing)
+    network = subject.model.to(place)
+    blocks = blocks or {}
+    info, head, arrays = describe(subject, image.to(place), precision=precision, blocks=blocks)
+    opened = {
+        name: open_set(source, classes=info.classes, labelled=role == "id", limit=limit)
+        for name, (role, source) in sets.items()
+    }
+    asked = norm_passes(info, layers, p, temperature, target, gradients)
+    with open_run(Path(run), info, arrays, blocks=bool(blocks)) as store:
+        passes = agree_on_passes(store.info, asked)
+        for name, (role, _) in sets.items():
+            _agree_on_set(store, name, role, opened[name])
+        for entry in passes:
+            store.add_pass(entry)
+        store.save()
+        for name in sets:
+            entry = store.sets[name]
+            for start, stop, base, active in stretches(entry, passes):
+                computer = Computer(network, head, place, precision, base=base, passes=active)
+                names = [*([BASE] if base else []), *(known.name for known in active)]
+                size = batch_size
+                if size == AUTO:
+                    size = recorded_batch_size(entry, names, place.type) or find_batch_size(
+                        computer, image, place
+                    )
+                settings = {"device": place.type, "batch_size": size, "workers": workers}
+                loader = load_batches(
+                    opened[name],
+                    subject.preprocessing,
+                    batch_spans(start, stop, size),
+                    shape=info.input_shape,
+                    skipped=_failed_places(entry) if not base else frozenset(),
+                    workers=workers,
+                    pin_memory=place.type == "cuda",
+                )
+                writer = ShardWriter(
+                    store,
+                    opened[name],
+                    name,
+                    names,
+                    settings,
+                    shard_rows=shard_rows,
+                    skip=on_error == "skip",
+                )
+                _record(loader, computer, writer, name, stop - start, progress or _Silent())
+    return store
+
+
+def _record(
+    loader: torch.utils.data.DataLoader,
+    computer: Computer,
+    writer: ShardWriter,
+    name: str,
+    total: int,
+    progress: Progress,
+) -> None:
+    """Compute one stretch of a set."""
+    progress.start(total, name)
+    try:
+        with writer:
+            for batch in _batches(loader):
+                writer.check_failures(batch.failed)
+                rows = computer(batch.images) if len(batch.index) else {}
+                ready = torch.cuda.Event() if computer.on_cuda else None
+                if ready is not None:
+                    ready.record()
+                writer.put(Computed(batch.span, batch.index.numpy(), rows, batch.failed, ready))
+                progress.advance(batch.span[1] - batch.span[0])
+    finally:
+        progress.finish()
+
+
+def _batches(loader: torch.utils.data.DataLoader) -> Iterator[Batch]:
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise DataError(f"A decoding process ended: {reason} Use fewer --workers.") from error
+
+
+def _device_type(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("Expected a CUDA device, found none; use --device cpu.")
+    return device
+
+
+def _check_options(
+    sets: Mapping[str, tuple[str | None, str | os.PathLike]],
+    device: str,
+    precision: str,
+    workers: int,
+    on_error: str,
+    gradients: str,
+    shard_rows: int,
+) -> None:
+    if not sets:
+        raise InvalidArgument("Expected at least one set of images, got none.")
+    for name, (role, _) in sets.items():
+        check_name(name, "set name")
+        _one_of("role", role, ROLES)
+    _one_of("device", device, DEVICES)
+    _one_of("precision", precision, PRECISIONS)
+    _one_of("on_error", on_error, ("fail", "skip"))
+    _one_of("gradients", gradients, GRADIENTS)
+    if workers < 0 or shard_rows < 1:
+        raise InvalidArgument(
+            f"Expected workers >= 0 and shard_rows >= 1, got {workers} and {shard_rows}."
+        )
+
+
+def _one_of(name: str, value: object, known: Sequence | Mapping) -> None:
+    if value not in known:
+        raise InvalidArgument(f"Expected {name} {' or '.join(map(str, known))}, got {value!r}.")
+
+
+def _agree_on_set(store: RunStore, name: str, role: str | None, images: ImageSet) -> None:
+    """Add a set to the run, or hold it to the one that is there."""
+    known = store.sets.get(name)
+    if known is None:
+        store.add_set(
+            SetInfo(name, role, images.source, images.sha256, len(images), images.notice)
+        )
+        return
+    what = f"Set {name} of the run"
+    require_equal(what, "role", known.role, role)
+    require_equal(what, "rows", known.rows, len(images))
+    require_equal(what, "manifest_sha256", known.manifest_sha256, images.sha256)
+
+
+def _failed_places(entry: SetInfo) -> frozenset[int]:
+    return frozenset(row.index for row in entry.failed)

@@ -1,0 +1,82 @@
+"""How many images at once: as given, as before, or found by trying."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from gradscore.errors import InvalidArgument, ModelError
+from gradscore.run import SetInfo
+
+AUTO = "auto"
+LARGEST = {"cpu": 256, "cuda": 4096}
+SMALLEST_GAIN = 1.05
+LONGEST_SECONDS = 5.0
+
+
+def check_batch_size(batch_size: int | str) -> int | str:
+    """Return ``batch_size``, or raise unless it is positive or ``auto``.
+
+    Raises:
+        InvalidArgument: If it is neither.
+    """
+    whole = isinstance(batch_size, int) and not isinstance(batch_size, bool) and batch_size > 0
+    if not whole and batch_size != AUTO:
+        raise InvalidArgument(f"Expected a batch size of 1 or more, or auto, got {batch_size!r}.")
+    return batch_size
+
+
+def recorded_batch_size(entry: SetInfo, passes: Sequence[str], device: str) -> int | None:
+    """Return the batch size that passes of a set were last written with on such a device."""
+    for name in passes:
+        for shard in reversed(entry.passes.get(name, [])):
+            if shard.settings.get("device") == device:
+                return shard.settings.get("batch_size")
+    return None
+
+
+def find_batch_size(
+    compute: Callable[[Tensor], object], image: Tensor, device: torch.device
+) -> int:
+    """Return the batch size beyond which throughput stops growing, or memory ends.
+
+    Args:
+        compute: Computes a batch, and raises ModelError where memory does not suffice.
+        image: One preprocessed image, shape ``[1, channels, height, width]``.
+        device: Where it is computed.
+
+    Raises:
+        ModelError: If not even one image can be computed.
+    """
+    size, best, best_rate = 1, 0, 0.0
+    while size <= LARGEST[device.type]:
+        try:
+            seconds = _seconds(compute, image.expand(size, -1, -1, -1).contiguous(), device)
+        except ModelError:
+            if not best:
+                raise
+            torch.cuda.empty_cache()
+            break
+        rate = size / seconds
+        # Small batches are too quick to tell anything: a worse one must not end the search.
+        if rate > SMALLEST_GAIN * best_rate:
+            best, best_rate = size, rate
+        elif size >= 4 * best:
+            break
+        if seconds > LONGEST_SECONDS:
+            break
+        size *= 2
+    return best
+
+
+def _seconds(compute: Callable[[Tensor], object], images: Tensor, device: torch.device) -> float:
+    """Return the shorter of two runs, after one to warm up."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        compute(images)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])

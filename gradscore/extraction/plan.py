@@ -1,0 +1,87 @@
+"""What there is to record, and which stretches of a set still lack it."""
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+
+from gradscore.extraction.identity import require_equal
+from gradscore.models.groups import select
+from gradscore.norms import check_order
+from gradscore.objective import check_target, check_temperature
+from gradscore.run import BASE, PassInfo, RunInfo, SetInfo, norms_name
+
+
+def norm_passes(
+    info: RunInfo,
+    layers: str | Sequence[str],
+    p: Sequence[float],
+    temperature: Sequence[float],
+    target: Sequence[str],
+    gradients: str,
+) -> list[PassInfo]:
+    """Return the norm passes that answer for some layers; none where the base pass does.
+
+    Args:
+        info: The run's description.
+        layers: A group, a glob, a comma list, or several of them.
+        p: Orders of the norm.
+        temperature: Softmax temperatures.
+        target: ``uniform``, ``one-hot`` or both.
+        gradients: What computes them.
+
+    Raises:
+        InvalidArgument: If a value is out of range, or ``layers`` match nothing.
+    """
+    text = layers if isinstance(layers, str) else ",".join(layers)
+    parameters = select(list(info.parameters), info.groups, text)
+    if info.head.closed_form and set(parameters) == set(info.head.weights):
+        return []
+    name = "all" if len(parameters) == len(info.parameters) else text
+    questions = product(
+        dict.fromkeys(check_target(t) for t in target),
+        dict.fromkeys(check_temperature(t) for t in temperature),
+        dict.fromkeys(check_order(order) for order in p),
+    )
+    return [
+        PassInfo(norms_name(t, T, order, name), "norms", t, T, order, gradients, parameters)
+        for t, T, order in questions
+    ]
+
+
+def agree_on_passes(info: RunInfo, passes: Sequence[PassInfo]) -> list[PassInfo]:
+    """Return the passes as the run knows them, where it does.
+
+    Raises:
+        RunError: If a pass of the same name was recorded otherwise.
+    """
+    agreed = []
+    for entry in passes:
+        known = info.passes.get(entry.name)
+        if known is not None:
+            what = f"Pass {entry.name} of the run"
+            require_equal(what, "gradients", known.gradients, entry.gradients)
+            require_equal(what, "parameters", list(known.parameters), list(entry.parameters))
+            require_equal(what, "details", known.details, entry.details)
+        agreed.append(known or entry)
+    return agreed
+
+
+def stretches(
+    entry: SetInfo, passes: Sequence[PassInfo]
+) -> Iterator[tuple[int, int, bool, list[PassInfo]]]:
+    """Yield what a set still lacks, stretch by stretch, until nothing is lacking.
+
+    What starts at the same image is computed together, from one forward.
+
+    Yields:
+        First image, the one after the last, whether base rows are lacking, and which passes.
+    """
+    names = [BASE, *(known.name for known in passes)]
+    by_name = {known.name: known for known in passes}
+    while True:
+        open_at = {name: entry.done(name) for name in names if not entry.complete(name)}
+        if not open_at:
+            return
+        start = min(open_at.values())
+        stop = min((done for done in open_at.values() if done > start), default=entry.rows)
+        active = [name for name, done in open_at.items() if done == start]
+        yield start, stop, BASE in active, [by_name[name] for name in active if name != BASE]

@@ -1,0 +1,183 @@
+"""Rows to shards, in a thread of its own, so that the computation does not wait for the disk."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gradscore.data import ImageSet
+from gradscore.errors import DataError
+from gradscore.extraction.computing import Rows
+from gradscore.run import BASE, FailedRow, RunStore
+
+SHARD_BYTES = 64 << 20
+SHARD_SECONDS = 60.0
+WAITING_BATCHES = 4
+
+
+class Computed(NamedTuple):
+    """The rows of one batch.
+
+    Attributes:
+        span: First image of the batch, and the one after its last.
+        index: Places of the images that have rows, ``[n]``.
+        rows: Pass name to array name to tensor ``[n, ...]``, in host memory once ``ready``.
+        failed: Place and reason of each image that could not be read.
+        ready: Event after which the copies from a GPU are complete, or None.
+    """
+
+    span: tuple[int, int]
+    index: NDArray[np.int64]
+    rows: Rows
+    failed: Sequence[tuple[int, str]]
+    ready: torch.cuda.Event | None
+
+
+class ShardWriter:
+    """Writes one stretch of a set, batch after batch; a ``with`` block finishes what it can.
+
+    Args:
+        store: The run, open for writing.
+        images: The set.
+        set_name: Its name in the run.
+        passes: Names of the passes whose rows come, ``base`` among them or not.
+        settings: What is recorded beside each shard.
+        shard_rows: Rows after which a shard is cut, at the end of a batch.
+        skip: Whether a row that is not finite counts as failed instead of ending the run.
+    """
+
+    def __init__(
+        self,
+        store: RunStore,
+        images: ImageSet,
+        set_name: str,
+        passes: Sequence[str],
+        settings: dict[str, object],
+        *,
+        shard_rows: int,
+        skip: bool,
+    ) -> None:
+        self._store, self._images, self._set, self._passes = store, images, set_name, passes
+        self._settings, self._shard_rows, self._skip = settings, shard_rows, skip
+        self._queue: queue.Queue[Computed | None] = queue.Queue(WAITING_BATCHES)
+        self._error: BaseException | None = None
+        self._clear(None)
+        self._thread = threading.Thread(target=self._work, name="gradscore-writer", daemon=True)
+
+    def __enter__(self) -> "ShardWriter":
+        """Start the thread."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        """Write what is there, also after an error elsewhere, and end the thread."""
+        self._queue.put(None)
+        self._thread.join()
+        if self._error is not None and error is not self._error:
+            raise self._error
+
+    def check_failures(self, failed: Sequence[tuple[int, str]]) -> None:
+        """Raise at an image that could not be read, unless such are skipped.
+
+        Raises:
+            DataError: What was wrong with it. It is raised also where the image has a row
+                already, and so could be read before.
+        """
+        if failed and (not self._skip or BASE not in self._passes):
+            hint = " Leave such images out with --on-error skip." if not self._skip else ""
+            raise DataError(f"{failed[0][1]}{hint}")
+
+    def put(self, batch: Computed) -> None:
+        """Hand over a batch; waits where writing falls behind.
+
+        Raises:
+            GradScoreError: What went wrong with an earlier batch.
+        """
+        if self._error is not None:
+            raise self._error
+        self._queue.put(batch)
+
+    def _work(self) -> None:
+        while (batch := self._queue.get()) is not None:
+            if self._error is None:
+                self._guarded(self._take, batch)
+        # Rows before the one at fault are sound; where writing itself failed, so would this.
+        if self._error is None or isinstance(self._error, DataError):
+            self._guarded(self._flush)
+
+    def _guarded(self, step: Callable, *arguments: object) -> None:
+        try:
+            step(*arguments)
+        except BaseException as error:  # raised again where the rows come from
+            self._error = self._error or error
+
+    def _clear(self, start: int | None) -> None:
+        self._start = self._stop = start
+        self._index: list[NDArray] = []
+        self._parts: dict[tuple[str, str], list[NDArray]] = {}
+        self._failed: list[FailedRow] = []
+        self._bytes, self._since = 0, time.monotonic()
+
+    def _take(self, batch: Computed) -> None:
+        if batch.ready is not None:
+            batch.ready.synchronize()
+        arrays = {
+            (name, field): values.numpy()
+            for name, fields in batch.rows.items()
+            for field, values in fields.items()
+        }
+        failed = [FailedRow(i, self._images.paths[i], why) for i, why in batch.failed]
+        kept = self._finite(batch, arrays, failed)
+        if self._start is None:
+            self._clear(batch.span[0])
+        self._index.append(batch.index[kept])
+        for key, values in arrays.items():
+            # A copy, since features may be a view of much larger activations.
+            part = np.array(values[kept], np.float32)
+            self._parts.setdefault(key, []).append(part)
+            self._bytes += part.nbytes
+        self._failed += sorted(failed, key=lambda row: row.index)
+        self._stop = batch.span[1]
+        rows = self._stop - self._start
+        late = time.monotonic() - self._since > SHARD_SECONDS
+        if rows >= self._shard_rows or self._bytes >= SHARD_BYTES or late:
+            self._flush()
+
+    def _finite(
+        self, batch: Computed, arrays: dict[tuple[str, str], NDArray], failed: list[FailedRow]
+    ) -> NDArray | slice:
+        """Return which rows to keep; those that are not finite are refused, or join ``failed``."""
+        bad = {}
+        for (name, field), values in arrays.items():
+            if not np.isfinite(values).all():
+                rows = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
+                bad |= {int(row): f"{field} of pass {name}" for row in rows if row not in bad}
+        if not bad:
+            return slice(None)
+        for row, what in sorted(bad.items()):
+            place = int(batch.index[row])
+            path = self._images.paths[place]
+            reason = f"{path} (image {place} of {self._set}): {what} are not finite."
+            if not self._skip or BASE not in self._passes:
+                raise DataError(reason)
+            failed.append(FailedRow(place, path, reason))
+        return np.setdiff1d(np.arange(len(batch.index)), list(bad))
+
+    def _flush(self) -> None:
+        if self._start is None or self._start == self._stop:
+            return
+        index = np.concatenate(self._index)
+        content = {name: {"index": index} for name in self._passes}
+        for (name, field), parts in self._parts.items():
+            content[name][field] = np.concatenate(parts)
+        if BASE in content:
+            paths = np.array([self._images.paths[i] for i in index], dtype=object)
+            content[BASE] |= {"path": paths, "label": self._images.labels[index]}
+        span = (self._start, self._stop)
+        self._store.add_shards(self._set, content, span, self._failed, self._settings)
+        self._clear(None)

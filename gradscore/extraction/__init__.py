@@ -7,7 +7,7 @@ thread) overlap. Whatever ends it, finished shards stay, and the same call resum
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -60,7 +60,7 @@ def extract(
     p: Sequence[float] = (1.0,),
     temperature: Sequence[float] = (1.0,),
     target: Sequence[str] = ("uniform",),
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Preprocessing | Mapping[str, Any] | None = None,
     weights: str | os.PathLike | None = None,
     batch_size: int | str = 64,
     device: str = "auto",
@@ -88,7 +88,8 @@ def extract(
         p: Orders of the norms.
         temperature: Softmax temperatures.
         target: ``uniform``, ``one-hot`` or both.
-        preprocessing: From pictures to the model's input; by default the model's own.
+        preprocessing: From pictures to the model's input; by default the model's own. A mapping
+            overrides some of its fields.
         weights: Weight file, ``random``, or None for the library's own.
         batch_size: Images at once, or ``auto`` for the largest that pays and fits.
         device: ``auto``, ``cpu`` or ``cuda``.

@@ -73,7 +73,7 @@ class Computer:
         """
         images = images.to(self._device, non_blocking=True)
         observing = (
-            observe_features(self._model, self._head)
+            observe_features(self._model, self._head, len(images))
             if self._base and self._head.closed_form
             else nullcontext()
         )

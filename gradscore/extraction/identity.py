@@ -47,9 +47,11 @@ class Subject:
 def resolve_model(
     model: str | nn.Module,
     weights: str | os.PathLike | None,
-    preprocessing: Preprocessing | None,
+    preprocessing: Preprocessing | Mapping[str, Any] | None,
 ) -> Subject:
     """Return the model behind a spec, or a given one, with its preprocessing.
+
+    A mapping overrides some fields of the model's own preprocessing.
 
     Raises:
         InvalidArgument: If a module comes without preprocessing, or with a weight file.
@@ -66,12 +68,16 @@ def resolve_model(
         network, text = model, None
     else:
         raise InvalidArgument(f"Expected a model's spec or an nn.Module, got {model!r}.")
-    chosen = preprocessing or getattr(network, "preprocessing", None)
+    chosen, overrides = getattr(network, "preprocessing", None), {}
+    if isinstance(preprocessing, Mapping):
+        overrides = preprocessing
+    elif preprocessing is not None:
+        chosen = preprocessing
     if not isinstance(chosen, Preprocessing):
         raise InvalidArgument(f"Expected preprocessing with a module of your own, got {chosen!r}.")
     kind = type(network)
     spec = getattr(network, "spec", None) or f"{kind.__module__}.{kind.__qualname__}"
-    return Subject(network, chosen, spec, text)
+    return Subject(network, chosen.with_overrides(**overrides), spec, text)
 
 
 def describe(

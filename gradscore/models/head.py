@@ -124,7 +124,9 @@ def find_head(model: nn.Module, images: Tensor) -> Head:
 
 
 @contextmanager
-def observe_features(model: nn.Module, head: Head) -> Iterator[Observation]:
+def observe_features(
+    model: nn.Module, head: Head, samples: int | None = None
+) -> Iterator[Observation]:
     """Observe the last layer's input while the context is open, by one hook on that layer.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
@@ -137,6 +139,8 @@ def observe_features(model: nn.Module, head: Head) -> Iterator[Observation]:
     Args:
         model: The classifier whose head it is.
         head: What :func:`find_head` found.
+        samples: Observe only forwards of so many samples; None observes every one. (Recording
+            the uses of parameters may add a forward of one sample.)
 
     Yields:
         An object whose ``features`` are those of the latest forward, ``[batch, in_features]``.
@@ -149,7 +153,8 @@ def observe_features(model: nn.Module, head: Head) -> Iterator[Observation]:
     observation = Observation()
 
     def keep(module: nn.Module, args: tuple, output: Any) -> None:
-        observation._features[:] = [args[0].detach().flatten(1)]
+        if samples is None or len(args[0]) == samples:
+            observation._features[:] = [args[0].detach().flatten(1)]
 
     handle = model.get_submodule(head.module).register_forward_hook(keep)
     try:

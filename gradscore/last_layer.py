@@ -11,11 +11,10 @@ With ``p = 1`` this is the GradNorm score, Eq. 9 of Huang, Geng & Li, "On the Im
 Gradients for Detecting Distributional Shifts in the Wild", NeurIPS 2021.
 """
 
-from collections.abc import Callable, Iterator
-
 import torch
 from torch import Tensor
 
+from gradscore.deviation import block_rows, one_hot_norm, uniform_norm
 from gradscore.errors import InvalidArgument
 from gradscore.norms import check_order, vector_norm
 from gradscore.objective import (
@@ -25,10 +24,8 @@ from gradscore.objective import (
     uniform_deviation,
 )
 
-BLOCK_BYTES = {"cpu": 256 * 1024, "cuda": 256 * 1024 * 1024}
-"""Size of the rows worked on at once: what the nearest cache, or a spare part of memory, holds."""
 
-
+@torch.no_grad()
 def last_layer_score(
     features: Tensor,
     logits: Tensor,
@@ -74,6 +71,7 @@ def last_layer_score(
     return _finite(score, "features and logits")
 
 
+@torch.no_grad()
 def feature_norm(features: Tensor, *, p: float = 1.0) -> Tensor:
     """Return ``U = |x|_p`` of Eq. 9 for each sample.
 
@@ -89,9 +87,20 @@ def feature_norm(features: Tensor, *, p: float = 1.0) -> Tensor:
     """
     p = check_order(p)
     _check_matrix(features, "features [batch, in_features]")
-    return _by_rows(lambda x: vector_norm(x, p, dim=1), features)
+    if torch.compiler.is_compiling():
+        return vector_norm(features, p, dim=1)
+    rows, columns = features.shape
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    step = min(block_rows(columns, dtype, features.device), max(1, rows))
+    work = features.new_empty(step, columns, dtype=dtype)
+    result = features.new_empty(rows, dtype=dtype)
+    for start in range(0, rows, step):
+        x = features[start : start + step].to(dtype)
+        result[start : start + step] = vector_norm(x, p, dim=1, work=work[: len(x)])
+    return result
 
 
+@torch.no_grad()
 def deviation_norm(
     logits: Tensor, *, p: float = 1.0, temperature: float = 1.0, target: str = "uniform"
 ) -> Tensor:
@@ -114,31 +123,14 @@ def deviation_norm(
     """
     p, temperature = check_order(p), check_temperature(temperature)
     _check_matrix(logits, "logits [batch, classes]")
-    if check_target(target) == "uniform":
-        deviation, dtype = uniform_deviation, torch.float64 if p < 1 else torch.float32
-    else:
-        deviation, dtype = one_hot_deviation, torch.float64
-
-    def block_norm(f: Tensor) -> Tensor:
-        f = f.to(torch.promote_types(f.dtype, dtype))
-        return vector_norm(deviation(f, temperature), p, dim=1)
-
-    return _by_rows(block_norm, logits)
-
-
-def _by_rows(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """Apply ``function`` to blocks of rows, so that its temporaries stay small and in cache."""
-    dtype = torch.promote_types(rows.dtype, torch.float32)
-    result = rows.new_empty(len(rows), dtype=dtype)
-    for part in _blocks(rows):
-        result[part] = function(rows[part]).to(dtype)
-    return result
-
-
-def _blocks(rows: Tensor) -> Iterator[slice]:
-    budget = BLOCK_BYTES.get(rows.device.type, BLOCK_BYTES["cpu"])
-    step = max(1, budget // max(1, 4 * rows.shape[1]))
-    return (slice(start, start + step) for start in range(0, len(rows), step))
+    uniform = check_target(target) == "uniform"
+    if torch.compiler.is_compiling():
+        # A graph has no branches on values: one form for all rows, exact in all of them.
+        deviation = uniform_deviation if uniform else one_hot_deviation
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        wide = logits.to(dtype if p >= 1 and uniform else torch.float64)
+        return vector_norm(deviation(wide, temperature), p, dim=1).to(dtype)
+    return (uniform_norm if uniform else one_hot_norm)(logits, p, temperature)
 
 
 def _check_matrix(tensor: Tensor, what: str) -> None:

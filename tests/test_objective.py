@@ -1,0 +1,101 @@
+"""The loss against its definition; its gradient and deviations against autograd in float64."""
+
+import math
+
+import pytest
+import torch
+
+from gradscore.errors import InvalidArgument
+from gradscore.objective import (
+    TARGETS,
+    check_temperature,
+    kl_divergence,
+    logit_gradient,
+    loss,
+    one_hot_deviation,
+    uniform_deviation,
+)
+
+TEMPERATURES = [0.5, 1.0, 2.0, 1024.0]
+
+
+def drawn(*shape, scale=3.0):
+    rng = torch.Generator().manual_seed(0)
+    return torch.randn(*shape, generator=rng, dtype=torch.float64) * scale
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_uniform_loss_is_the_divergence_from_uniform(temperature):
+    f = drawn(5, 7)
+    q = torch.softmax(f / temperature, dim=1)
+    expected = (1 / 7 * (1 / 7 / q).log()).sum(dim=1)
+    torch.testing.assert_close(loss(f, temperature), expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(kl_divergence(f, temperature), expected, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_one_hot_loss_is_the_cross_entropy_to_the_first_largest(temperature):
+    f = torch.tensor([[0.0, 2.0, 2.0], [1.0, 0.0, -3.0]], dtype=torch.float64)
+    expected = torch.nn.functional.cross_entropy(
+        f / temperature, torch.tensor([1, 0]), reduction="none"
+    )
+    torch.testing.assert_close(loss(f, temperature, "one-hot"), expected)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("classes", [1, 2, 10, 1000])
+def test_logit_gradient_equals_autograd(target, temperature, classes):
+    f = drawn(6, classes).requires_grad_()
+    (expected,) = torch.autograd.grad(loss(f, temperature, target).sum(), f)
+    found = logit_gradient(f, temperature, target)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_logit_gradient_comes_back_in_the_type_of_the_logits(dtype):
+    assert logit_gradient(drawn(2, 4).to(dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize("deviation", [uniform_deviation, one_hot_deviation])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 30.0])
+def test_deviations_sum_to_zero(deviation, scale):
+    entries = deviation(drawn(4, 100, scale=scale), 1.0)
+    assert (entries.sum(dim=1).abs() <= 1e-13 * entries.abs().sum(dim=1)).all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1024.0, 1e8])
+def test_uniform_deviation_keeps_its_digits_near_uniform(temperature):
+    f = drawn(4, 10, scale=1e-3)
+    z = f / temperature
+    z = z - z.mean(dim=1, keepdim=True)
+    second_order = z + (z * z - (z * z).mean(dim=1, keepdim=True)) / 2  # of exp z / mean exp z - 1
+    found = uniform_deviation(f, temperature)
+    torch.testing.assert_close(found, second_order, rtol=1e-4, atol=0)
+
+
+def test_one_hot_deviation_of_a_confident_sample_is_not_zero():
+    found = one_hot_deviation(torch.tensor([[90.0, 0.0, 0.0]], dtype=torch.float64), 1.0)
+    e = math.exp(-90)
+    expected = torch.tensor([[-2 * e, e, e]], dtype=torch.float64)
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1e4])
+def test_divergence_keeps_its_digits_near_uniform(temperature):
+    f = drawn(3, 50, scale=1e-3)
+    z = f / temperature
+    half_variance = z.var(dim=1, correction=0) / 2
+    torch.testing.assert_close(kl_divergence(f, temperature), half_variance, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, math.inf, math.nan, "hot", None])
+def test_a_bad_temperature_is_named(temperature):
+    with pytest.raises(InvalidArgument, match="Expected temperature > 0, got "):
+        check_temperature(temperature)
+
+
+@pytest.mark.parametrize("function", [loss, logit_gradient])
+def test_an_unknown_target_lists_the_known(function):
+    with pytest.raises(InvalidArgument, match="Expected target uniform or one-hot, got 'soft'"):
+        function(drawn(2, 3), 1.0, "soft")

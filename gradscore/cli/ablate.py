@@ -1,0 +1,71 @@
+"""``gradscore ablate`` and ``gradscore compare``: the paper's sweeps, and several runs."""
+
+import click
+
+from gradscore.cli.console import notice
+from gradscore.cli.evaluate import show_evaluation, show_rows
+from gradscore.cli.options import (
+    chained,
+    output_option,
+    question_options,
+    quiet_option,
+    run_option,
+)
+from gradscore.cli.questions import ask
+
+KINDS = ("layers", "p", "temperature", "target", "decomposition", "kl")
+plot_option = click.option("--plot", metavar="F.png", help="Draw the figure.")
+written = output_option(".csv, .md, .json, .parquet")
+
+
+@click.command()
+@click.argument("kind", type=click.Choice(KINDS))
+@chained(run_option, written, plot_option, quiet_option)
+@click.option("--set", "sets", metavar="NAME", multiple=True, help="Only these sets.")
+def ablate(kind, run_path, sets, output, plot, quiet) -> None:
+    """Sweep one setting of GradNorm over a run, as the paper does.
+
+    layers: Table 2. p: Figure 4. temperature: Figure 5. target: Figure 3. decomposition into U
+    and V: Table 5. kl against GradNorm: Figure 6.
+    """
+    from gradscore.ablation import ablate as sweep
+    from gradscore.run import RunStore
+    from gradscore.tables import ROW_ENDINGS, check_ending, write_evaluation
+
+    run = RunStore(run_path)
+    if output:
+        check_ending(output, ROW_ENDINGS)
+    evaluation = sweep(run, kind, sets=sets or None)[kind]
+    show_evaluation(evaluation)
+    if output:
+        write_evaluation(output, evaluation)
+        notice(f"Wrote {output}.", quiet=quiet)
+    if plot:
+        from gradscore.plots import plot_ablation
+
+        plot_ablation(kind, run, evaluation, plot)
+        notice(f"Wrote {plot}.", quiet=quiet)
+
+
+@click.command()
+@click.argument("runs", metavar="RUN RUN...", nargs=-1, required=True)
+@chained(question_options, written, plot_option, quiet_option)
+def compare(runs, sets, methods, output, plot, quiet, **options) -> None:
+    """Evaluate several runs side by side, such as one a model (Table 4)."""
+    from gradscore.ablation import compare as side_by_side
+    from gradscore.run import RunStore
+    from gradscore.tables import ROW_ENDINGS, check_ending, write_rows
+
+    if output:
+        check_ending(output, ROW_ENDINGS)
+    questions = ask(RunStore(runs[0]), methods, options, quiet=quiet)
+    rows = side_by_side(runs, questions, sets=sets or None)
+    show_rows(rows, lead=("run", "model"))
+    if output:
+        write_rows(output, rows)
+        notice(f"Wrote {output}.", quiet=quiet)
+    if plot:
+        from gradscore.plots import plot_comparison
+
+        plot_comparison(rows, plot)
+        notice(f"Wrote {plot}.", quiet=quiet)

@@ -1,0 +1,8 @@
+"""``gradscore bench``: throughput beside its physical limit and the peers, on this machine."""
+
+import click
+
+
+@click.group()
+def bench() -> None:
+    """Measure how fast this machine scores, beside its limits and the alternatives."""

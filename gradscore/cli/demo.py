@@ -1,0 +1,52 @@
+"""``gradscore demo``: the whole job on the embedded model and its images."""
+
+from pathlib import Path
+
+import click
+
+from gradscore.cli.console import Progress, notice
+from gradscore.cli.evaluate import show_evaluation
+from gradscore.cli.extract import EMBEDDED
+from gradscore.cli.options import quiet_option
+from gradscore.cli.questions import ask
+
+
+@click.command()
+@click.option(
+    "-o",
+    "--output",
+    metavar="DIR",
+    default="gradscore-demo",
+    show_default=True,
+    help="Where the run and the tables go.",
+)
+@quiet_option
+def demo(output, quiet) -> None:
+    """Extract, score and evaluate the embedded model on its ID and OOD images.
+
+    The model is a small convolutional network for the handwritten digits 0 to 5; the OOD sets are
+    the digits 6 to 9, patches of photographs, and noise.
+    """
+    from gradscore.ablation import ablate
+    from gradscore.evaluation import evaluate_run
+    from gradscore.extraction import extract
+    from gradscore.scores import make_questions
+    from gradscore.scores.answer import iterate_scores
+    from gradscore.tables import write_evaluation, write_scores
+
+    folder = Path(output)
+    run = extract("digits", EMBEDDED, folder / "run", progress=Progress(quiet=quiet))
+    everything = evaluate_run(run, ask(run, (), {}, quiet=quiet))
+    show_evaluation(everything, title="Every method")
+    layers = ablate(run, "layers")["layers"]
+    show_evaluation(layers, title="GradNorm by layers")
+    write_scores(
+        folder / "scores.csv", iterate_scores(run, list(run.sets), make_questions(["gradnorm"]))
+    )
+    write_evaluation(folder / "evaluation.csv", everything)
+    write_evaluation(folder / "layers.csv", layers)
+    notice(
+        f"Wrote {folder}/run, scores.csv, evaluation.csv and layers.csv. "
+        f"Ask it more: gradscore score --run {folder}/run --layers block4",
+        quiet=quiet,
+    )

@@ -1,0 +1,85 @@
+"""``gradscore evaluate``: how well each score tells the run's ID set from its OOD sets."""
+
+import click
+
+from gradscore.cli.console import notice, print_table, wide
+from gradscore.cli.options import (
+    chained,
+    output_option,
+    question_options,
+    quiet_option,
+    run_option,
+)
+from gradscore.cli.questions import ask
+
+WIDTH_WITH_INTERVALS = 132
+FIGURES = (
+    ("AUROC", "auroc"),
+    ("FPR95", "fpr95"),
+    ("AUPR-in", "aupr_in"),
+    ("AUPR-out", "aupr_out"),
+)
+
+
+@click.command()
+@chained(run_option, question_options, output_option(".csv, .md, .json, .parquet"), quiet_option)
+def evaluate(run_path, sets, methods, output, quiet, **options) -> None:
+    """Print ID accuracy, then AUROC, FPR95, AUPR-in and AUPR-out of each method in percent.
+
+    Intervals are 95% bootstrap percentiles. Files hold fractions.
+    """
+    from gradscore.evaluation import evaluate_run
+    from gradscore.run import RunStore
+    from gradscore.tables import ROW_ENDINGS, check_ending, write_evaluation
+
+    run = RunStore(run_path)
+    if output:
+        check_ending(output, ROW_ENDINGS)
+    questions = ask(run, methods, options, quiet=quiet)
+    evaluation = evaluate_run(run, questions, sets=sets or None)
+    show_evaluation(evaluation)
+    if output:
+        write_evaluation(output, evaluation)
+        notice(f"Wrote {output}.", quiet=quiet)
+
+
+def show_evaluation(evaluation, *, title: str = "") -> None:
+    """Print an evaluation: the ID accuracy first, then a row a method and OOD set."""
+    if evaluation.id_accuracy is not None:
+        click.echo(f"ID accuracy {evaluation.id_accuracy:.1%}")
+    show_rows(evaluation.rows, title=title)
+
+
+def show_rows(rows, *, lead: tuple[str, ...] = (), title: str = "") -> None:
+    """Print evaluation rows; settings are shown where they differ between rows."""
+    from gradscore.norms import number_name
+
+    def text(value) -> str:
+        return number_name(value) if isinstance(value, float) else str(value or "")
+
+    settings = [
+        name
+        for name in ("layers", "p", "temperature", "target", "fit", "epsilon", "id")
+        if len({row.get(name) for row in rows if row.get(name) is not None}) > 1
+    ]
+    intervals = wide(WIDTH_WITH_INTERVALS) and any(row["auroc_low"] is not None for row in rows)
+
+    def figure(row, name: str) -> str:
+        value = f"{100 * row[name]:.2f}"
+        if not intervals or row[f"{name}_low"] is None:
+            return value
+        return f"{value} [{100 * row[f'{name}_low']:.1f}, {100 * row[f'{name}_high']:.1f}]"
+
+    words = (*lead, "method", *settings, "ood")
+    print_table(
+        (*words, *(label for label, _ in FIGURES)),
+        [
+            tuple(text(row.get(word)) for word in words)
+            + tuple(figure(row, name) for _, name in FIGURES)
+            for row in rows
+        ],
+        left=len(words),
+        title=title,
+    )
+    if not intervals:
+        click.echo("Percent. A wider terminal, a pipe or -o FILE also shows the 95% intervals.")

@@ -1,0 +1,153 @@
+"""``gradscore extract``: run the model once over the sets, and record what it answered."""
+
+import os
+from pathlib import Path
+
+import click
+
+from gradscore.cli.console import Progress, notice
+from gradscore.cli.options import (
+    ORDER,
+    TARGET,
+    TEMPERATURE,
+    Pair,
+    chained,
+    model_options,
+    preprocessing_options,
+    quiet_option,
+    run_option,
+)
+
+EMBEDDED = {
+    "digits": ("id", "digits:test"),
+    "unseen": ("ood", "digits:unseen"),
+    "photos": ("ood", "digits:photos"),
+    "noise": ("ood", "digits:noise"),
+}
+"""The sets of the embedded default: digits 0-5 against digits 6-9, photographs and noise."""
+
+
+class BatchSize(click.ParamType):
+    """A number of images, or ``auto``."""
+
+    name = "N|auto"
+
+    def convert(self, value, param, ctx):
+        """Return the number, or ``auto``, or fail."""
+        if value == "auto" or isinstance(value, int):
+            return value
+        if not value.isdecimal() or int(value) < 1:
+            self.fail(f"expected a positive number or auto, got {value!r}.", param, ctx)
+        return int(value)
+
+
+@click.command()
+@chained(model_options, run_option)
+@click.option("--id", "ids", metavar="NAME=PATH", type=Pair("PATH"), multiple=True, help="ID set.")
+@click.option(
+    "--ood", "oods", metavar="NAME=PATH", type=Pair("PATH"), multiple=True, help="OOD set."
+)
+@click.option(
+    "--data", "data", metavar="NAME=PATH", type=Pair("PATH"), multiple=True, help="Another set."
+)
+@click.option(
+    "--layers",
+    metavar="L",
+    multiple=True,
+    help="Parameters whose norms are recorded: all (default), last (forward only), a group, a "
+    "glob.",
+)
+@click.option("-p", "p", metavar="P", type=ORDER, multiple=True, help="Order, repeatable.")
+@click.option(
+    "-T", "--temperature", metavar="T", type=TEMPERATURE, multiple=True, help="Repeatable."
+)
+@click.option("--target", type=TARGET, multiple=True, help="Repeatable.")
+@click.option(
+    "--blocks", metavar="NAME=PATTERN", type=Pair("PATTERN"), multiple=True, help="Name a group."
+)
+@preprocessing_options
+@click.option("--batch-size", type=BatchSize(), default=64, show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]))
+@click.option("--workers", metavar="N", type=click.IntRange(0), help="Decoding processes.")
+@click.option("--limit", metavar="N", type=click.IntRange(1), help="First N images of each set.")
+@click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", show_default=True)
+@click.option("--gradients", type=click.Choice(["rules", "vmap", "reference"]), default="rules")
+@quiet_option
+def extract(model, weights, run_path, ids, oods, data, quiet, **how) -> None:
+    """Run the model over image sets and record features, logits and gradient norms.
+
+    Interrupted at any moment, the same command resumes. A further set, order, temperature or
+    target adds to the run; without --model and sets, those of the run are meant, and where there
+    is no run the embedded model and its sets.
+
+    PATH: a folder of images, a list (.csv, .parquet, .txt, or LIST@ROOT), .npz, .tar,
+    torchvision:DATASET:SPLIT.
+    """
+    from gradscore.extraction import extract as record
+
+    known = _existing(run_path)
+    sets = {name: ("id", path) for name, path in ids}
+    sets |= {name: ("ood", path) for name, path in oods}
+    sets |= {name: (None, path) for name, path in data}
+    if len(sets) < len(ids) + len(oods) + len(data):
+        raise click.UsageError("Expected a different name for each set.")
+    if model is None and known is not None:
+        model, weights = known.model, weights or known.weights
+    if not sets and known is not None and model == known.model:
+        sets = {entry.name: (entry.role, entry.source) for entry in known.sets.values()}
+    if not sets and model not in (None, "digits"):
+        raise click.UsageError("Expected at least one set: --id, --ood or --data NAME=PATH.")
+    store = record(
+        model or "digits",
+        sets or EMBEDDED,
+        run_path,
+        weights=weights,
+        progress=Progress(quiet=quiet),
+        **_settings(known, **how),
+    )
+    _report(store, list(sets or EMBEDDED), quiet)
+
+
+def _existing(run_path: str):
+    """Return what the run says, or None where there is no run yet."""
+    if not Path(run_path, "run.json").exists():
+        return None
+    from gradscore.run import RunStore
+
+    return RunStore(run_path).info
+
+
+def _settings(known, **how) -> dict:
+    """Return the arguments of the extraction; what is not given comes from the run, if any."""
+    from gradscore.models.preprocessing import Preprocessing
+
+    names = ("resize", "crop", "mean", "std", "interpolation")
+    overrides = {name: how.pop(name) for name in names}
+    if known is not None:
+        recorded = Preprocessing.from_dict(known.preprocessing)
+        how["preprocessing"] = recorded.with_overrides(**overrides)
+        how["precision"] = how["precision"] or known.precision
+    else:
+        how["preprocessing"] = overrides
+        how["precision"] = how["precision"] or "float32"
+    defaults = {"layers": ("all",), "p": (1.0,), "temperature": (1.0,), "target": ("uniform",)}
+    for name, default in defaults.items():
+        how[name] = how[name] or default
+    how["blocks"] = dict(how["blocks"])
+    if how["workers"] is None:
+        how["workers"] = min(4, (os.cpu_count() or 1) - 1)
+    return how
+
+
+def _report(store, sets: list[str], quiet: bool) -> None:
+    for name in sets:
+        entry = store.sets[name]
+        if entry.notice:
+            notice(f"{name}: {entry.notice}", quiet=quiet)
+        if entry.failed:
+            notice(f"{name}: {len(entry.failed)} images skipped:")
+        for row in entry.failed:
+            notice(f"  {row.path}: {row.reason}")
+    images = sum(store.sets[name].recorded() for name in sets)
+    notice(f"{store.path}: {images:,} images in {len(sets)} sets recorded.", quiet=quiet)

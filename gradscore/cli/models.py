@@ -1,0 +1,26 @@
+"""What the commands that take a model share: building it, and images to try it on."""
+
+from typing import Any
+
+
+def load(spec: str | None, weights: str | None, overrides: dict[str, Any]) -> Any:
+    """Return the model of ``spec`` (the embedded one by default) with overridden preprocessing."""
+    from gradscore.models import create_model
+
+    model = create_model(spec or "digits", weights)
+    model.preprocessing = model.preprocessing.with_overrides(**overrides)
+    return model
+
+
+def noise(model: Any, count: int) -> Any:
+    """Return ``count`` images of uniform noise as the model takes them, from a fixed seed."""
+    import numpy as np
+    import torch
+
+    prepare = model.preprocessing
+    side = prepare.crop or prepare.resize or 224
+    height, width = side if isinstance(side, tuple) else (side, side)
+    shape = (height, width) if prepare.mode == "L" else (height, width, 3)
+    rng = np.random.default_rng(0)
+    pictures = (rng.integers(0, 256, shape, dtype=np.uint8) for _ in range(count))
+    return torch.stack([prepare(picture) for picture in pictures])

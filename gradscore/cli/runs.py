@@ -1,0 +1,61 @@
+"""``gradscore run``: look into a run, and verify it."""
+
+import click
+
+from gradscore.cli.console import print_table
+
+
+@click.group()
+def run() -> None:
+    """Inspect a run, and verify every byte of it."""
+
+
+@run.command()
+@click.argument("path", metavar="[DIR]", default="gradscore-run")
+def info(path) -> None:
+    """Show what a run holds: its model, its sets, and the questions it recorded."""
+    from gradscore.run import BASE, RunStore
+
+    store = RunStore(path)
+    about = store.info
+    facts = {
+        "model": about.model,
+        "weights": f"{about.weights or 'the library’s own'}, SHA-256 {about.weights_sha256[:16]}...",
+        "preprocessing": ", ".join(f"{k} {v}" for k, v in about.preprocessing.items()),
+        "precision": about.precision,
+        "features, classes": f"{about.features}, {about.classes}",
+        "last layer": ", ".join(about.head.weights)
+        + ("" if about.head.closed_form else f" (no closed form: {about.head.reason})"),
+        "groups": ", ".join(about.groups),
+        "versions": ", ".join(f"{k} {v}" for k, v in about.versions.items()),
+    }
+    print_table(("", path), list(facts.items()), left=2)
+    rows = []
+    for entry in about.sets.values():
+        for name in (BASE, *(name for name in entry.passes if name != BASE)):
+            rows.append(
+                (
+                    entry.name,
+                    entry.role or "",
+                    name,
+                    f"{entry.done(name):,} of {entry.rows:,}",
+                    str(len(entry.failed)),
+                    entry.source,
+                )
+            )
+    print_table(("set", "role", "pass", "images", "failed", "source"), rows, left=3)
+
+
+@run.command()
+@click.argument("path", metavar="[DIR]", default="gradscore-run")
+def check(path) -> None:
+    """Verify every checksum and row range of a run; exit with 1 if anything is wrong."""
+    from gradscore.run import RunStore
+    from gradscore.run import check as find_problems
+
+    problems = find_problems(path)
+    if problems:
+        print_table(("file", "problem"), problems, left=2)
+        raise click.exceptions.Exit(1)
+    shards = sum(len(s) for e in RunStore(path).sets.values() for s in e.passes.values())
+    click.echo(f"{path}: sound; {shards} shards verified.")

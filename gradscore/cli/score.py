@@ -1,0 +1,64 @@
+"""``gradscore score``: one row an image."""
+
+import click
+
+from gradscore.cli.console import notice, print_table
+from gradscore.cli.options import (
+    chained,
+    output_option,
+    question_options,
+    quiet_option,
+    run_option,
+)
+
+SHOWN = 5
+
+
+@click.command()
+@chained(run_option, question_options, output_option(".csv, .parquet"), quiet_option)
+def score(run_path, sets, methods, output, quiet, **options) -> None:
+    """Score every image of a run; higher means more in-distribution.
+
+    Without -o a summary of each set and its first images are shown.
+    """
+    from gradscore.run import RunStore
+    from gradscore.scores import make_questions
+    from gradscore.scores.answer import iterate_scores
+    from gradscore.tables import SCORE_ENDINGS, check_ending, write_scores
+
+    run = RunStore(run_path)
+    if output:
+        check_ending(output, SCORE_ENDINGS)
+    questions = make_questions(methods or ("gradnorm",), **options)
+    blocks = iterate_scores(run, sets or list(run.sets), questions)
+    if output:
+        count = write_scores(output, blocks)
+        notice(f"Wrote the scores of {count:,} images to {output}.", quiet=quiet)
+    else:
+        _show(blocks)
+
+
+def _show(blocks) -> None:
+    """Print each set's median and quartiles, then its first images."""
+    import numpy as np
+
+    first, columns = {}, {}
+    for block in blocks:
+        first.setdefault(block.set, block)
+        for name, values in block.columns.items():
+            columns.setdefault((block.set, name), []).append(values)
+    rows = []
+    for (set_name, method), parts in columns.items():
+        values = np.concatenate(parts)
+        quartiles = np.quantile(values, [0.25, 0.5, 0.75])
+        rows.append((set_name, method, f"{len(values):,}", *(f"{q:.6g}" for q in quartiles)))
+    print_table(("set", "score", "images", "25%", "median", "75%"), rows, left=2)
+    names = list(next(iter(first.values())).columns) if first else []
+    rows = [
+        (set_name, str(block.path[k]), str(block.label[k]), str(block.predicted[k]))
+        + tuple(f"{block.columns[name][k]:.6g}" for name in names)
+        for set_name, block in first.items()
+        for k in range(min(SHOWN, len(block)))
+    ]
+    print_table(("set", "path", "label", "predicted", *names), rows, left=2)
+    click.echo("Higher = in-distribution. Write every image with -o FILE.csv or .parquet.")

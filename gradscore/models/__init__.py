@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from gradscore.errors import GradScoreError, ModelError
-from gradscore.models import cifar, libraries
+from gradscore.models import cifar, digits, libraries
 from gradscore.models.spec import ModelSpec
 from gradscore.models.weights import fit_weights, load_weights
 
@@ -14,6 +14,7 @@ RANDOM = "random"
 SEED = 0
 
 FAMILIES = {
+    "digits": digits.build,
     "cifar": cifar.build,
     "timm": libraries.build_timm,
     "torchvision": libraries.build_torchvision,

@@ -18,7 +18,7 @@ plot_option = click.option("--plot", metavar="F.png", help="Draw the figure.")
 written = output_option(".csv, .md, .json, .parquet")
 
 
-@click.command()
+@click.command(short_help="Sweep one setting of GradNorm, as the paper does.")
 @click.argument("kind", type=click.Choice(KINDS))
 @chained(run_option, written, plot_option, quiet_option)
 @click.option("--set", "sets", metavar="NAME", multiple=True, help="Only these sets.")
@@ -47,7 +47,7 @@ def ablate(kind, run_path, sets, output, plot, quiet) -> None:
         notice(f"Wrote {plot}.", quiet=quiet)
 
 
-@click.command()
+@click.command(short_help="Evaluate several runs side by side.")
 @click.argument("runs", metavar="RUN RUN...", nargs=-1, required=True)
 @chained(question_options, written, plot_option, quiet_option)
 def compare(runs, sets, methods, output, plot, quiet, **options) -> None:

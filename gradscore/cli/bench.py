@@ -3,6 +3,6 @@
 import click
 
 
-@click.group()
+@click.group(short_help="Measure throughput beside limits and peers.")
 def bench() -> None:
     """Measure how fast this machine scores, beside its limits and the alternatives."""

@@ -11,7 +11,7 @@ from gradscore.cli.options import quiet_option
 from gradscore.cli.questions import ask
 
 
-@click.command()
+@click.command(short_help="Run the whole job on an embedded example.")
 @click.option(
     "-o",
     "--output",

@@ -13,15 +13,10 @@ from gradscore.cli.options import (
 from gradscore.cli.questions import ask
 
 WIDTH_WITH_INTERVALS = 132
-FIGURES = (
-    ("AUROC", "auroc"),
-    ("FPR95", "fpr95"),
-    ("AUPR-in", "aupr_in"),
-    ("AUPR-out", "aupr_out"),
-)
+FIGURES = {"AUROC": "auroc", "FPR95": "fpr95", "AUPR-in": "aupr_in", "AUPR-out": "aupr_out"}
 
 
-@click.command()
+@click.command(short_help="Print how well each score tells ID from OOD.")
 @chained(run_option, question_options, output_option(".csv, .md, .json, .parquet"), quiet_option)
 def evaluate(run_path, sets, methods, output, quiet, **options) -> None:
     """Print ID accuracy, then AUROC, FPR95, AUPR-in and AUPR-out of each method in percent.
@@ -72,10 +67,10 @@ def show_rows(rows, *, lead: tuple[str, ...] = (), title: str = "") -> None:
 
     words = (*lead, "method", *settings, "ood")
     print_table(
-        (*words, *(label for label, _ in FIGURES)),
+        (*words, *FIGURES),
         [
             tuple(text(row.get(word)) for word in words)
-            + tuple(figure(row, name) for _, name in FIGURES)
+            + tuple(figure(row, name) for name in FIGURES.values())
             for row in rows
         ],
         left=len(words),

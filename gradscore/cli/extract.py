@@ -41,7 +41,7 @@ class BatchSize(click.ParamType):
         return int(value)
 
 
-@click.command()
+@click.command(short_help="Run a model over image sets, record the answers.")
 @chained(model_options, run_option)
 @click.option("--id", "ids", metavar="NAME=PATH", type=Pair("PATH"), multiple=True, help="ID set.")
 @click.option(

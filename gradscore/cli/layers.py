@@ -9,7 +9,7 @@ from gradscore.cli.models import load, noise
 from gradscore.cli.options import Pair, chained, model_options, preprocessing_options
 
 
-@click.command()
+@click.command(short_help="Show a model's parameter groups and rules.")
 @chained(model_options, preprocessing_options)
 @click.option(
     "--blocks", metavar="NAME=PATTERN", type=Pair("PATTERN"), multiple=True, help="Name a group."

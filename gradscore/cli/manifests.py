@@ -7,7 +7,7 @@ import click
 from gradscore.cli.console import print_table
 
 
-@click.group()
+@click.group(short_help="Build and check lists of a benchmark's images.")
 def manifest() -> None:
     """Build and check lists of images with SHA-256, from a benchmark declared in a file."""
 

@@ -1,4 +1,4 @@
-"""From the options of ``score``, ``evaluate`` and ``compare`` to questions that a run can answer."""
+"""From the options of the commands to questions that a run can answer."""
 
 from collections.abc import Sequence
 from typing import Any

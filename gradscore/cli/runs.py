@@ -5,7 +5,7 @@ import click
 from gradscore.cli.console import print_table
 
 
-@click.group()
+@click.group(short_help="Inspect and verify a run.")
 def run() -> None:
     """Inspect a run, and verify every byte of it."""
 
@@ -20,7 +20,8 @@ def info(path) -> None:
     about = store.info
     facts = {
         "model": about.model,
-        "weights": f"{about.weights or 'the library’s own'}, SHA-256 {about.weights_sha256[:16]}...",
+        "weights": about.weights or "pretrained, of the library",
+        "weights' SHA-256": about.weights_sha256,
         "preprocessing": ", ".join(f"{k} {v}" for k, v in about.preprocessing.items()),
         "precision": about.precision,
         "features, classes": f"{about.features}, {about.classes}",

@@ -14,7 +14,7 @@ from gradscore.cli.options import (
 SHOWN = 5
 
 
-@click.command()
+@click.command(short_help="Score every image of a run.")
 @chained(run_option, question_options, output_option(".csv, .parquet"), quiet_option)
 def score(run_path, sets, methods, output, quiet, **options) -> None:
     """Score every image of a run; higher means more in-distribution.
@@ -55,8 +55,11 @@ def _show(blocks) -> None:
     print_table(("set", "score", "images", "25%", "median", "75%"), rows, left=2)
     names = list(next(iter(first.values())).columns) if first else []
     rows = [
-        (set_name, str(block.path[k]), str(block.label[k]), str(block.predicted[k]))
-        + tuple(f"{block.columns[name][k]:.6g}" for name in names)
+        (
+            set_name,
+            *(str(values[k]) for values in (block.path, block.label, block.predicted)),
+            *(f"{block.columns[name][k]:.6g}" for name in names),
+        )
         for set_name, block in first.items()
         for k in range(min(SHOWN, len(block)))
     ]

@@ -15,7 +15,7 @@ from gradscore.cli.options import (
 )
 
 
-@click.command()
+@click.command(short_help="Hold the gradient norms to autograd.")
 @chained(model_options, preprocessing_options)
 @click.option("--data", metavar="PATH", help="Images to verify on. Default: noise.")
 @click.option("--layers", metavar="L", default="all", show_default=True, help="Parameters.")

@@ -77,6 +77,10 @@ class _Decoded(Dataset):
         return tensor
 
 
+def _unchanged(batch: Batch) -> Batch:
+    return batch
+
+
 def load_batches(
     images: ImageSet,
     preprocessing: Callable[[Any], Tensor],
@@ -102,6 +106,7 @@ def load_batches(
         _Decoded(images, preprocessing, shape, skipped),
         batch_size=None,
         sampler=spans,
+        collate_fn=_unchanged,
         num_workers=workers,
         pin_memory=pin_memory,
     )

@@ -109,6 +109,8 @@ def _mapped(path: Path, member: str) -> NDArray | None:
                 return None
             shape, column_major, dtype = read_header(file)
             header = file.tell()
+            if dtype.hasobject:
+                return None
     with open(path, "rb") as file:
         # The lengths of the name and the extra field in the member's own header (which may differ
         # from the directory's) stand at its bytes 26 to 30, the content follows them.

@@ -1,0 +1,108 @@
+"""A classifier with its GradNorm score, as one module."""
+
+import torch
+from torch import Tensor, nn
+
+from gradscore.last_layer import last_layer_score
+from gradscore.models.head import Head, find_head, observe_features
+from gradscore.norms import check_order, vector_norm
+from gradscore.objective import check_target, check_temperature, logit_gradient
+from gradscore.uses import check_eval_mode
+
+
+class GradNorm(nn.Module):
+    """Score each image by the gradient norm of a wrapped classifier; larger means more ID.
+
+    For the last layer the score comes from one forward in closed form, at the price of the forward
+    itself. For other layers one backward of the batch is added. The model is left as it is: it
+    gets no hook beyond the call, and works frozen, in ``no_grad`` and in ``inference_mode``.
+
+    Args:
+        model: A classifier in eval mode, ``images -> logits [batch, classes]``.
+        layers: Parameters whose gradient is scored: ``last``, another group such as ``block4``
+            or ``all``, or a glob over parameter names.
+        p: Order of the norm, positive.
+        temperature: Softmax temperature ``T``, positive.
+        target: ``uniform``, or ``one-hot`` for minus the norm of the predicted class's gradient.
+
+    Raises:
+        InvalidArgument: If a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        layers: str = "last",
+        p: float = 1.0,
+        temperature: float = 1.0,
+        target: str = "uniform",
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.layers = layers
+        self.p = check_order(p)
+        self.temperature = check_temperature(temperature)
+        self.target = check_target(target)
+        self._head: Head | None = None
+        self._names: tuple[str, ...] | None = None
+        self.training = model.training
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the scores of ``images [batch, ...]``, shape ``[batch]``.
+
+        Raises:
+            ModelError: If a layer is in train mode, or the model cannot be scored so.
+            InvalidArgument: If features or logits are not finite.
+        """
+        return self.logits_and_scores(images)[1]
+
+    def logits_and_scores(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits ``[batch, classes]`` and scores ``[batch]`` from one forward.
+
+        Raises:
+            ModelError: If a layer is in train mode, or the model cannot be scored so.
+            InvalidArgument: If features or logits are not finite.
+        """
+        check_eval_mode(self.model)
+        if not len(images):
+            logits = self.model(images)
+            return logits, logits.new_zeros(0, dtype=torch.float32)
+        if self._head is None:
+            self._head = find_head(self.model, images[:2])
+        if self.layers == "last" and self._head.closed_form:
+            return self._closed_form(images, self._head)
+        return self._by_rules(images, self._head)
+
+    def extra_repr(self) -> str:
+        """Return the settings."""
+        return (
+            f"layers={self.layers!r}, p={self.p:g}, temperature={self.temperature:g}, "
+            f"target={self.target!r}"
+        )
+
+    def _closed_form(self, images: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+        with observe_features(self.model, head) as observed:
+            logits = self.model(images)
+        with torch.no_grad():
+            scores = last_layer_score(
+                observed.features.detach(),
+                logits.detach().flatten(1),
+                p=self.p,
+                temperature=self.temperature,
+                target=self.target,
+            )
+        return logits, scores
+
+    def _by_rules(self, images: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+        from gradscore.engine import record
+        from gradscore.models.groups import parameter_groups, select
+
+        if self._names is None:
+            known = [name for name, _ in self.model.named_parameters()]
+            self._names = select(known, parameter_groups(self.model, head), self.layers)
+        recording = record(self.model, images, self._names)
+        cotangent = logit_gradient(recording.logits, self.temperature, self.target)
+        (norms,) = recording.norms(cotangent, (self.p,), last=True)
+        score = vector_norm(norms, self.p)
+        return recording.logits, score if self.target == "uniform" else -score

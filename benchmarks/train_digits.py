@@ -34,7 +34,8 @@ def shifted(images: Tensor) -> Tensor:
     dark = (0 - PREPROCESSING.mean[0]) / PREPROCESSING.std[0]
     padded = pad(images, (1, 1, 1, 1), value=dark)
     corners = torch.randint(0, 3, (len(images), 2)).tolist()
-    return torch.stack([x[:, i : i + 8, j : j + 8] for x, (i, j) in zip(padded, corners)])
+    moved = zip(padded, corners, strict=True)
+    return torch.stack([x[:, i : i + 8, j : j + 8] for x, (i, j) in moved])
 
 
 def train() -> DigitsNet:

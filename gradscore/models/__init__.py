@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from gradscore.errors import GradScoreError, ModelError
-from gradscore.models import cifar, digits, libraries
+from gradscore.models import bit, cifar, digits, libraries
 from gradscore.models.spec import ModelSpec
 from gradscore.models.weights import fit_weights, load_weights
 
@@ -16,12 +16,16 @@ SEED = 0
 FAMILIES = {
     "digits": digits.build,
     "cifar": cifar.build,
+    "bit": bit.build,
     "timm": libraries.build_timm,
     "torchvision": libraries.build_torchvision,
     "python": libraries.build_python,
 }
-"""What each family of specs is built by: ``(name, arguments, pretrained)`` to model and
+"""What builds the models of each family: ``(name, arguments, pretrained)`` to the model and its
 preprocessing."""
+
+RENAMED = {"bit": bit.renamed}
+"""What turns the names in a family's weight files into its models' own, where they differ."""
 
 
 def create_model(spec: str, weights: str | Path | None = None) -> nn.Module:
@@ -55,7 +59,8 @@ def create_model(spec: str, weights: str | Path | None = None) -> nn.Module:
         except TypeError as error:  # an argument that the family's own class does not take
             raise ModelError(f"Cannot build {spec}. {error}") from error
     if weights is not None and str(weights) != RANDOM:
-        fit_weights(model, load_weights(weights), str(weights))
+        rename = RENAMED.get(parsed.family, dict)
+        fit_weights(model, rename(load_weights(weights)), str(weights))
     model = model.float().eval()
     model.preprocessing = preprocessing
     model.spec = str(parsed)

@@ -59,6 +59,9 @@ def _numbered(path: str, module: nn.Module, names: list[str]) -> list[Unit]:
         if match and match[1]:
             numbers = families.setdefault(match[1], {})
             numbers.setdefault(int(match[2]), []).append(_join(path, name))
+    for family, numbers in families.items():
+        if family in module._modules:  # `repeat` comes before `repeat_1`
+            numbers[-1] = [_join(path, family)]
     rows = [
         [tuple(numbers[number]) for number in sorted(numbers)]
         for numbers in families.values()

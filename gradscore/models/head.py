@@ -18,6 +18,8 @@ from torch.nn.functional import linear
 from gradscore.errors import ModelError
 
 LINEAR_LIKE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+REASONS = 2
+"""How many of the layers nearest to the logits are told why they are not the head."""
 TRAINED = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
 
@@ -120,7 +122,7 @@ def find_head(model: nn.Module, images: Tensor) -> Head:
     if not reasons:
         reasons = [f"no Linear or 1x1 convolution with {logits.shape[1]} outputs was used"]
     weights = _last_weights(model, calls, logits.shape[1])
-    return Head(None, weights, None, False, "; ".join(dict.fromkeys(reasons)))
+    return Head(None, weights, None, False, "; ".join(reasons[:REASONS]))
 
 
 @contextmanager

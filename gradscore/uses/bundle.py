@@ -130,7 +130,8 @@ class Bundle:
         for start in range(0, len(logits), step):
             part = slice(start, min(start + step, len(logits)))
             for name, gradient in self._gradients(arrived, grads, part).items():
-                rows = gradient.abs().flatten(1) if gradient.is_complex() else gradient.flatten(1)
+                rows = gradient.reshape(len(gradient), -1)
+                rows = rows.abs() if rows.is_complex() else rows
                 norms[name].append(torch.stack([vector_norm(rows, p) for p in orders], dim=1))
         return {name: torch.cat(parts) for name, parts in norms.items() if parts}
 

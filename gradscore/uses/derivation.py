@@ -3,25 +3,28 @@
 How such a tensor was made is known to autograd, since the recorder let its calls run as they are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 
-def leaves_below(roots: Sequence[Node | None]) -> list[Tensor]:
-    """Return the tensors at which a graph ends, each once."""
-    pending, seen, leaves = [node for node in roots if node is not None], set(), []
+def nodes_below(roots: Sequence[Node | None]) -> Iterator[Node]:
+    """Yield the nodes of a graph, each once, however deep it is."""
+    pending, seen = [node for node in roots if node is not None], set()
     while pending:
         node = pending.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if (variable := getattr(node, "variable", None)) is not None:
-            leaves.append(variable)
-        pending.extend(following for following, _ in node.next_functions if following is not None)
-    return leaves
+        if node not in seen:
+            seen.add(node)
+            yield node
+            pending.extend(next_ for next_, _ in node.next_functions if next_ is not None)
+
+
+def leaves_below(roots: Sequence[Node | None]) -> list[Tensor]:
+    """Return the tensors at which a graph ends, each once."""
+    found = (getattr(node, "variable", None) for node in nodes_below(roots))
+    return [leaf for leaf in found if leaf is not None]
 
 
 def pull_back(

@@ -83,8 +83,8 @@ def proved_layout(use: Use, other: Use, batch: int, other_batch: int) -> UseLayo
     """
     owned = {slot for slot, _ in use.operands}
     others = dict(other.arguments.tensors())
-    arguments: dict[Slot, Layout] = {}
-    adjacent = True
+    places: dict[Slot, tuple[int, int]] = {}
+    told: set[bool] = set()
     for slot, tensor in use.arguments.tensors():
         if slot not in others:
             return None
@@ -94,13 +94,13 @@ def proved_layout(use: Use, other: Use, batch: int, other_batch: int) -> UseLayo
         place = _place(tensor.shape, twin.shape, batch, other_batch)
         if place is None or slot in owned:
             return None
-        axis, rows = place
-        if rows > 1 and not tensor.is_meta:
-            found = _adjacent(tensor, twin, place, batch, other_batch)
-            if found is None:
-                return None
-            adjacent = found
-        arguments[slot] = Layout(axis, rows, adjacent)
+        places[slot] = place
+        if place[1] > 1 and not tensor.is_meta:
+            told |= _adjacent(tensor, twin, place, batch, other_batch)
+    if len(told) > 1 or (not told and any(rows > 1 for _, rows in places.values())):
+        return None
+    adjacent = False not in told
+    arguments = {slot: Layout(*place, adjacent) for slot, place in places.items()}
     outputs = []
     for shape, twin_shape in zip(use.output_shapes, other.output_shapes, strict=True):
         place = _place(shape, twin_shape, batch, other_batch)
@@ -126,17 +126,14 @@ def _place(
 
 def _adjacent(
     tensor: Tensor, twin: Tensor, place: tuple[int, int], batch: int, other: int
-) -> bool | None:
-    """Say how the rows of the first sample stand, by their values in both forwards."""
+) -> set[bool]:
+    """Return how the first sample's rows stand by their values, nothing if these do not tell."""
     axis, rows = place
     x, y = tensor.movedim(axis, 0), twin.movedim(axis, 0)
-    errors = [
-        float((a - b).abs().max()) for a, b in ((x[:rows], y[:rows]), (x[::batch], y[::other]))
-    ]
     small = 1e-3 * float(x.abs().max())
-    if min(errors) > small or max(errors) <= small:
-        return None
-    return errors[0] < errors[1]
+    orders = {True: (x[:rows], y[:rows]), False: (x[::batch], y[::other])}
+    alike = {order for order, (a, b) in orders.items() if float((a - b).abs().max()) <= small}
+    return alike if len(alike) == 1 else set()
 
 
 def same_uses(uses: Sequence[Use], others: Sequence[Use]) -> bool:

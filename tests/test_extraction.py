@@ -2,6 +2,7 @@
 
 import errno
 import os
+from itertools import product
 
 import numpy as np
 import pytest
@@ -97,20 +98,21 @@ def test_norms_are_those_of_autograd(tmp_path, gradients):
     model = make_model()
     orders, temperatures, targets = (0.5, 1, 2, float("inf")), (1, 3.5), ("uniform", "one-hot")
     how = {"p": orders, "temperature": temperatures, "target": targets, "gradients": gradients}
-    store = extract(model, DIGITS, tmp_path, **how, **SMALL)
-    assert len(store.info.passes) == 16
+    store = extract(model, DIGITS, tmp_path, limit=6, batch_size=4, **how)
     rows = recorded(tmp_path)
-    double, images = make_model().double(), images_of(model, 20).double()
-    for (target, temperature, p), entry in store.norm_passes.items():
-        expected = backward_norms(
-            double,
-            images,
-            differentiable_parameters(double),
-            lambda logits, T=temperature, t=target: logit_gradient(logits, T, t),
-            (p,),
-        )[0]
-        got = torch.from_numpy(rows[entry.name]).double()
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-8)
+    double, images = make_model().double(), images_of(model, 6).double()
+    parameters = differentiable_parameters(double)
+    for target, temperature in product(targets, temperatures):
+
+        def objective(logits, target=target, temperature=temperature):
+            return logit_gradient(logits, temperature, target)
+
+        expected = backward_norms(double, images, parameters, objective, orders)
+        for p, norms in zip(orders, expected, strict=True):
+            got = torch.from_numpy(rows[store.norm_passes[target, temperature, p].name])
+            torch.testing.assert_close(got.double(), norms, rtol=1e-4, atol=1e-8)
+    assert len(store.info.passes) == 16
+    for entry in store.info.passes.values():
         assert list(entry.rules) == list(entry.parameters) == list(store.info.parameters)
     assert "norms-one-hot-T3.5-pinf" in store.info.passes
     assert check(tmp_path) == []
@@ -335,6 +337,13 @@ def test_workers_and_shards_change_nothing(tmp_path):
     assert same(recorded(tmp_path / "one"), recorded(tmp_path / "two"))
     settings = RunStore(tmp_path / "two").sets["digits"].passes["base"][0].settings
     assert settings == {"device": "cpu", "batch_size": 8, "workers": 2}
+
+
+def test_fields_of_the_preprocessing_can_be_overridden(tmp_path):
+    how = {"preprocessing": {"mean": 0.25, "crop": None}, "layers": "last"}
+    store = extract(make_model(), DIGITS, tmp_path, **how, **SMALL)
+    assert store.info.preprocessing["mean"] == [0.25]
+    assert store.info.preprocessing["std"] == [0.5]
 
 
 def test_the_batch_size_is_found_once_and_kept(tmp_path, monkeypatch):

@@ -1,0 +1,146 @@
+"""How close extraction comes to its limit: the bare forward over the same loader.
+
+Both are run in turn, several times, over the same images (random ones, held in an .npz, so that
+decoding costs as little as it can and the model's share is largest). Each figure runs from the
+first batch asked for to the last row safely on disk; setting up is left out of both.
+"""
+
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from gradscore.data import batch_spans, load_batches, open_set
+from gradscore.extraction import extract
+from gradscore.models import create_model
+
+MODELS = ("cifar:resnet20", "timm:mobilenetv2_100")
+SIDES = {"cifar": 32}
+DEFAULT_SIDE = 224
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """One comparison.
+
+    Attributes:
+        extract: Images a second of extraction, median of the repeats.
+        bare: Images a second of ``for x in loader: model(x)``, median of the repeats.
+        fraction: Their ratio, median over the pairs of neighbouring runs.
+        lowest: Its lowest value.
+        highest: Its highest.
+    """
+
+    model: str
+    layers: str
+    images: int
+    batch_size: int
+    workers: int
+    repeats: int
+    extract: float
+    bare: float
+    fraction: float
+    lowest: float
+    highest: float
+    device: str
+    torch: str
+
+
+class _Clock:
+    """Takes the time between start and finish, as extraction tells its progress."""
+
+    def start(self, total: int, description: str) -> None:
+        self._began = time.perf_counter()
+
+    def advance(self, n: int) -> None: ...
+
+    def finish(self) -> None:
+        self.seconds = time.perf_counter() - self._began
+
+
+def measure(
+    models: Sequence[str] = MODELS,
+    *,
+    images: int = 2000,
+    layers: str = "last",
+    batch_size: int = 64,
+    workers: int = 0,
+    repeats: int = 5,
+    device: str = "auto",
+) -> Iterator[Throughput]:
+    """Yield one comparison for each model, with random weights.
+
+    Args:
+        models: Specs.
+        images: Number of images.
+        layers: What extraction records; ``last`` is forward-only.
+        batch_size: Images at once.
+        workers: Decoding processes.
+        repeats: Pairs of runs, after one to warm up.
+        device: ``auto``, ``cpu`` or ``cuda``.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    for spec in models:
+        model = create_model(spec, "random").to(device)
+        side = SIDES.get(spec.partition(":")[0], DEFAULT_SIDE)
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "images.npz")
+            shape = (images, side, side, 3)
+            np.savez(source, images=np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+            how = {"batch_size": batch_size, "workers": workers}
+            pairs = []
+            for number in range(repeats + 1):
+                bare = _bare_seconds(model, source, device, **how)
+                clock = _Clock()
+                run = Path(folder, f"run-{number}")
+                sets = {"random": (None, source)}
+                extract(model, sets, run, layers=layers, device=device, progress=clock, **how)
+                pairs.append((bare, clock.seconds))
+        ratios = [bare / ours for bare, ours in pairs[1:]]
+        yield Throughput(
+            spec,
+            layers,
+            images,
+            batch_size,
+            workers,
+            repeats,
+            round(images / statistics.median(ours for _, ours in pairs[1:]), 1),
+            round(images / statistics.median(bare for bare, _ in pairs[1:]), 1),
+            round(statistics.median(ratios), 3),
+            round(min(ratios), 3),
+            round(max(ratios), 3),
+            torch.cuda.get_device_name() if device == "cuda" else _processor(),
+            torch.__version__,
+        )
+
+
+def _bare_seconds(
+    model: nn.Module, source: Path, device: str, *, batch_size: int, workers: int
+) -> float:
+    images = open_set(source)
+    loader = load_batches(
+        images,
+        model.preprocessing,
+        batch_spans(0, len(images), batch_size),
+        workers=workers,
+        pin_memory=device == "cuda",
+    )
+    began = time.perf_counter()
+    with torch.inference_mode():
+        for batch in loader:
+            model(batch.images.to(device, non_blocking=True))
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def _processor() -> str:
+    return f"{platform.machine()}, {torch.get_num_threads()} threads"

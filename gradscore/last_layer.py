@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gradscore.deviation import block_rows, one_hot_norm, uniform_norm
 from gradscore.errors import InvalidArgument
+from gradscore.kernels import use_triton
 from gradscore.norms import check_order, vector_norm
 from gradscore.objective import (
     check_target,
@@ -33,6 +34,7 @@ def last_layer_score(
     p: float = 1.0,
     temperature: float = 1.0,
     target: str = "uniform",
+    backend: str = "auto",
 ) -> Tensor:
     """Return each sample's score from the last layer's weight gradient; larger means more ID.
 
@@ -48,27 +50,37 @@ def last_layer_score(
             paper's Fig. 4, though below 1 the result is no norm.
         temperature: Softmax temperature ``T``, positive and without unit.
         target: ``uniform`` or ``one-hot``.
+        backend: ``torch``, ``triton`` (CUDA, up to float32), or ``auto``: triton where it runs.
 
     Returns:
-        Scores in nats per unit of weight, shape ``[batch]``, in float64 if the inputs are,
-        otherwise in float32 (half precision overflows when summing ``|x|``).
+        Scores in nats per unit of weight, shape ``[batch]``, without gradient, in float64 if the
+        inputs are, otherwise in float32 (half precision overflows when summing ``|x|``).
 
     Raises:
         InvalidArgument: If the shapes disagree, ``temperature`` or ``p`` is not positive,
-            ``target`` is unknown, or a row of the inputs is not finite.
+            ``target`` or ``backend`` is unknown, triton cannot serve the inputs, or a row of the
+            inputs is not finite. A logit of minus infinity is a class of probability zero.
     """
     if features.ndim != 2 or logits.ndim != 2 or len(features) != len(logits):
         raise InvalidArgument(
             "Expected features [batch, in_features] and logits [batch, classes], "
             f"got {list(features.shape)} and {list(logits.shape)}."
         )
+    if not torch.compiler.is_compiling() and use_triton(backend, features, logits):
+        from gradscore.kernels.launch import from_logits
+
+        check_matrix(features, "features [batch, in_features]")
+        check_matrix(logits, "logits [batch, classes]")
+        how = {"p": check_order(p), "temperature": check_temperature(temperature)}
+        score = from_logits(features, logits, **how, target=check_target(target))["score"]
+        return check_finite(score, "features and logits")
     u = feature_norm(features, p=p)
     v = deviation_norm(logits, p=p, temperature=temperature, target=target)
     if target == "uniform":
         score = u * v / (logits.shape[1] * temperature)
     else:
         score = -(u * v) / temperature
-    return _finite(score, "features and logits")
+    return check_finite(score, "features and logits")
 
 
 @torch.no_grad()
@@ -86,7 +98,7 @@ def feature_norm(features: Tensor, *, p: float = 1.0) -> Tensor:
         InvalidArgument: If ``features`` is not a matrix or ``p`` is not positive.
     """
     p = check_order(p)
-    _check_matrix(features, "features [batch, in_features]")
+    check_matrix(features, "features [batch, in_features]")
     if torch.compiler.is_compiling():
         return vector_norm(features, p, dim=1)
     rows, columns = features.shape
@@ -122,7 +134,7 @@ def deviation_norm(
             or ``target`` is unknown.
     """
     p, temperature = check_order(p), check_temperature(temperature)
-    _check_matrix(logits, "logits [batch, classes]")
+    check_matrix(logits, "logits [batch, classes]")
     uniform = check_target(target) == "uniform"
     if torch.compiler.is_compiling():
         # A graph has no branches on values: one form for all rows, exact in all of them.
@@ -133,12 +145,22 @@ def deviation_norm(
     return (uniform_norm if uniform else one_hot_norm)(logits, p, temperature)
 
 
-def _check_matrix(tensor: Tensor, what: str) -> None:
+def check_matrix(tensor: Tensor, what: str) -> None:
+    """Raise unless ``tensor`` is a floating-point matrix with at least one column.
+
+    Raises:
+        InvalidArgument: Naming ``what`` was expected.
+    """
     if tensor.ndim != 2 or tensor.shape[1] == 0 or not tensor.is_floating_point():
         raise InvalidArgument(f"Expected {what}, got {tensor.dtype} {list(tensor.shape)}.")
 
 
-def _finite(score: Tensor, inputs: str) -> Tensor:
+def check_finite(score: Tensor, inputs: str) -> Tensor:
+    """Return ``score [batch]``, or raise naming its first row that is not finite.
+
+    Raises:
+        InvalidArgument: Naming the ``inputs`` to be looked at, and the row.
+    """
     if not torch.compiler.is_compiling():
         bad = (~score.isfinite()).nonzero()
         if len(bad):

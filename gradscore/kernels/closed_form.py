@@ -1,0 +1,267 @@
+"""The closed form over tiles of rows: one kernel, whose logits come from memory or from the head.
+
+The logits of a program's rows pass by twice, tile by tile: once for the largest and the sum of
+exponentials, kept online, once for the norm of the deviations. The digit rule is that of
+:mod:`gradscore.deviation`: float32 first, float64 for the rows that need it.
+
+Read from memory, the second pass finds the logits in cache, so that every input is read once. Made
+from features and weight, they are never written, but multiplied twice: that pays where the inner
+dimension is small against the bytes saved, see :mod:`gradscore.linear_head`.
+"""
+
+import triton
+import triton.language as tl
+
+from gradscore.kernels.powers import INFINITE, OTHER, gather, positive, power, root
+
+
+@triton.jit
+def closed_form_kernel(
+    features,
+    feature_row,
+    feature_column,
+    logits,
+    logit_row,
+    logit_column,
+    weight,
+    weight_row,
+    weight_column,
+    bias,
+    score,
+    feature_norm,
+    deviation_norm,
+    predicted,
+    max_logit,
+    energy,
+    rows,
+    in_features,
+    classes,
+    p,
+    temperature,
+    near,
+    KIND: tl.constexpr,
+    ONE_HOT: tl.constexpr,
+    TYPE: tl.constexpr,
+    FROM_HEAD: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    ROWS: tl.constexpr,
+    FEATURE_BLOCK: tl.constexpr,
+    CLASS_BLOCK: tl.constexpr,
+):
+    """Store what is asked of ``ROWS`` rows; logits from memory or, ``FROM_HEAD``, made here."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    live = row < rows
+    # Rows past the end repeat the last one: no special values to carry, and nothing is stored.
+    row = tl.minimum(row, rows - 1)
+    x = features + row[:, None] * feature_row
+    if FROM_HEAD:
+        source = (x, feature_column, weight, weight_row, weight_column, bias, in_features)
+    else:
+        source = (logits + row[:, None] * logit_row, logit_column)
+
+    u = norm_of_rows(x, feature_column, in_features, p, KIND, TYPE, ROWS, FEATURE_BLOCK)
+    top, low, others, first = online_softmax(
+        source, classes, temperature, TYPE, FROM_HEAD, HAS_BIAS, ROWS, FEATURE_BLOCK, CLASS_BLOCK
+    )
+    v, measure = deviation_of_rows(
+        source, classes, temperature, top, low, others, p, KIND, ONE_HOT, TYPE, FROM_HEAD,
+        HAS_BIAS, ROWS, FEATURE_BLOCK, CLASS_BLOCK,
+    )  # fmt: skip
+    if TYPE == tl.float32:  # noqa: SIM300
+        again = measure <= near
+        if tl.max(again.to(tl.int32), axis=0) > 0:
+            top64, low64, others64, _ = online_softmax(
+                source, classes, temperature, tl.float64, FROM_HEAD, HAS_BIAS, ROWS,
+                FEATURE_BLOCK, CLASS_BLOCK,
+            )  # fmt: skip
+            v64, _ = deviation_of_rows(
+                source, classes, temperature, top64, low64, others64, p, KIND, ONE_HOT,
+                tl.float64, FROM_HEAD, HAS_BIAS, ROWS, FEATURE_BLOCK, CLASS_BLOCK,
+            )  # fmt: skip
+            v = tl.where(again, v64.to(tl.float32), v)
+    # Comparisons and maxima drop a NaN or an infinity among the logits.
+    v = tl.where((others == others) & (top < float("inf")), v, float("nan"))
+
+    s = u * v / temperature
+    s = -s if ONE_HOT else s / classes
+    tl.store(score + row, s.to(tl.float32), mask=live)
+    tl.store(feature_norm + row, u.to(tl.float32), mask=live)
+    tl.store(deviation_norm + row, v.to(tl.float32), mask=live)
+    if FROM_HEAD:
+        tl.store(predicted + row, first, mask=live)
+        tl.store(max_logit + row, top.to(tl.float32), mask=live)
+        value = top + temperature * tl.log(1 + others)
+        tl.store(energy + row, value.to(tl.float32), mask=live)
+
+
+@triton.jit
+def norm_of_rows(
+    x,
+    stride,
+    columns,
+    p,
+    KIND: tl.constexpr,
+    TYPE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Return the L_p norm of rows at addresses ``x [ROWS, 1]``; NaN where an entry is NaN."""
+    scale = tl.full([ROWS], 1.0, TYPE)
+    broken = tl.zeros([ROWS], tl.int32)
+    if KIND == OTHER or KIND == INFINITE:  # noqa: SIM109
+        scale = tl.zeros([ROWS], TYPE)
+        for start in range(0, columns, BLOCK):
+            column = start + tl.arange(0, BLOCK)[None, :]
+            entry = tl.load(x + column.to(tl.int64) * stride, column < columns, other=0.0)
+            scale = tl.maximum(scale, tl.max(tl.abs(entry.to(TYPE)), axis=1))
+            broken += tl.sum((entry != entry).to(tl.int32), axis=1)
+    norm = scale
+    if KIND != INFINITE:
+        scale = positive(scale)
+        total = tl.zeros([ROWS], TYPE)
+        for start in range(0, columns, BLOCK):
+            column = start + tl.arange(0, BLOCK)[None, :]
+            entry = tl.load(x + column.to(tl.int64) * stride, column < columns, other=0.0)
+            total = gather(total, power(tl.abs(entry.to(TYPE)) / scale[:, None], p, KIND), KIND)
+        norm = root(total, p, KIND) * scale
+    return tl.where(broken > 0, float("nan"), norm).to(TYPE)
+
+
+@triton.jit
+def logit_tile(
+    source,
+    column,
+    classes,
+    TYPE: tl.constexpr,
+    FROM_HEAD: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    ROWS: tl.constexpr,
+    FEATURE_BLOCK: tl.constexpr,
+    CLASS_BLOCK: tl.constexpr,
+):
+    """Return logits ``[ROWS, CLASS_BLOCK]`` of classes ``column``; minus infinity past them."""
+    inside = column < classes
+    if FROM_HEAD:
+        x, x_column, weight, weight_row, weight_column, bias, in_features = source
+        w = weight + column[None, :].to(tl.int64) * weight_row
+        tile = tl.zeros([ROWS, CLASS_BLOCK], tl.float32)
+        for start in range(0, in_features, FEATURE_BLOCK):
+            inner = start + tl.arange(0, FEATURE_BLOCK)
+            left = tl.load(
+                x + inner[None, :].to(tl.int64) * x_column, inner[None, :] < in_features, other=0.0
+            )
+            right = tl.load(
+                w + inner[:, None].to(tl.int64) * weight_column,
+                (inner[:, None] < in_features) & inside[None, :],
+                other=0.0,
+            )
+            tile = tl.dot(left, right, tile, input_precision="ieee")
+        if HAS_BIAS:
+            tile += tl.load(bias + column, inside, other=0.0).to(tl.float32)[None, :]
+        tile = tl.where(inside[None, :], tile, -float("inf"))
+    else:
+        f, f_column = source
+        tile = tl.load(
+            f + column[None, :].to(tl.int64) * f_column, inside[None, :], other=-float("inf")
+        )
+    return tile.to(TYPE)
+
+
+@triton.jit
+def online_softmax(
+    source,
+    classes,
+    temperature,
+    TYPE: tl.constexpr,
+    FROM_HEAD: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    ROWS: tl.constexpr,
+    FEATURE_BLOCK: tl.constexpr,
+    CLASS_BLOCK: tl.constexpr,
+):
+    """Return each row's largest and smallest logit, the others' sum and the first largest class.
+
+    The others' sum is that of ``exp((f_j - max)/T)`` over all but one largest logit. It is kept
+    apart from the 1 of the largest, in which it would drown on a confident row.
+    """
+    top = tl.full([ROWS], -1e30, TYPE)
+    low = tl.full([ROWS], 1e30, TYPE)
+    others = tl.zeros([ROWS], TYPE)
+    first = tl.zeros([ROWS], tl.int64)
+    for start in range(0, classes, CLASS_BLOCK):
+        column = start + tl.arange(0, CLASS_BLOCK)
+        f = logit_tile(
+            source, column, classes, TYPE, FROM_HEAD, HAS_BIAS, ROWS, FEATURE_BLOCK, CLASS_BLOCK
+        )
+        low = tl.minimum(low, tl.min(tl.where(column[None, :] < classes, f, 1e30), axis=1))
+        highest = tl.max(f, axis=1)
+        raised = highest > top
+        first = tl.where(raised, start + tl.argmax(f, axis=1), first).to(tl.int64)
+        higher = tl.maximum(top, highest)
+        equal = f == higher[:, None]
+        e = tl.where(equal, 0.0, tl.exp((f - higher[:, None]) / temperature)).to(TYPE)
+        added = tl.sum(e, axis=1)
+        count = tl.sum(equal.to(TYPE), axis=1)
+        lowered = (others + 1) * tl.exp((top - higher) / temperature)
+        others = tl.where(raised, lowered + (count - 1) + added, others + count + added).to(TYPE)
+        top = higher
+    return top, low, others, first
+
+
+@triton.jit
+def deviation_of_rows(
+    source,
+    classes,
+    temperature,
+    top,
+    low,
+    others,
+    p,
+    KIND: tl.constexpr,
+    ONE_HOT: tl.constexpr,
+    TYPE: tl.constexpr,
+    FROM_HEAD: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    ROWS: tl.constexpr,
+    FEATURE_BLOCK: tl.constexpr,
+    CLASS_BLOCK: tl.constexpr,
+):
+    """Return ``V``, and what tells whether ``TYPE`` held enough digits for it."""
+    mean = (1 + others) / classes
+    share = others / (1 + others)
+    if ONE_HOT:
+        unit = positive(others)
+    elif KIND == OTHER:
+        lowest = tl.exp((low - top) / temperature)
+        unit = positive(tl.maximum(1 / mean - 1, 1 - lowest / mean))
+    else:
+        unit = tl.full([ROWS], 1.0, TYPE)
+    total = tl.zeros([ROWS], TYPE)
+    largest = tl.zeros([ROWS], tl.int32)
+    for start in range(0, classes, CLASS_BLOCK):
+        column = start + tl.arange(0, CLASS_BLOCK)
+        f = logit_tile(
+            source, column, classes, TYPE, FROM_HEAD, HAS_BIAS, ROWS, FEATURE_BLOCK, CLASS_BLOCK
+        )
+        e = tl.exp((f - top[:, None]) / temperature)
+        if ONE_HOT:
+            equal = f == top[:, None]
+            largest += tl.sum(equal.to(tl.int32), axis=1)
+            magnitude = tl.where(equal, 0.0, e)
+        else:
+            magnitude = tl.where(column[None, :] < classes, tl.abs(e / mean[:, None] - 1), 0.0)
+        total = gather(total, power(magnitude.to(TYPE) / unit[:, None], p, KIND), KIND)
+
+    if ONE_HOT:
+        # In units of the others' sum the entry at y is 1; each further largest logit is 1/others.
+        tied = power(1 / tl.maximum(others, 1.0), p, KIND)
+        if KIND == INFINITE:
+            total = tl.maximum(total, 1.0)
+        else:
+            total = total + 1 + tl.maximum(largest - 1, 0).to(TYPE) * tied
+        norm = root(total, p, KIND) * share
+        measure = share
+    else:
+        norm = root(total, p, KIND) * unit
+        measure = norm
+    return norm.to(TYPE), measure

@@ -1,0 +1,147 @@
+"""The Triton kernels, interpreted on the CPU, against the torch path."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+CASES = """
+import itertools, math, sys, warnings
+warnings.simplefilter("error")
+import torch
+from torch.nn.functional import linear
+from gradscore.last_layer import deviation_norm, feature_norm, last_layer_score
+from gradscore.linear_head import head_outputs
+
+def rows(shape, scale, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale
+
+def agree(found, expected, rtol, case):
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=0, msg=lambda m: f"{case}: {m}")
+
+def from_logits(shape, dtype, orders, temperatures, scales=(0.01, 1.0, 20.0)):
+    batch, in_features, classes = shape
+    for target, scale in itertools.product(("uniform", "one-hot"), scales):
+        x = rows((batch, in_features), 1, 1).to(dtype)
+        f = rows((batch, classes), scale, 2).to(dtype)
+        f[0, :2] = f[0].max()
+        f[-1, -1] = -math.inf
+        for p, temperature in itertools.product(orders, temperatures):
+            how = {"p": p, "temperature": temperature, "target": target}
+            expected = last_layer_score(x, f, **how, backend="torch")
+            found = last_layer_score(x, f, **how, backend="triton")
+            agree(found, expected, 2e-5, (shape, dtype, scale, how))
+
+def from_head(shape, dtype, orders, temperatures, with_bias=True):
+    batch, in_features, classes = shape
+    x, w = rows((batch, in_features), 1, 1).to(dtype), rows((classes, in_features), 1, 2).to(dtype)
+    b = rows((classes,), 1, 3).to(dtype) if with_bias else None
+    for target, p, temperature in itertools.product(("uniform", "one-hot"), orders, temperatures):
+        how = {"p": p, "temperature": temperature, "target": target}
+        expected = head_outputs(x, w, b, **how, backend="torch")
+        found = head_outputs(x, w, b, **how, backend="triton")
+        for name in expected._fields:
+            agree(getattr(found, name), getattr(expected, name), 5e-5, (shape, how, name))
+"""
+
+ORDERS = "(0.5, 1.0, 2.0, 3.0, math.inf)"
+CHECKS = {
+    "small": f"from_logits((5, 7, 4), torch.float32, {ORDERS}, (1.0, 1024.0))",
+    "one-class": "from_logits((2, 3, 2), torch.float32, (1.0, 0.3), (0.5,))",
+    "several-tiles": f"from_logits((2, 5000, 9001), torch.float32, {ORDERS}, (1.0,), (1.0,))",
+    "several-programs": "from_logits((70, 64, 10), torch.float32, (1.0,), (2.0,))",
+    "half": "from_logits((3, 40, 33), torch.float16, (1.0, 2.0), (1.0, 32.0))",
+    "bfloat16": "from_logits((3, 40, 33), torch.bfloat16, (1.0, 2.0), (1.0, 32.0))",
+    "head": f"from_head((5, 70, 33), torch.float32, {ORDERS}, (1.0, 32.0))",
+    "head-several-tiles": "from_head((66, 40, 200), torch.float32, (1.0,), (1.0,))",
+    "head-without-bias": "from_head((3, 16, 10), torch.float32, (1.0,), (1.0,), False)",
+    "strides": """
+x, f = rows((8, 6, 2), 1)[:, :, 0], rows((20, 8), 1).t()
+agree(last_layer_score(x, f, backend="triton"), last_layer_score(x, f), 2e-5, "strides")
+""",
+    "empty": """
+assert last_layer_score(torch.zeros(0, 3), torch.zeros(0, 4), backend="triton").shape == (0,)
+""",
+    "auto-on-cpu-is-torch": """
+x, f = rows((4, 6), 1), rows((4, 5), 1)
+assert torch.equal(last_layer_score(x, f), last_layer_score(x, f, backend="torch"))
+""",
+    "not-finite": """
+from gradscore.errors import InvalidArgument
+warnings.simplefilter("ignore")
+for bad in (math.nan, math.inf):
+    for p, target, broken in itertools.product((1.0, 3.0, math.inf), ("uniform", "one-hot"), "xf"):
+        x, f = rows((5, 6), 1), rows((5, 4), 1)
+        (x if broken == "x" else f)[3, 2] = bad
+        try:
+            last_layer_score(x, f, p=p, target=target, backend="triton")
+        except InvalidArgument as error:
+            assert "in row 3" in str(error), error
+        else:
+            raise AssertionError((bad, p, target, broken))
+""",
+}
+
+
+def run(code, **environment):
+    """Run ``code`` where triton, if imported, was told in time whether to interpret."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS.keys())
+def test_interpreted_kernels_equal_torch(check):
+    done = run(CASES + check, TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_wrong_kernel_would_be_found():
+    wrong = "import gradscore.kernels.launch as l\nl.kind_of = lambda p: 1\n"
+    done = run(CASES + wrong + CHECKS["several-programs"], TRITON_INTERPRET="1")
+    assert "AssertionError" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("backend='triton'", "it runs on CUDA, got a tensor on cpu"),
+        ("backend='cuda'", "Expected backend auto, torch, triton, got 'cuda'"),
+    ],
+)
+def test_a_backend_that_cannot_serve_is_refused(arguments, message):
+    code = f"last_layer_score(rows((2, 3), 1), rows((2, 4), 1), {arguments})"
+    done = run(CASES + code, TRITON_INTERPRET="0")
+    assert message in done.stderr.splitlines()[-1]
+
+
+def test_float64_is_refused_by_triton():
+    code = "last_layer_score(torch.ones(2, 3), torch.ones(2, 4).double(), backend='triton')"
+    done = run(CASES + code, TRITON_INTERPRET="1")
+    assert "it takes float16, bfloat16 and float32, got torch.float64" in done.stderr
+
+
+def test_no_triton_is_loaded_where_torch_serves():
+    code = "last_layer_score(rows((2, 3), 1), rows((2, 4), 1))\nassert 'triton' not in sys.modules"
+    done = run(CASES + code, TRITON_INTERPRET="0")
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", sorted(CHECKS))
+def test_compiled_kernels_equal_torch(name):
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    on_device = "torch.set_default_device('cuda')\n"
+    cases = CASES.replace("torch.Generator()", "torch.Generator('cuda')")
+    done = run(cases + on_device + CHECKS[name], TRITON_INTERPRET="0")
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -29,7 +29,7 @@ RESULTS = Path(__file__).parent / "results" / "families.csv"
 TABLE = Path(__file__).parent / "families.txt"
 ORDERS = (1.0, 2.0)
 TOLERANCE = 1e-8
-IMAGE_SIZES = (64, 96, 128, 160, 192, 224, 256, 299, 384, 512)
+IMAGE_SIZES = (64, 96, 128, 160, 192, 224, 240, 256, 299, 384, 512)
 NOISE = 1e-12
 """Below this share of the whole norm a block's gradient is rounding noise, in both methods."""
 

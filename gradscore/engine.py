@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from gradscore.errors import InvalidArgument
+from gradscore.models.groups import ModelGroups
 from gradscore.norms import check_order
 from gradscore.objective import check_target, check_temperature, logit_gradient
 from gradscore.reference import (
     GradientNorms,
     backward_norms,
-    choose,
     differentiable_parameters,
 )
+from gradscore.selection import select
 from gradscore.uses import (
     Bundle,
     Forward,
@@ -66,8 +67,8 @@ def gradient_norms(
     check_images(images)
     check_eval_mode(model)
     parameters = tuple(differentiable_parameters(model))
-    groups = _groups(model, images, layers)
-    names = choose(parameters, layers, groups)
+    groups = ModelGroups(model, images)
+    names = select(parameters, groups, layers)
     if not len(images):
         dtype = torch.promote_types(images.dtype, torch.float32)
         empty = images.new_zeros(0, len(names), dtype=dtype)
@@ -76,22 +77,6 @@ def gradient_norms(
     cotangent = logit_gradient(recording.logits, temperature, target)
     norms = recording.norms(cotangent, (p,), last=True)
     return GradientNorms(names, norms[0], p, recording.rules, groups)
-
-
-def _groups(
-    model: nn.Module, images: Tensor, layers: str | Sequence[str]
-) -> Mapping[str, Sequence[str]]:
-    """Return the model's groups where the answer may need them: finding them costs a forward."""
-    if not isinstance(layers, str) or layers == "all":
-        return {}
-    try:
-        choose(tuple(differentiable_parameters(model)), layers, {})
-    except InvalidArgument:
-        from gradscore.models.groups import parameter_groups
-        from gradscore.models.head import find_head
-
-        return parameter_groups(model, find_head(model, images[:2]))
-    return {}
 
 
 def record(model: nn.Module, images: Tensor, names: Sequence[str]) -> "Recording":

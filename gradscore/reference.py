@@ -4,15 +4,15 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from gradscore.errors import InvalidArgument, ModelError
+from gradscore.errors import ModelError
 from gradscore.norms import check_order, combine_norms, vector_norm
 from gradscore.objective import check_target, check_temperature, logit_gradient
+from gradscore.selection import select
 from gradscore.uses import check_eval_mode, check_images
 from gradscore.uses.derivation import nodes_below
 from gradscore.uses.forward import requiring_grad
@@ -38,7 +38,7 @@ class GradientNorms:
     norms: Tensor
     p: float
     rules: Mapping[str, str]
-    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)
 
     def group(self, layers: str) -> Tensor:
         """Return the norm of the gradient with respect to several tensors together.
@@ -52,36 +52,9 @@ class GradientNorms:
         Raises:
             InvalidArgument: If nothing of that name was asked for.
         """
-        chosen = set(choose(self.parameters, layers, self.groups))
+        chosen = set(select(self.parameters, self.groups, layers))
         columns = [i for i, name in enumerate(self.parameters) if name in chosen]
         return combine_norms(self.norms[:, columns].unbind(dim=1), self.p)
-
-
-def choose(
-    names: Sequence[str], layers: str | Sequence[str], groups: Mapping[str, Sequence[str]]
-) -> tuple[str, ...]:
-    """Return those of ``names`` that a group, a comma list of globs, or a list of names means.
-
-    Raises:
-        InvalidArgument: If an entry means none of them.
-    """
-    entries = layers.split(",") if isinstance(layers, str) else list(layers)
-    chosen: set[str] = set()
-    for entry in (entry.strip() for entry in entries):
-        if entry in groups:
-            found = set(groups[entry]) & set(names)
-        elif entry == "all":
-            found = set(names)
-        else:
-            found = {name for name in names if name == entry or fnmatchcase(name, entry)}
-        if not found and not (entry == "all" and not names):
-            known = ", ".join([*groups, *([] if "all" in groups else ["all"])])
-            raise InvalidArgument(
-                f"Expected layers among the groups {known} or a pattern over the "
-                f"{len(names)} parameter names, got {entry!r}, which is none of them."
-            )
-        chosen |= found
-    return tuple(name for name in names if name in chosen)
 
 
 def differentiable_parameters(model: nn.Module) -> dict[str, Tensor]:
@@ -213,7 +186,7 @@ def _ask(
     check_target(target)
     check_images(images)
     parameters = differentiable_parameters(model)
-    names = choose(tuple(parameters), layers, {})
+    names = select(tuple(parameters), {}, layers)
     selected = {name: parameters[name] for name in names}
     norms = method(model, images, selected, lambda f: logit_gradient(f, temperature, target), (p,))
     return GradientNorms(names, norms[0], p, dict.fromkeys(names, rule))

@@ -1,0 +1,112 @@
+"""Hold the rules, and the closed form where it is valid, to one backward a sample."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gradscore.engine import gradient_norms
+from gradscore.last_layer import last_layer_score
+from gradscore.models.head import Head, find_head, observe_features
+from gradscore.norms import vector_norm
+from gradscore.reference import one_backward_a_sample
+
+NOISE = 1e-12
+"""Share of a sample's whole norm below which a tensor's gradient is rounding noise, in any method:
+that of a key bias before a softmax is zero on paper and never quite zero in a computer."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far gradient norms are from autograd's.
+
+    Attributes:
+        errors: Largest relative error over samples, by parameter name. Norms below ``1e-12``
+            of the sample's whole norm are held to that share of it instead.
+        rules: What served each parameter, by name.
+        total_error: Relative error of the norm over all parameters.
+        closed_form_error: Relative error of the last layer's closed form, or ``None`` where it
+            does not hold for this model.
+        closed_form_reason: Why it does not, empty if it does.
+    """
+
+    errors: Mapping[str, float]
+    rules: Mapping[str, str]
+    total_error: float
+    closed_form_error: float | None
+    closed_form_reason: str
+
+    @property
+    def max_relative_error(self) -> float:
+        """The worst of all: parameters, whole and closed form."""
+        return max(*self.errors.values(), self.total_error, self.closed_form_error or 0.0)
+
+    @property
+    def worst(self) -> str:
+        """Name of the parameter with the largest error."""
+        return max(self.errors, key=self.errors.__getitem__)
+
+
+def verify(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    layers: str | Sequence[str] = "all",
+    p: float = 1.0,
+    temperature: float = 1.0,
+    target: str = "uniform",
+    dtype: torch.dtype = torch.float64,
+) -> Verification:
+    """Compare gradient norms with those of one backward a sample.
+
+    Args:
+        model: A classifier in eval mode; a copy of it is brought to ``dtype``.
+        images: Its input, shape ``[batch, ...]``, at least one sample.
+        layers: What :func:`gradscore.gradient_norms` takes.
+        p: Order of the norm, positive.
+        temperature: Softmax temperature, positive.
+        target: ``uniform`` or ``one-hot``.
+        dtype: Precision to compare in.
+
+    Returns:
+        The errors, and what served each parameter.
+
+    Raises:
+        InvalidArgument: If a setting is outside its range.
+        ModelError: If the model is in train mode, or its output is not a matrix of logits.
+    """
+    how = {"p": p, "temperature": temperature, "target": target}
+    model, images = deepcopy(model).to(dtype), images.to(dtype)
+    got = gradient_norms(model, images, layers=layers, **how)
+    expected = one_backward_a_sample(model, images, layers=got.parameters, **how)
+    whole = vector_norm(expected.norms, p)
+    floor = NOISE * whole.unsqueeze(1)
+    errors = _relative(got.norms, expected.norms, floor).amax(dim=0).tolist()
+    head = find_head(model, images)
+    return Verification(
+        errors=dict(zip(got.parameters, errors, strict=True)),
+        rules=got.rules,
+        total_error=float(_relative(vector_norm(got.norms, p), whole, NOISE * whole).max()),
+        closed_form_error=_closed_form_error(model, images, head, how)
+        if head.closed_form
+        else None,
+        closed_form_reason=head.reason,
+    )
+
+
+def _closed_form_error(
+    model: nn.Module, images: Tensor, head: Head, how: dict[str, object]
+) -> float:
+    with torch.no_grad(), observe_features(model, head) as observed:
+        logits = model(images)
+    got = last_layer_score(observed.features, logits, **how).abs()
+    expected = one_backward_a_sample(model, images, layers=head.weights, **how).norms[:, 0]
+    return float(_relative(got, expected, torch.zeros_like(expected)).max())
+
+
+def _relative(got: Tensor, expected: Tensor, floor: Tensor) -> Tensor:
+    """Return relative errors; where both are zero there is none."""
+    difference = (got - expected).abs()
+    return torch.where(difference == 0, 0, difference / torch.maximum(expected, floor))

@@ -96,7 +96,8 @@ class GradNorm(nn.Module):
 
     def _by_rules(self, images: Tensor, head: Head) -> tuple[Tensor, Tensor]:
         from gradscore.engine import record
-        from gradscore.models.groups import parameter_groups, select
+        from gradscore.models.groups import parameter_groups
+        from gradscore.selection import select
 
         if self._names is None:
             known = [name for name, _ in self.model.named_parameters()]

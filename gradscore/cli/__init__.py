@@ -74,4 +74,4 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         code = 1
-    sys.exit(code)
+    sys.exit(code or 0)

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 
 from gradscore.extraction.identity import require_equal
-from gradscore.models.groups import select
 from gradscore.norms import check_order
 from gradscore.objective import check_target, check_temperature
 from gradscore.run import BASE, PassInfo, RunInfo, SetInfo, norms_name
+from gradscore.selection import select
 
 
 def norm_passes(

@@ -4,15 +4,14 @@ Every parameter belongs to exactly one of stem, the blocks, neck and ``last``, b
 the last layer: as in the paper it is in none of them, and only in ``all``.
 """
 
-import difflib
-from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Iterator, Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from gradscore.errors import InvalidArgument
 from gradscore.models.blocks import find_blocks, is_below
-from gradscore.models.head import Head
+from gradscore.models.head import Head, find_head
+from gradscore.selection import select
 
 FIXED = ("last", "all")
 """Groups that keep their meaning: no override redefines them."""
@@ -48,55 +47,47 @@ def parameter_groups(
     home = _homes(names, find_blocks(model, biases.union(head.weights)))
     home |= dict.fromkeys(head.weights, "last")
     home = {name: group for name, group in home.items() if name not in biases}
-    home = _overridden(names, home, overrides or {})
+    overrides = overrides or {}
+    home = _overridden(names, home, overrides)
     blocks = sorted({group for group in home.values() if group.startswith("block")}, key=_depth)
-    others = [group for group in dict.fromkeys(home.values()) if group not in blocks]
-    before = [group for group in others if group == "stem"]
-    after = [group for group in ("neck", "last") if group in others]
-    middle = [group for group in others if group not in before + after]
+    order = dict.fromkeys(("stem", *blocks, *overrides, "neck", "last"))
     groups = {
         group: tuple(name for name in names if home.get(name) == group)
-        for group in (*before, *blocks, *middle, *after)
+        for group in order
+        if group in home.values()
     }
     return groups | {"all": tuple(names)}
 
 
-def select(
-    names: Sequence[str], groups: Mapping[str, Sequence[str]], layers: str | Sequence[str]
-) -> tuple[str, ...]:
-    """Return the parameters that a choice of layers names.
+class ModelGroups(Mapping[str, tuple[str, ...]]):
+    """A model's groups, found when first asked for: finding the last layer costs a forward.
 
     Args:
-        names: The model's parameters, in its order.
-        groups: What :func:`parameter_groups` found.
-        layers: A group, a parameter, a module (all that is below it) or a glob over parameter
-            names; or several, in a sequence or joined by commas.
-
-    Returns:
-        The chosen names, each once, in the model's order.
-
-    Raises:
-        InvalidArgument: If nothing is chosen, or an item matches nothing.
+        model: Any network.
+        images: A batch of its input, of which two samples are used.
     """
-    chosen: set[str] = set()
-    items = _items(layers)
-    for item in items:
-        found = groups.get(item) or [
-            name
-            for name in names
-            if name == item or name.startswith(f"{item}.") or fnmatchcase(name, item)
-        ]
-        if not found:
-            close = difflib.get_close_matches(item, [*groups, *names], n=3)
-            hint = f" Close ones are {', '.join(close)}." if close else ""
-            raise InvalidArgument(
-                f"Expected layers as {', '.join(groups)} or a glob over parameter names, "
-                f"got {item!r}.{hint}"
-            )
-        chosen.update(found)
-    if not chosen:
-        raise InvalidArgument(f"Expected layers as {', '.join(groups)} or a glob, got none.")
-    return tuple(name for name in names if name in chosen)
+
+    def __init__(self, model: nn.Module, images: Tensor) -> None:
+        self._model, self._images = model, images[:2]
+        self._found: dict[str, tuple[str, ...]] | None = None
+
+    def _groups(self) -> dict[str, tuple[str, ...]]:
+        if self._found is None:
+            self._found = parameter_groups(self._model, find_head(self._model, self._images))
+            del self._model, self._images
+        return self._found
+
+    def __getitem__(self, name: str) -> tuple[str, ...]:
+        """Return the parameters of a group."""
+        return self._groups()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the groups' names in the order of depth."""
+        return iter(self._groups())
+
+    def __len__(self) -> int:
+        """Return the number of groups."""
+        return len(self._groups())
 
 
 def _homes(names: list[str], blocks: list[tuple[str, ...]]) -> dict[str, str]:
@@ -139,10 +130,3 @@ def _overridden(
 def _depth(block: str) -> tuple[int, str]:
     number = block.removeprefix("block")
     return (int(number), "") if number.isdigit() else (10**9, number)
-
-
-def _items(layers: str | Sequence[str]) -> list[str]:
-    parts = (
-        layers.split(",") if isinstance(layers, str) else [p for i in layers for p in _items(i)]
-    )
-    return [part.strip() for part in parts if part.strip()]

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradscore.errors import InvalidArgument, ModelError, NotRecorded
-from gradscore.models.groups import select
 from gradscore.norms import number_name
 from gradscore.scores.question import Question
+from gradscore.selection import select
 
 
 @dataclass(frozen=True)

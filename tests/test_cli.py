@@ -1,0 +1,287 @@
+"""The command line as a user meets it: what it prints, what it writes, how it fails."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gradscore.cli import cli, main
+
+DIGITS = ("digits", "unseen", "photos", "noise")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Return the directory of a run of the embedded default."""
+    path = tmp_path_factory.mktemp("cli") / "run"
+    assert call("extract", "--run", path, "--quiet") == 0
+    return path
+
+
+def call(*arguments):
+    """Run the command line in this process; return its exit code."""
+    before = sys.argv
+    sys.argv = ["gradscore", *map(str, arguments)]
+    try:
+        main()
+    except SystemExit as stop:
+        return stop.code
+    finally:
+        sys.argv = before
+
+
+def fails(capsys, *arguments, code=1):
+    """Run a command that must fail; return its one line of error."""
+    assert call(*arguments) == code
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    lines = captured.err.strip().splitlines()
+    if code == 1:
+        assert len(lines) == 1, lines
+    assert lines[-1].startswith("Error: ")
+    return lines[-1]
+
+
+def read_csv(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_command_has_help(capsys):
+    for name, command in cli.commands.items():
+        assert command.get_short_help_str(limit=60)[-1] == ".", name
+        assert call(name, "--help") == 0
+        for inner in getattr(command, "commands", ()):
+            assert call(name, inner, "--help") == 0
+    assert "Usage:" in capsys.readouterr().out
+
+
+def test_score_writes_one_row_an_image(run, tmp_path, capsys):
+    assert call("score", "--run", run, "--layers", "block4", "-o", tmp_path / "s.csv") == 0
+    rows = read_csv(tmp_path / "s.csv")
+    assert list(rows[0]) == ["set", "path", "label", "predicted", "gradnorm"]
+    assert {row["set"] for row in rows} == set(DIGITS)
+    assert all(float(row["gradnorm"]) > 0 for row in rows)
+    assert f"{len(rows):,} images" in capsys.readouterr().err
+
+
+def test_score_shows_a_summary_without_an_output(run, capsys):
+    assert call("score", "--run", run, "--set", "digits", "--method", "u", "--method", "msp") == 0
+    shown = capsys.readouterr().out
+    assert "median" in shown
+    assert "digits" in shown
+    assert "unseen" not in shown
+
+
+def test_evaluate_prints_the_accuracy_first_and_writes_every_method(run, tmp_path, capsys):
+    assert call("evaluate", "--run", run, "-o", tmp_path / "e.json", "--quiet") == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    accuracy = float(first.removeprefix("ID accuracy ").removesuffix("%")) / 100
+    result = json.loads((tmp_path / "e.json").read_text())
+    assert result["id_accuracy"] == pytest.approx(accuracy, abs=1e-3)
+    assert accuracy > 0.95
+    methods = {row["method"] for row in result["rows"]}
+    assert {"gradnorm", "u", "v", "kl", "msp", "max_logit", "energy"} <= methods
+    of_msp = [row for row in result["rows"] if row["method"] == "msp"]
+    assert [row["ood"] for row in of_msp] == ["noise", "photos", "unseen", "mean"]
+    assert of_msp[-1]["auroc"] == pytest.approx(np.mean([row["auroc"] for row in of_msp[:-1]]))
+    assert all(row["auroc_low"] <= row["auroc"] <= row["auroc_high"] for row in of_msp)
+
+
+@pytest.mark.parametrize("kind", ["layers", "p", "temperature", "target", "decomposition", "kl"])
+def test_ablations_print_and_write_a_table(run, tmp_path, capsys, kind):
+    assert call("ablate", kind, "--run", run, "-o", tmp_path / "a.csv") == 0
+    rows = read_csv(tmp_path / "a.csv")
+    assert len(rows) % 4 == 0
+    assert "mean" in capsys.readouterr().out
+
+
+def test_compare_puts_runs_side_by_side(run, tmp_path):
+    assert call("compare", run, run, "--method", "msp", "-o", tmp_path / "c.csv") == 0
+    rows = read_csv(tmp_path / "c.csv")
+    assert len(rows) == 8
+    assert {row["model"] for row in rows} == {"digits"}
+
+
+def test_a_second_extract_adds_a_pass_to_the_runs_own_sets(run, tmp_path, capsys):
+    message = fails(capsys, "score", "--run", run, "--layers", "block4", "-p", "2")
+    assert "gradscore extract" in message
+    assert "-p 2" in message
+    assert call("extract", "--run", run, "-p", "2", "--quiet") == 0
+    assert call("score", "--run", run, "--layers", "block4", "-p", "2") == 0
+
+
+def test_run_info_and_check(run, capsys):
+    assert call("run", "info", run) == 0
+    assert "norms-uniform-T1-p1" in capsys.readouterr().out
+    assert call("run", "check", run) == 0
+    assert "sound" in capsys.readouterr().out
+
+
+def test_run_check_names_the_damaged_file(run, tmp_path, capsys):
+    import shutil
+
+    broken = tmp_path / "run"
+    shutil.copytree(run, broken)
+    shard = broken / "photos" / "base" / "shard-00000.h5"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 4
+    shard.write_bytes(content)
+    assert call("run", "check", broken) == 1
+    assert "photos/base/shard-00000.h5" in capsys.readouterr().out
+
+
+def test_layers_lists_groups_and_rules(capsys):
+    assert call("layers") == 0
+    shown = capsys.readouterr().out
+    for group in ("stem", "block1", "block4", "last", "all"):
+        assert group in shown
+    assert call("layers", "--all") == 0
+    assert "conv" in capsys.readouterr().out
+
+
+def test_verify_holds_on_the_embedded_model(capsys, tmp_path):
+    assert call("verify", "-p", "1", "-p", "2", "-o", tmp_path / "v.csv") == 0
+    rows = read_csv(tmp_path / "v.csv")
+    assert {row["p"] for row in rows} == {"1", "2"}
+    assert max(float(row["error"]) for row in rows) < 1e-9
+    assert "largest relative error" in capsys.readouterr().out
+
+
+def test_demo_does_the_whole_job(tmp_path, capsys):
+    assert call("demo", "-o", tmp_path / "demo") == 0
+    shown = capsys.readouterr().out
+    assert "ID accuracy" in shown
+    assert "block4" in shown
+    written = {path.name for path in (tmp_path / "demo").iterdir()}
+    assert written == {"run", "scores.csv", "evaluation.csv", "layers.csv"}
+
+
+class TestMistakes:
+    """Each mistake is one clear line, without a traceback; nothing finished is lost."""
+
+    def test_no_run(self, capsys, tmp_path):
+        assert "No run in" in fails(capsys, "score", "--run", tmp_path / "absent")
+
+    def test_unknown_method(self, run, capsys):
+        message = fails(capsys, "score", "--run", run, "--method", "magic")
+        assert "gradnorm" in message
+        assert "magic" in message
+
+    def test_unknown_set(self, run, capsys):
+        assert "photos" in fails(capsys, "score", "--run", run, "--set", "absent")
+
+    def test_option_that_no_method_honours(self, run, capsys):
+        message = fails(capsys, "score", "--run", run, "--method", "max_logit", "-p", "2")
+        assert "honours p" in message
+
+    @pytest.mark.parametrize("p", ["0", "-1", "nan", "two"])
+    def test_order_out_of_range(self, run, capsys, p):
+        message = fails(capsys, "score", "--run", run, "-p", p, code=2)
+        assert "positive number" in message
+
+    def test_unknown_ending(self, run, capsys, tmp_path):
+        assert ".parquet" in fails(capsys, "score", "--run", run, "-o", tmp_path / "s.xls")
+
+    def test_output_folder_absent(self, run, capsys, tmp_path):
+        message = fails(capsys, "evaluate", "--run", run, "-o", tmp_path / "no" / "e.csv", "-q")
+        assert "Cannot write" in message
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["--model", "magic:net"], "magic:net"),
+            (["--model", "timm:resnet1818"], "resnet18"),
+            (["--model", "cifar:resnet20"], "--weights"),
+            (["--model", "cifar:resnet20", "--weights", "absent.pth"], "absent.pth"),
+        ],
+    )
+    def test_model_or_weights_unknown(self, capsys, tmp_path, arguments, words):
+        message = fails(
+            capsys, "extract", *arguments, "--id", "a=digits:test", "--run", tmp_path / "r"
+        )
+        assert words in message
+
+    def test_no_sets(self, capsys, tmp_path):
+        message = fails(
+            capsys, "extract", "--model", "cifar:resnet20", "--run", tmp_path / "r", code=2
+        )
+        assert "--id" in message
+
+    def test_paths_that_are_no_set(self, capsys, tmp_path):
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "list.csv").write_text("path,label\n../secret.png,0\n")
+        (tmp_path / "broken").mkdir()
+        (tmp_path / "broken" / "a.png").write_bytes(b"not a picture")
+        for name, word in [
+            ("absent", "absent"),
+            ("empty", "empty"),
+            ("list.csv", "../secret.png"),
+            ("broken", "a.png"),
+        ]:
+            path = tmp_path / name
+            message = fails(capsys, "extract", "--id", f"x={path}", "--run", tmp_path / "r")
+            assert word in message
+
+    def test_another_model_into_the_run(self, run, capsys):
+        message = fails(
+            capsys,
+            *("extract", "--model", "cifar:resnet20", "--weights", "random"),
+            *("--data", "x=digits:test", "--run", run),
+        )
+        assert "cifar:resnet20" in message
+        assert "digits" in message
+
+    def test_a_broken_image_is_skipped_when_asked(self, capsys, tmp_path):
+        folder = tmp_path / "images"
+        folder.mkdir()
+        Image.new("L", (8, 8), 100).save(folder / "good.png")
+        (folder / "bad.png").write_bytes(b"not a picture")
+        arguments = ("--data", f"x={folder}", "--run", tmp_path / "r", "--on-error", "skip")
+        assert call("extract", *arguments) == 0
+        assert "bad.png" in capsys.readouterr().err
+
+
+def test_real_process_pipes_and_exit_codes(run):
+    command = [sys.executable, "-c", "from gradscore.cli import main; main()"]
+    wrong = subprocess.run([*command, "score", "--run", "absent"], capture_output=True, text=True)
+    assert (wrong.returncode, wrong.stdout) == (1, "")
+    assert wrong.stderr.startswith("Error: No run in absent")
+    usage = subprocess.run([*command, "score", "--nonsense"], capture_output=True, text=True)
+    assert usage.returncode == 2
+    narrow = {**os.environ, "COLUMNS": "40"}
+    piped = subprocess.run(
+        [*command, "evaluate", "--run", str(run), "--method", "msp"],
+        capture_output=True,
+        text=True,
+        env=narrow,
+    )
+    assert piped.returncode == 0
+    assert len([line for line in piped.stdout.splitlines() if line.startswith("msp")]) == 4
+
+
+def test_ctrl_c_keeps_what_is_finished_and_the_same_command_resumes(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (6000, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "many.npz", images=images, labels=np.zeros(6000, int))
+    arguments = ["extract", "--data", f"many={tmp_path}/many.npz", "--run", str(tmp_path / "r")]
+    command = [sys.executable, "-c", "from gradscore.cli import main; main()", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "r").glob("many/base/*.h5")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    if process.returncode:
+        assert process.returncode == 130
+        assert "Interrupted" in error
+        assert "Traceback" not in error
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert call("run", "check", tmp_path / "r") == 0

@@ -1,4 +1,4 @@
-"""The embedded model: a small residual network that knows the handwritten digits 0 to 5.
+"""The embedded model: a small network that knows the handwritten digits 0 to 5.
 
 It comes with its weights, so that everything can be tried without a download. How they were
 trained is ``benchmarks/train_digits.py``; the sets that go with it are ``gradscore.data.digits``.
@@ -21,7 +21,7 @@ PREPROCESSING = Preprocessing(resize=8, crop=8, mean=(0.3,), std=(0.38,), mode="
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions with batch norm, added to a 1x1 projection of the input."""
+    """Two 3x3 convolutions, each with batch norm and ReLU."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -29,16 +29,14 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.shortcut = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output, ``[batch, channels, h / stride, w / stride]``."""
-        out = relu(self.bn1(self.conv1(x)))
-        return relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+        return relu(self.bn2(self.conv2(relu(self.bn1(self.conv1(x))))))
 
 
 class DigitsNet(nn.Module):
-    """A stem, four residual blocks, the mean over the picture, and a linear layer."""
+    """A stem, four blocks, the mean over the picture, and a linear layer."""
 
     def __init__(self) -> None:
         super().__init__()

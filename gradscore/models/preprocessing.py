@@ -18,7 +18,10 @@ from torch import Tensor
 
 from gradscore.errors import InvalidArgument
 
-INTERPOLATIONS = {method.name.lower(): method for method in Image.Resampling}
+INTERPOLATIONS = {
+    name: Image.Resampling[name.upper()]
+    for name in ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+}
 CHANNELS = {"RGB": 3, "L": 1}
 Size = int | tuple[int, int]
 

@@ -84,7 +84,7 @@ def _named_tensors(content: Any, path: Path) -> dict[str, Tensor]:
             f"no tensors are: {_listed(strays)}."
         )
     tensors = dict(content)
-    for prefix in PREFIXES:
+    for prefix in (*PREFIXES, *PREFIXES):  # they come in either order
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors

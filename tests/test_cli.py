@@ -233,11 +233,10 @@ class TestMistakes:
     def test_another_model_into_the_run(self, run, capsys):
         message = fails(
             capsys,
-            *("extract", "--model", "cifar:resnet20", "--weights", "random"),
+            *("extract", "--model", "digits", "--weights", "random"),
             *("--data", "x=digits:test", "--run", run),
         )
-        assert "cifar:resnet20" in message
-        assert "digits" in message
+        assert "weights_sha256" in message
 
     def test_a_broken_image_is_skipped_when_asked(self, capsys, tmp_path):
         folder = tmp_path / "images"
@@ -264,7 +263,7 @@ def test_real_process_pipes_and_exit_codes(run):
         env=narrow,
     )
     assert piped.returncode == 0
-    assert len([line for line in piped.stdout.splitlines() if line.startswith("msp")]) == 4
+    assert len([line for line in piped.stdout.splitlines() if "msp" in line]) == 4
 
 
 def test_ctrl_c_keeps_what_is_finished_and_the_same_command_resumes(tmp_path):

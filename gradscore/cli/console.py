@@ -27,7 +27,9 @@ def print_table(
     for row in rows:
         table.add_row(*row)
     console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False)
-    console.print(table)
+    with console.capture() as captured:
+        console.print(table)
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def wide(columns: int) -> bool:

@@ -1,0 +1,252 @@
+"""Curves, bars and dots: one function a kind of figure.
+
+Readable in grey: ID is solid and dark, OOD is dashed or hollow, and every curve has its own
+marker. matplotlib is imported on first use, and never touches the process's own figures.
+"""
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from gradscore.errors import GradScoreError, InvalidArgument, RunError
+from gradscore.evaluation import Row
+from gradscore.norms import number_name
+
+INK = "#1a1a1a"
+SHADES = ("#1a1a1a", "#1f6fb2", "#c4551c", "#5f9e3f", "#8a63a6", "#9c8412", "#4aa3a3", "#777777")
+MARKERS = "osD^vPX*"
+STYLES = ("-", "--", "-.", ":")
+SPIKE = 40
+"""Share of one bin, in percent, above which the other bins need a logarithmic axis."""
+
+METRIC_LABELS = {
+    "auroc": "AUROC (%), higher is better",
+    "fpr95": "FPR95 (%), lower is better",
+}
+
+
+def save_densities(
+    path: str | os.PathLike,
+    panels: Mapping[str, Mapping[str, ArrayLike]],
+    *,
+    id_names: Sequence[str],
+) -> None:
+    """Draw each set's distribution of scores, one panel a score (the paper's Figs. 2 and 7).
+
+    Args:
+        path: Where to; the ending chooses the format (.png, .pdf, .svg).
+        panels: Axis label to set name to scores.
+        id_names: Which of the sets are ID.
+
+    Raises:
+        GradScoreError: If matplotlib is not installed.
+        RunError: If the file cannot be written.
+    """
+    figure, axes = _figure(len(panels))
+    for axis, (label, sets) in zip(axes, panels.items(), strict=True):
+        everything = np.concatenate([np.asarray(scores, float) for scores in sets.values()])
+        # Single outliers would squeeze everything else into one bin.
+        low, high = np.percentile(everything, (0.2, 99.8))
+        edges = np.linspace(low, high if high > low else low + 1, 61)
+        for place, (name, scores) in enumerate(sets.items()):
+            inside = np.clip(np.asarray(scores, float), edges[0], edges[-1])
+            share = np.histogram(inside, edges)[0] / len(inside) * 100
+            is_id = name in id_names
+            axis.stairs(
+                share,
+                edges,
+                color=SHADES[place % len(SHADES)],
+                linestyle="-" if is_id else STYLES[1 + place % 3],
+                linewidth=1.4,
+                fill=False,
+                label=f"{name} ({'ID' if is_id else 'OOD'})",
+            )
+            if is_id:
+                axis.stairs(share, edges, color=INK, alpha=0.15, fill=True)
+        axis.set_xlabel(label)
+        if max(edge for patch in axis.patches for edge in patch.get_data().values) > SPIKE:
+            axis.set_yscale("log")
+            axis.set_ylabel("Share of images per bin (%, log scale)")
+        else:
+            axis.set_ylim(bottom=0)
+            axis.set_ylabel("Share of images per bin (%)")
+    _legend(figure, axes)
+    _save(figure, path)
+
+
+def save_bars(
+    path: str | os.PathLike,
+    rows: Sequence[Row],
+    *,
+    by: Callable[[Row], str],
+    metric: str = "fpr95",
+) -> None:
+    """Draw one group of bars an OOD set, one bar a setting (the paper's Fig. 3).
+
+    Args:
+        path: Where to.
+        rows: Rows of an evaluation.
+        by: What a row's bar is called in the legend.
+        metric: ``fpr95`` or ``auroc``.
+
+    Raises:
+        GradScoreError: If matplotlib is not installed.
+        RunError: If the file cannot be written.
+    """
+    oods = list(dict.fromkeys(row["ood"] for row in rows))
+    names = list(dict.fromkeys(map(by, rows)))
+    figure, (axis,) = _figure(1, width=max(5.0, 1.0 + 0.35 * len(oods) * (len(names) + 1)))
+    width = 0.8 / len(names)
+    hatches = ("", "///", "...", "xxx", "\\\\\\", "---")
+    for place, name in enumerate(names):
+        values = {row["ood"]: row for row in rows if by(row) == name}
+        at = np.arange(len(oods)) + (place - (len(names) - 1) / 2) * width
+        axis.bar(
+            at,
+            [100 * values[ood][metric] for ood in oods],
+            width * 0.92,
+            yerr=_spread([values[ood] for ood in oods], metric),
+            color="white" if place % 2 else "#b8b8b8",
+            edgecolor=INK,
+            hatch=hatches[place % len(hatches)],
+            error_kw={"elinewidth": 0.8, "ecolor": INK},
+            label=name,
+        )
+    axis.set_xticks(range(len(oods)), oods)
+    axis.set_xlabel("OOD set")
+    axis.set_ylabel(METRIC_LABELS[metric])
+    axis.set_ylim(0, 100)
+    _legend(figure, [axis])
+    _save(figure, path)
+
+
+def save_lines(path: str | os.PathLike, rows: Sequence[Row], *, over: str) -> None:
+    """Draw FPR95 and AUROC over a swept setting, one line an OOD set (Figs. 4 and 5).
+
+    Args:
+        path: Where to.
+        rows: Rows of an evaluation that differ in ``over`` alone.
+        over: ``p`` or ``temperature``.
+
+    Raises:
+        GradScoreError: If matplotlib is not installed.
+        RunError: If the file cannot be written.
+    """
+    figure, axes = _figure(2)
+    values = sorted({row[over] for row in rows})
+    for axis, metric in zip(axes, ("fpr95", "auroc"), strict=True):
+        for place, ood in enumerate(dict.fromkeys(row["ood"] for row in rows)):
+            chosen = sorted((row for row in rows if row["ood"] == ood), key=lambda r: r[over])
+            mean = ood == "mean"
+            axis.errorbar(
+                [values.index(row[over]) for row in chosen],
+                [100 * row[metric] for row in chosen],
+                yerr=_spread(chosen, metric),
+                color=INK if mean else SHADES[1:][place % (len(SHADES) - 1)],
+                marker=MARKERS[place % len(MARKERS)],
+                markersize=4,
+                linestyle="-" if mean else STYLES[1 + place % 3],
+                linewidth=2 if mean else 1.2,
+                elinewidth=0.7,
+                label=ood,
+            )
+        # Orders and temperatures are sweeps, not a scale: they stand evenly, infinity too.
+        names = ["∞" if value == math.inf else number_name(value) for value in values]
+        axis.set_xticks(range(len(values)), names)
+        axis.set_xlabel(
+            "Order p of the norm" if over == "p" else "Temperature T (no unit, log scale)"
+        )
+        axis.set_ylabel(METRIC_LABELS[metric])
+    _legend(figure, axes)
+    _save(figure, path)
+
+
+def save_scatter(
+    path: str | os.PathLike,
+    first: Mapping[str, ArrayLike],
+    second: Mapping[str, ArrayLike],
+    *,
+    labels: tuple[str, str],
+    id_names: Sequence[str],
+) -> None:
+    """Draw one score against another, one dot an image.
+
+    Args:
+        path: Where to.
+        first: Set name to the scores on the horizontal axis.
+        second: Set name to the scores on the vertical axis.
+        labels: What the two axes show.
+        id_names: Which of the sets are ID.
+
+    Raises:
+        GradScoreError: If matplotlib is not installed.
+        RunError: If the file cannot be written.
+    """
+    figure, (axis,) = _figure(1)
+    for place, name in enumerate(first):
+        is_id = name in id_names
+        # The same images for the same run; more dots than this only make a blot.
+        step = max(1, len(np.asarray(first[name])) // 1500)
+        axis.scatter(
+            np.asarray(first[name])[::step],
+            np.asarray(second[name])[::step],
+            s=9,
+            linewidths=0.7,
+            marker="o" if is_id else MARKERS[1:][place % 7],
+            facecolors=INK if is_id else "none",
+            edgecolors=SHADES[place % len(SHADES)],
+            alpha=0.6,
+            label=f"{name} ({'ID' if is_id else 'OOD'})",
+        )
+    axis.set_xlabel(labels[0])
+    axis.set_ylabel(labels[1])
+    _legend(figure, [axis], markerscale=2)
+    _save(figure, path)
+
+
+def _spread(rows: Sequence[Row], metric: str) -> Any:
+    """Return the distances to both ends of the intervals in percent, or None without them."""
+    if any(row[f"{metric}_low"] is None for row in rows):
+        return None
+    ends = [
+        [row[metric] - row[f"{metric}_low"], row[f"{metric}_high"] - row[metric]] for row in rows
+    ]
+    return 100 * np.maximum(np.array(ends).T, 0)
+
+
+def _figure(panels: int, width: float = 5.0) -> tuple[Any, list[Any]]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise GradScoreError(
+            "Figures need matplotlib; install it with `pip install 'gradscore[plots]'`."
+        ) from None
+    figure = Figure(figsize=(width * panels, 3.8), layout="constrained", dpi=150)
+    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _legend(figure: Any, axes: list[Any], **how: Any) -> None:
+    """Name the curves of the first panel above all panels, where they hide nothing."""
+    handles, labels = axes[0].get_legend_handles_labels()
+    columns = min(len(labels), 3 * len(axes))
+    figure.legend(handles, labels, frameon=False, loc="outside upper left", ncols=columns, **how)
+
+
+def _save(figure: Any, path: str | os.PathLike) -> None:
+    # Without the version and the date that matplotlib adds, equal figures are equal files.
+    ending = Path(path).suffix.lower()
+    blank = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+    try:
+        figure.savefig(path, metadata=blank.get(ending))
+    except ValueError as error:
+        raise InvalidArgument(f"Cannot draw {os.fspath(path)}: {error}.") from None
+    except OSError as error:
+        raise RunError(f"Cannot write {os.fspath(path)}: {error.strerror or error}.") from None

@@ -1,0 +1,118 @@
+"""Which figure belongs to which ablation."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gradscore.ablation import ablation_questions
+from gradscore.errors import InvalidArgument
+from gradscore.evaluation import Evaluation, Row, choose_sets
+from gradscore.norms import number_name
+from gradscore.plots.drawing import save_bars, save_densities, save_lines, save_scatter
+from gradscore.recorded import Run, open_store
+from gradscore.scores import Question
+from gradscore.scores.answer import Scores, score_sets
+
+PLOTTED = ("layers", "p", "temperature", "target", "decomposition", "kl")
+_BARS = {"layers": "layers", "target": "target", "decomposition": "method", "kl": "method"}
+_SETTINGS = ("method", "layers", "p", "temperature", "target", "id")
+_LABELS = {
+    "gradnorm": "GradNorm score (nats per unit of weight)",
+    "u": r"$U=\|x\|_1$ (units of the features)",
+    "v": r"$V=\|1-C\,\mathrm{softmax}(f/T)\|_1$ (no unit)",
+    "kl": "KL(uniform || softmax(f/T)) (nats)",
+}
+_ONE_HOT = "Minus the one-hot gradient norm (nats per unit of weight)"
+
+
+def plot_ablation(
+    kind: str, run: Run | str | os.PathLike, evaluation: Evaluation, path: str | os.PathLike
+) -> list[Path]:
+    """Draw the figures that belong to an ablation.
+
+    Lines over p and T (Figs. 4 and 5). Bars over layers, targets, factors and KL; beside those
+    of targets and factors the densities of the scores (Figs. 2 and 7), and beside those of KL
+    its dots against GradNorm (Fig. 6), in a second file ``NAME-scores``.
+
+    Args:
+        kind: One of :data:`PLOTTED`.
+        run: The run that was ablated.
+        evaluation: What :func:`gradscore.ablation.ablate` gave for ``kind``.
+        path: Where to; the ending chooses the format (.png, .pdf, .svg).
+
+    Returns:
+        The files written.
+
+    Raises:
+        InvalidArgument: If there is no figure for ``kind``, or the ending is unknown.
+        GradScoreError: If matplotlib is not installed.
+        RunError: If a file cannot be written.
+    """
+    path = Path(path)
+    if kind not in PLOTTED:
+        raise InvalidArgument(
+            f"No figure for ablation {kind!r}; there is one for: {', '.join(PLOTTED)}."
+        )
+    if kind not in _BARS:
+        save_lines(path, evaluation.rows, over=kind)
+        return [path]
+    save_bars(path, evaluation.rows, by=_told(evaluation.rows, (_BARS[kind], "id")))
+    if kind == "layers":
+        return [path]
+    store = open_store(run)
+    used = {row["id"] for row in evaluation.rows} | {row["ood"] for row in evaluation.rows}
+    ids, oods = choose_sets(store, sorted(used - {"mean"}))
+    questions = ablation_questions(kind, store)
+    panels = _panels(score_sets(store, [*ids, *oods], questions), questions)
+    beside = path.with_name(f"{path.stem}-scores{path.suffix}")
+    if kind == "kl":
+        (first, across), (second, up) = panels.items()
+        save_scatter(beside, across, up, labels=(first, second), id_names=ids)
+    else:
+        save_densities(beside, panels, id_names=ids)
+    return [path, beside]
+
+
+def plot_comparison(rows: Sequence[Row], path: str | os.PathLike) -> None:
+    """Draw several runs side by side, one bar a run and method (Table 4).
+
+    Args:
+        rows: What :func:`gradscore.ablation.compare` gave.
+        path: Where to; the ending chooses the format (.png, .pdf, .svg).
+
+    Raises:
+        InvalidArgument: If the ending is unknown.
+        GradScoreError: If matplotlib is not installed.
+        RunError: If the file cannot be written.
+    """
+    several = len({row["model"] for row in rows}) < len({row["run"] for row in rows})
+    save_bars(path, rows, by=_told(rows, ("run" if several else "model", *_SETTINGS)))
+
+
+def _told(rows: Sequence[Row], keys: Sequence[str]) -> Callable[[Row], str]:
+    """Return what names a row: those of ``keys`` in which the rows differ, or the first."""
+    values = {key: {row[key] for row in rows if row.get(key) is not None} for key in keys}
+    varied = [key for key in keys if len(values[key]) > 1] or keys[:1]
+
+    def name(row: Row) -> str:
+        values = [row.get(key) for key in varied]
+        return ", ".join(
+            number_name(value) if isinstance(value, float) else value
+            for value in values
+            if value is not None
+        )
+
+    return name
+
+
+def _panels(
+    scored: Mapping[str, Scores], questions: Sequence[Question]
+) -> dict[str, dict[str, Any]]:
+    panels = {}
+    for place, question in enumerate(questions):
+        label = _ONE_HOT if question.target == "one-hot" else _LABELS[question.method]
+        panels[f"{label}\nhigher = ID"] = {
+            name: list(scores.columns.values())[place] for name, scores in scored.items()
+        }
+    return panels

@@ -42,7 +42,7 @@ def verify(
     tolerance,
     output,
     quiet,
-    **overrides,
+    **how,
 ):
     """Compare gradient norms with one-backward-a-sample autograd, in float64.
 

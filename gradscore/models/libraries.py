@@ -38,22 +38,25 @@ def build_timm(name: str, arguments: dict, pretrained: bool) -> tuple[nn.Module,
         f"timm:{name}",
         pretrained,
     )
-    config = timm.data.resolve_model_data_config(model)
-    return model, _timm_preprocessing(config)
+    return model, _timm_preprocessing(timm.data.resolve_data_config(arguments, model=model))
 
 
 def _timm_preprocessing(config: dict[str, Any]) -> Preprocessing:
     channels, *size = config["input_size"]
+    if channels not in (1, 3):
+        raise ModelError(f"Expected a model of 1 or 3 channels, got one of {channels}.")
+    grey = channels == 1
+    mean, std = config["mean"], config["std"]
     resize = [math.floor(side / config["crop_pct"]) for side in size]
     square = size[0] == size[1]
     return Preprocessing(
         # timm squashes where it says so; a rectangular input has no one short side either.
         resize=resize[0] if square and config["crop_mode"] != "squash" else tuple(resize),
         crop=tuple(size),
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
+        mean=(sum(mean) / len(mean),) if grey else tuple(mean),
+        std=(sum(std) / len(std),) if grey else tuple(std),
         interpolation=config["interpolation"],
-        mode="L" if channels == 1 else "RGB",
+        mode="L" if grey else "RGB",
     )
 
 

@@ -38,7 +38,12 @@ def build_timm(name: str, arguments: dict, pretrained: bool) -> tuple[nn.Module,
         f"timm:{name}",
         pretrained,
     )
-    return model, _timm_preprocessing(timm.data.resolve_data_config(arguments, model=model))
+    config = timm.data.resolve_model_data_config(model)
+    channels, *size = config["input_size"]  # of the pretrained model, whatever the arguments
+    side = arguments.get("img_size", size)
+    size = [side, side] if isinstance(side, int) else side
+    config["input_size"] = (arguments.get("in_chans", channels), *size)
+    return model, _timm_preprocessing(config)
 
 
 def _timm_preprocessing(config: dict[str, Any]) -> Preprocessing:

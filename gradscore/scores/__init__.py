@@ -3,6 +3,8 @@
 from gradscore.errors import InvalidArgument
 from gradscore.scores.confidence import ENERGY, KL, MAX_LOGIT, MSP
 from gradscore.scores.gradnorm import GRADNORM, U, V
+from gradscore.scores.mahalanobis import MAHALANOBIS
+from gradscore.scores.odin import ODIN
 from gradscore.scores.question import Method, Question, column_names, make_questions
 
 __all__ = [
@@ -15,7 +17,8 @@ __all__ = [
 ]
 
 METHODS: dict[str, Method] = {
-    method.name: method for method in (GRADNORM, U, V, KL, MSP, MAX_LOGIT, ENERGY)
+    method.name: method
+    for method in (GRADNORM, U, V, KL, MSP, MAX_LOGIT, ENERGY, ODIN, MAHALANOBIS)
 }
 """Every method by name."""
 

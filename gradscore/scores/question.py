@@ -12,7 +12,7 @@ from gradscore.norms import check_order, number_name
 from gradscore.objective import check_target, check_temperature
 from gradscore.scores.block import Block, Shared
 
-OPTIONS = ("layers", "p", "temperature", "target", "fit", "epsilon")
+OPTIONS = ("layers", "p", "temperature", "target", "fit")
 _SHORT = {"temperature": "T"}
 _CHECKS = {"p": check_order, "temperature": check_temperature, "target": check_target}
 
@@ -30,7 +30,6 @@ class Question:
         temperature: Softmax temperature.
         target: ``uniform`` or ``one-hot``.
         fit: Name of the labelled ID set that a fitted method learns from.
-        epsilon: Size of the input perturbation, in units of the normalised input.
 
     Raises:
         InvalidArgument: If the method is unknown, does not honour an option that is given, needs
@@ -43,7 +42,6 @@ class Question:
     temperature: float | None = None
     target: str | None = None
     fit: str | None = None
-    epsilon: float | None = None
 
     def __post_init__(self) -> None:
         """Fill in the method's defaults and check every option."""
@@ -63,8 +61,6 @@ class Question:
                 raise InvalidArgument(f"Method {self.method} needs the option {option}.")
             if value is not None and option in _CHECKS:
                 value = _CHECKS[option](value)
-            if option == "epsilon" and value is not None and not 0 <= float(value) < float("inf"):
-                raise InvalidArgument(f"Expected epsilon >= 0, got {value}.")
             object.__setattr__(self, option, value)
 
     def settings(self) -> dict[str, str]:

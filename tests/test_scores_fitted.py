@@ -1,0 +1,80 @@
+"""Methods that learn from a set of the run, against scikit-learn and the paper's equation."""
+
+import numpy as np
+import pytest
+import torch
+from recorded_run import drawn_set, make_run
+from sklearn.covariance import EmpiricalCovariance
+
+from gradscore.errors import InvalidArgument, ModelError, RunError
+from gradscore.evaluation import evaluate_run
+from gradscore.recorded import Run
+from gradscore.scores import Question
+from gradscore.scores.answer import score_sets
+from gradscore.scores.mahalanobis import fit_gaussians
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return Run(make_run(tmp_path_factory.mktemp("runs") / "run"))
+
+
+def literal_mahalanobis(z, features, labels):
+    """Lee et al., Eqs. 1 and 2, over the classes that have a row."""
+    known = labels >= 0
+    x, y = features[known].astype(np.float64), labels[known]
+    classes = np.unique(y)
+    means = np.stack([x[y == c].mean(0) for c in classes])
+    centred = x - means[np.searchsorted(classes, y)]
+    precision = EmpiricalCovariance(assume_centered=True).fit(centred).precision_
+    distances = [((z - mu) @ precision * (z - mu)).sum(1) for mu in means]
+    return -0.5 * np.min(distances, axis=0)
+
+
+def test_mahalanobis_is_the_papers_equation(run):
+    train = drawn_set("train")
+    scored = score_sets(run.store, ["digits", "noise"], [Question("mahalanobis", fit="train")])
+    for name, scores in scored.items():
+        z = drawn_set(name)["features"].astype(np.float64)
+        expected = literal_mahalanobis(z, train["features"], train["label"])
+        np.testing.assert_allclose(scores.columns["mahalanobis"], expected, rtol=1e-9)
+
+
+def test_a_singular_covariance_has_a_pseudo_inverse():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(30, 6))
+    x[:, 4], x[:, 5] = x[:, 0], 0
+    y = np.repeat([0, 2, 3], 10)
+    fitted = fit_gaussians([torch.from_numpy(x)], [torch.from_numpy(y)], 5)
+    assert fitted.means.shape == (3, 6)
+    got = fitted.score(torch.from_numpy(x[:7]))
+    np.testing.assert_allclose(got, literal_mahalanobis(x[:7], x, y), rtol=1e-9)
+
+
+def test_blocks_of_features_give_the_same_fit():
+    x, y = torch.randn(40, 3, dtype=torch.float64), torch.arange(40) % 4
+    whole = fit_gaussians([x], [y], 4)
+    parts = fit_gaussians(list(x.split(7)), list(y.split(7)), 4)
+    torch.testing.assert_close(parts.precision, whole.precision)
+    torch.testing.assert_close(parts.score(x), whole.score(x))
+
+
+def test_the_set_to_fit_to_is_no_part_of_the_evaluation(run):
+    questions = [Question("msp"), Question("mahalanobis", fit="train")]
+    rows = evaluate_run(run, questions, replicates=0).rows
+    assert [row["ood"] for row in rows] == ["noise", "photos", "mean"] * 2
+    assert [row["fit"] for row in rows] == [None] * 3 + ["train"] * 3
+
+
+def test_what_cannot_be_fitted_is_refused(run, tmp_path):
+    with pytest.raises(InvalidArgument, match="mahalanobis needs the option fit"):
+        Question("mahalanobis")
+    with pytest.raises(InvalidArgument, match=r"Unknown set 'absent' to fit to; .* digits, noise"):
+        run.score("digits", "mahalanobis", fit="absent")
+    with pytest.raises(RunError, match="no row of set 'photos' has one"):
+        run.score("digits", "mahalanobis", fit="photos")
+    with pytest.raises(InvalidArgument, match="labelled rows to fit to, got none"):
+        fit_gaussians([torch.zeros(0, 3)], [torch.zeros(0, dtype=torch.long)], 2)
+    bare = Run(make_run(tmp_path / "run", closed_form=False))
+    with pytest.raises(ModelError, match="needs logits"):
+        bare.score("digits", "mahalanobis", fit="train")

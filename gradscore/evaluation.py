@@ -61,7 +61,8 @@ class Evaluation:
         id_accuracy: Share of labelled ID inputs whose largest logit is their label; None where
             none has a label. A low figure shows at once that labels or preprocessing do not fit.
         rows: One row a question and OOD set, and one with ``ood`` = ``mean`` a question; keys are
-            :data:`COLUMNS` (and ``fit`` where a method learns from a set), an option that the method does not honour is None.
+            :data:`COLUMNS`, then ``fit`` where a method learns from a set; an option that the
+            method does not honour is None.
     """
 
     id_accuracy: float | None

@@ -14,7 +14,7 @@ def ask(
     Without ``methods`` every method is asked that needs no further option and that the run can
     answer; those left out are named in a notice.
     """
-    from gradscore.errors import NotRecorded
+    from gradscore.errors import ModelError, NotRecorded
     from gradscore.scores import METHODS, find_method, make_questions
 
     if methods:
@@ -26,6 +26,6 @@ def ask(
         try:
             find_method(question.method).plan(question, run)
             questions.append(question)
-        except NotRecorded as error:
+        except (ModelError, NotRecorded) as error:
             notice(f"Left out {question.method}. {error}", quiet=quiet)
     return questions

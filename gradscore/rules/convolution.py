@@ -1,10 +1,13 @@
 """Convolutions in one to three dimensions, plain and transposed, grouped and depthwise."""
 
-import torch
+from collections.abc import Iterator, Sequence
+
 from torch import Tensor
 from torch.nn import functional as F
 
+from gradscore.rules.conv_forms import Geometry, conv_form, conv_weight_norms, folded_gradient
 from gradscore.rules.rule import Call, Rule
+from gradscore.rules.tile_forms import Tile
 
 PLAIN = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 TRANSPOSED = {F.conv_transpose1d: 1, F.conv_transpose2d: 2, F.conv_transpose3d: 3}
@@ -23,29 +26,37 @@ def weight_gradient(call: Call, argument: str, grad: Tensor) -> Tensor:
     A sample's weight gradient is that of a grouped convolution over a single image which holds
     all samples side by side in its channels, one block of groups a sample.
     """
+    if not call.samples:
+        return grad.new_zeros(0, *call.arguments[argument].shape)
+    return folded_gradient(*_operands(call, argument, grad), call.samples)
+
+
+def weight_norms(call: Call, argument: str, grad: Tensor, orders: Sequence[float]) -> Tensor:
+    """Return the norms of each sample's weight gradient, shape ``[samples, len(orders)]``."""
+    return conv_weight_norms(*_operands(call, argument, grad), call.samples, orders)
+
+
+def weight_tiles(call: Call, argument: str, grad: Tensor) -> Iterator[Tile]:
+    """Return each sample's weight gradient in tiles."""
+    return conv_form(*_operands(call, argument, grad), call.samples)()
+
+
+def _operands(call: Call, argument: str, grad: Tensor) -> tuple[Tensor, Tensor, Geometry]:
+    """Return input, output gradient and what else the convolution does."""
     x, weight = call.arguments["input"], call.arguments[argument]
     x, grad = unbatched(x, weight), unbatched(grad, weight)
-    n, k = call.samples, len(x) // max(1, call.samples)
-    if not n:
-        return weight.new_zeros(0, *weight.shape)
     x, padding = padded(call, x)
     dims = weight.ndim - 2
-    transposed = call.function in TRANSPOSED
-    zeros = x.new_empty(1).expand(n * weight.shape[0], *weight.shape[1:])
-    (gradient,) = torch.ops.aten.convolution_backward(
-        fold(grad, n, k),
-        fold(x, n, k),
-        zeros,
-        None,
-        sizes(call.get("stride", 1), dims),
-        padding,
-        sizes(call.get("dilation", 1), dims),
-        transposed,
-        sizes(call.get("output_padding", 0), dims),
-        n * call.get("groups", 1),
-        (False, True, False),
-    )[1:2]
-    return gradient.reshape(n, *weight.shape)
+    geometry = Geometry(
+        shape=weight.shape,
+        stride=sizes(call.get("stride", 1), dims),
+        padding=padding,
+        dilation=sizes(call.get("dilation", 1), dims),
+        groups=call.get("groups", 1),
+        transposed=call.function in TRANSPOSED,
+        output_padding=sizes(call.get("output_padding", 0), dims),
+    )
+    return x, grad, geometry
 
 
 def bias_gradient(call: Call, argument: str, grad: Tensor) -> Tensor:
@@ -79,19 +90,20 @@ def padded(call: Call, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     return F.pad(x, pairs), (0,) * dims
 
 
-def fold(x: Tensor, n: int, k: int) -> Tensor:
-    """Bring ``[n * k, channels, ...]`` to ``[k, n * channels, ...]``."""
-    return x.reshape(n, k, *x.shape[1:]).transpose(0, 1).reshape(k, n * x.shape[1], *x.shape[2:])
-
-
 def unbatched(x: Tensor, weight: Tensor) -> Tensor:
     """Give a single image without batch axis its batch axis."""
     return x.unsqueeze(0) if x.ndim < weight.ndim else x
 
 
 RULES = {
-    **{(function, "weight"): Rule("conv", weight_gradient) for function in PLAIN},
-    **{(function, "weight"): Rule("transposed conv", weight_gradient) for function in TRANSPOSED},
+    **{
+        (function, "weight"): Rule("conv", weight_gradient, weight_norms, tiles=weight_tiles)
+        for function in PLAIN
+    },
+    **{
+        (function, "weight"): Rule("transposed conv", weight_gradient, weight_norms)
+        for function in TRANSPOSED
+    },
     **{
         (function, "bias"): Rule("conv bias", bias_gradient, reads_data=False)
         for function in PLAIN | TRANSPOSED

@@ -1,9 +1,12 @@
 """Linear layers, applied at one or at many positions of a sample."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gradscore.rules.linear_forms import linear_weight_norms
 from gradscore.rules.rule import Call, Rule
 
 SIGNATURES = {F.linear: ("input", "weight", "bias")}
@@ -13,6 +16,12 @@ def weight_gradient(call: Call, argument: str, grad: Tensor) -> Tensor:
     """Return ``sum over positions of g x^T``, shape ``[samples, out_features, in_features]``."""
     x, g = _positions(call.arguments["input"], call), _positions(grad, call)
     return torch.bmm(g.transpose(1, 2), x)
+
+
+def weight_norms(call: Call, argument: str, grad: Tensor, orders: Sequence[float]) -> Tensor:
+    """Return the norms of each sample's weight gradient, shape ``[samples, len(orders)]``."""
+    x, g = _positions(call.arguments["input"], call), _positions(grad, call)
+    return linear_weight_norms(x, g, orders)
 
 
 def bias_gradient(call: Call, argument: str, grad: Tensor) -> Tensor:
@@ -26,6 +35,6 @@ def _positions(x: Tensor, call: Call) -> Tensor:
 
 
 RULES = {
-    (F.linear, "weight"): Rule("linear", weight_gradient, trailing=True),
+    (F.linear, "weight"): Rule("linear", weight_gradient, weight_norms, trailing=True),
     (F.linear, "bias"): Rule("linear bias", bias_gradient, reads_data=False, trailing=True),
 }

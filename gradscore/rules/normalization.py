@@ -1,10 +1,14 @@
 """Scale and shift of normalisation layers: batch (with fixed statistics), layer, group, RMS."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gradscore.rules.rule import Call, GradientForm, Rule
+from gradscore.rules.norm_forms import batch_norm_weight_norms, scale_norms
+from gradscore.rules.rule import Call, GradientForm, NormForm, Rule
 
 SIGNATURES = {
     F.batch_norm: (
@@ -67,6 +71,33 @@ def trailing_bias(call: Call, argument: str, grad: Tensor) -> Tensor:
     return _over_leading(grad, call)
 
 
+def channel_weight_norms(
+    call: Call, argument: str, grad: Tensor, orders: Sequence[float]
+) -> Tensor:
+    """Return norms of the gradient of a channel's scale, shape ``[samples, len(orders)]``."""
+    x = call.arguments["input"]
+    if call.function in BATCH:
+        mean, var = call.arguments["running_mean"], call.arguments["running_var"]
+        eps = call.get("eps", 1e-5)
+        return batch_norm_weight_norms(x, grad, mean, var, eps, call.samples, orders)
+    dims = (1, *range(3, x.ndim + 1))
+    return scale_norms(x, grad, _normalization(call), dims, call.samples, orders)
+
+
+def trailing_weight_norms(
+    call: Call, argument: str, grad: Tensor, orders: Sequence[float]
+) -> Tensor:
+    """Return norms of the gradient of a feature's scale, shape ``[samples, len(orders)]``."""
+    x = call.arguments["input"]
+    dims = tuple(range(1, x.ndim + 1 - len(call.arguments["normalized_shape"])))
+    return scale_norms(x, grad, _normalization(call), dims, call.samples, orders)
+
+
+def _normalization(call: Call) -> Callable[[Tensor], Tensor]:
+    """Return the normalisation that a call applies, as a function of some rows of its input."""
+    return lambda x: normalized(replace(call, arguments={**call.arguments, "input": x}))
+
+
 def _over_positions(product: Tensor, call: Call) -> Tensor:
     """Sum ``[samples * k, channels, *positions]`` to ``[samples, channels]``."""
     rows, channels = product.shape[:2]
@@ -81,20 +112,27 @@ def _over_leading(product: Tensor, call: Call) -> Tensor:
 
 
 def _pair(
-    name: str, weight: GradientForm, bias: GradientForm, trailing: bool = False
+    name: str,
+    weight: GradientForm,
+    weight_norms: NormForm,
+    bias: GradientForm,
+    trailing: bool = False,
 ) -> dict[str, Rule]:
     return {
-        "weight": Rule(name, weight, trailing=trailing),
+        "weight": Rule(name, weight, weight_norms, trailing=trailing),
         "bias": Rule(f"{name} bias", bias, reads_data=False, trailing=trailing),
     }
 
 
 _FAMILIES = (
-    (BATCH, _pair("batch norm", channel_weight, channel_bias)),
-    (INSTANCE, _pair("instance norm", channel_weight, channel_bias)),
-    (GROUP, _pair("group norm", channel_weight, channel_bias)),
-    (LAYER, _pair("layer norm", trailing_weight, trailing_bias, trailing=True)),
-    (RMS, {"weight": Rule("rms norm", trailing_weight, trailing=True)}),
+    (BATCH, _pair("batch norm", channel_weight, channel_weight_norms, channel_bias)),
+    (INSTANCE, _pair("instance norm", channel_weight, channel_weight_norms, channel_bias)),
+    (GROUP, _pair("group norm", channel_weight, channel_weight_norms, channel_bias)),
+    (
+        LAYER,
+        _pair("layer norm", trailing_weight, trailing_weight_norms, trailing_bias, trailing=True),
+    ),
+    (RMS, {"weight": Rule("rms norm", trailing_weight, trailing_weight_norms, trailing=True)}),
 )
 RULES = {
     (function, argument): rule

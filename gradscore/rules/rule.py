@@ -1,10 +1,12 @@
 """What a rule is: the per-sample gradient of one call with respect to one of its arguments."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+
+from gradscore.rules.tile_forms import Tile
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Call:
 
 GradientForm = Callable[[Call, str, Tensor], Tensor]
 NormForm = Callable[[Call, str, Tensor, Sequence[float]], Tensor | None]
+TileForm = Callable[[Call, str, Tensor], Iterator[Tile]]
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Rule:
             they are not, the data are handed over without memory behind them (on ``meta``).
         trailing: Whether the parameter meets the trailing axes only, so that the batch may come
             from any other axis, as in sequence-first networks.
+        tiles: ``(call, argument, grad)`` to the gradients in tiles that each hold whole output
+            channels, for what is made of a parameter channel by channel, or ``None``.
     """
 
     name: str
@@ -56,3 +61,4 @@ class Rule:
     norms: NormForm | None = None
     reads_data: bool = True
     trailing: bool = False
+    tiles: TileForm | None = None

@@ -1,0 +1,97 @@
+"""Per-sample gradients of a weight in tiles that stay in cache, and their norms.
+
+A form that multiplies matrices yields tiles; reducing each before the next one is made keeps any
+tensor of ``[batch, parameters]`` from existing, and the tile's second reading out of main memory.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradscore.norms import vector_norm
+
+__all__ = ["Tile", "abs_norms", "reduce_tiles", "tile_elements"]
+
+TILE_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}
+"""Elements of one tile: about the second-level caches of two cores; on a GPU, to fill it."""
+
+
+class Tile(NamedTuple):
+    """Gradients of some samples for some output channels.
+
+    Attributes:
+        samples: Which samples.
+        channels: Which output channels, all of whose gradient entries are in the tile.
+        gradient: Shape ``[samples, rows, channels, columns]``, where ``rows * columns`` are the
+            entries of one output channel, in an order that is the form's own. The memory is
+            used again for the next tile, and whoever reads it may overwrite it.
+    """
+
+    samples: slice
+    channels: slice
+    gradient: Tensor
+
+
+def tile_elements(x: Tensor) -> int:
+    """Return how many elements a tile of gradients should have on the device of ``x``."""
+    return TILE_ELEMENTS.get(x.device.type, TILE_ELEMENTS["cpu"])
+
+
+def abs_norms(gradient: Tensor, orders: Sequence[float]) -> Tensor:
+    """Return norms of each sample's gradient, overwriting the gradient.
+
+    torch's own reduction for p = 1 runs at a sixth of the speed of ``abs`` in place and ``sum``.
+
+    Args:
+        gradient: Shape ``[samples, ...]``.
+        orders: Orders of the norm.
+
+    Returns:
+        Norms, shape ``[samples, len(orders)]``, in at least float32.
+    """
+    dims = tuple(range(1, gradient.ndim))
+    if gradient.dtype in (torch.float16, torch.bfloat16):
+        gradient = gradient.float()
+    if 1 not in orders:
+        return torch.stack([vector_norm(gradient, p, dims) for p in orders], dim=1)
+    gradient = gradient.abs() if gradient.is_complex() else gradient.abs_()
+    norms = [gradient.sum(dims) if p == 1 else vector_norm(gradient, p, dims) for p in orders]
+    return torch.stack(norms, dim=1)
+
+
+def reduce_tiles(
+    tiles: Iterable[Tile],
+    samples: int,
+    orders: Sequence[float],
+    pull_back: Callable[[Tile], Tensor] | None = None,
+) -> Tensor:
+    """Return the norms of per-sample gradients that come in tiles.
+
+    Args:
+        tiles: The tiles, which together hold every entry once.
+        samples: Number of samples ``n``.
+        orders: Orders of the norm.
+        pull_back: What to make of a tile's gradient before it is reduced, shaped as it.
+
+    Returns:
+        Norms, shape ``[n, len(orders)]``.
+    """
+    parts: dict[int, list[Tensor]] = {}
+    for tile in tiles:
+        gradient = pull_back(tile) if pull_back else tile.gradient
+        parts.setdefault(tile.samples.start, []).append(abs_norms(gradient, orders))
+    if not parts:
+        return torch.zeros(samples, len(orders))
+    wholes = [parts[start] for start in sorted(parts)]
+    if all(len(whole) == 1 for whole in wholes):
+        return torch.cat([whole[0] for whole in wholes])
+    return torch.cat([_combined(torch.stack(whole), orders) for whole in wholes])
+
+
+def _combined(parts: Tensor, orders: Sequence[float]) -> Tensor:
+    """Combine ``[parts, samples, len(orders)]`` by the p-norm of the parts' p-norms."""
+    return torch.stack(
+        [vector_norm(parts[:, :, column], p, dim=0) for column, p in enumerate(orders)], dim=1
+    )

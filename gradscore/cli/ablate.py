@@ -43,8 +43,8 @@ def ablate(kind, run_path, sets, output, plot, quiet) -> None:
     if plot:
         from gradscore.plots import plot_ablation
 
-        plot_ablation(kind, run, evaluation, plot)
-        notice(f"Wrote {plot}.", quiet=quiet)
+        drawn = plot_ablation(kind, run, evaluation, plot)
+        notice(f"Wrote {', '.join(map(str, drawn))}.", quiet=quiet)
 
 
 @click.command(short_help="Evaluate several runs side by side.")

@@ -1,5 +1,6 @@
 """Some rows of a run, with the intermediate results that several questions share."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -8,7 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gradscore.last_layer import deviation_norm, feature_norm
 from gradscore.scores.orders import deviation_norms, norms_of_orders
+
+PLAIN_ORDERS = frozenset((1.0, 2.0, math.inf))
+"""Orders without powers to share: each is fastest alone, whatever else is asked."""
 
 
 class Shared(NamedTuple):
@@ -37,7 +42,7 @@ class Block:
         self._orders = defaultdict(set)
         for norm in shared:
             self._orders[norm[1:]].add(norm.p)
-        self._norms: dict[tuple, dict[float, Tensor]] = {}
+        self._norms: dict[Shared, Tensor] = {}
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -66,11 +71,20 @@ class Block:
         Returns:
             Norms, shape ``[rows]``, float64.
         """
-        key = wanted[1:]
-        if key not in self._norms:
-            orders = self._orders[key]
-            if wanted.target is None:
-                self._norms[key] = norms_of_orders(self.features, orders)
+        if wanted not in self._norms:
+            key = wanted[1:]
+            orders = self._orders[key] - PLAIN_ORDERS
+            if wanted.p in PLAIN_ORDERS:
+                norms = {wanted.p: self._plain_norm(wanted).double()}
+            elif wanted.target is None:
+                norms = norms_of_orders(self.features, orders)
             else:
-                self._norms[key] = deviation_norms(self.logits, orders, *key)
-        return self._norms[key][wanted.p]
+                norms = deviation_norms(self.logits, orders, *key)
+            self._norms.update({Shared(p, *key): norm for p, norm in norms.items()})
+        return self._norms[wanted]
+
+    def _plain_norm(self, wanted: Shared) -> Tensor:
+        if wanted.target is None:
+            return feature_norm(self.features, p=wanted.p)
+        how = {"temperature": wanted.temperature, "target": wanted.target}
+        return deviation_norm(self.logits, p=wanted.p, **how)

@@ -15,6 +15,7 @@ from gradscore.uses.derivation import leaves_below
 from gradscore.uses.layout import (
     UseLayout,
     batch_first_layout,
+    keeps_samples_apart,
     proved_layout,
     same_uses,
     signature_of,
@@ -177,13 +178,18 @@ def _layouts(
 def _prove(
     model: nn.Module, images: Tensor, selected: Mapping[str, Tensor], recorder: Recorder
 ) -> list[UseLayout | None]:
-    """Prove layouts by a forward over one sample, or over one more where that does not run."""
+    """Prove layouts by a forward over one sample, or over one more where that does not run.
+
+    A model that mixes samples has no layout: only a batch of one tells a sample's gradient.
+    """
     batch, uses = len(images), recorder.uses
     for other in (images[:1], torch.cat([images, images[:1]])):
         try:
             survey, _ = _run(model, other, selected, recorder.expansions, survey=True)
         except (RuntimeError, ValueError, IndexError):
             continue
+        if not keeps_samples_apart(recorder.shapes, survey.shapes):
+            break
         if same_uses(uses, survey.uses):
             pairs = zip(uses, survey.uses, strict=True)
             return [proved_layout(use, twin, batch, len(other)) for use, twin in pairs]

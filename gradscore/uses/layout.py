@@ -9,6 +9,7 @@ into the batch, the values tell whether a sample's rows stand side by side.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from gradscore.uses.arguments import Slot
@@ -95,7 +96,9 @@ def proved_layout(use: Use, other: Use, batch: int, other_batch: int) -> UseLayo
         if place is None or slot in owned:
             return None
         places[slot] = place
-        if place[1] > 1 and not tensor.is_meta:
+        if tensor.is_meta and place[0] == 0:
+            tensor, twin = use.glimpses.get(slot, tensor), other.glimpses.get(slot, twin)
+        if place[1] > 1 and not tensor.is_meta and not twin.is_meta:
             told |= _adjacent(tensor, twin, place, batch, other_batch)
     if len(told) > 1 or (not told and any(rows > 1 for _, rows in places.values())):
         return None
@@ -134,6 +137,19 @@ def _adjacent(
     orders = {True: (x[:rows], y[:rows]), False: (x[::batch], y[::other])}
     alike = {order for order, (a, b) in orders.items() if float((a - b).abs().max()) <= small}
     return alike if len(alike) == 1 else set()
+
+
+def keeps_samples_apart(shapes: Sequence[torch.Size], others: Sequence[torch.Size]) -> bool:
+    """Say whether no tensor has two axes that grow with the batch, as samples against samples do.
+
+    Args:
+        shapes: Shapes of the data made in a forward, in order.
+        others: The same of a forward over another number of samples.
+    """
+    return len(shapes) == len(others) and all(
+        sum(a != b for a, b in zip(shape, twin, strict=False)) < 2
+        for shape, twin in zip(shapes, others, strict=True)
+    )
 
 
 def same_uses(uses: Sequence[Use], others: Sequence[Use]) -> bool:

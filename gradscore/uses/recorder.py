@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from gradscore.errors import ModelError
 from gradscore.rules import find_rule
-from gradscore.uses.arguments import Arguments, tensors_in
+from gradscore.uses.arguments import Arguments, Slot, tensors_in
 from gradscore.uses.functions import (
     BATCH_NORMS,
     COMPOSITES,
@@ -31,6 +31,9 @@ from gradscore.uses.functions import (
     spreads,
 )
 from gradscore.uses.use import Edge, Root, Use
+
+GLIMPSE = 16
+"""Values kept of each row of data that a rule does not read."""
 
 
 class Recorder(TorchFunctionMode):
@@ -47,6 +50,7 @@ class Recorder(TorchFunctionMode):
     Attributes:
         uses: The uses, in order.
         batch_first: Whether each call surely left the batch in axis 0.
+        shapes: Shapes of the data that calls without selected parameters made, in order.
         start: The tensor at which the graph begins.
     """
 
@@ -61,6 +65,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.uses: list[Use] = []
         self.batch_first = True
+        self.shapes: list[torch.Size] = []
         self.start = torch.zeros((), requires_grad=True)
         self.expansions = list(expansions)
         self._batch, self._survey = batch, survey
@@ -111,7 +116,10 @@ class Recorder(TorchFunctionMode):
             self.batch_first = False
         if func is Tensor.__setitem__ or is_in_place(func):
             self._constants.pop(id(args[0]), None)
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor):
+            self.shapes.append(result.shape)
+        return result
 
     def _derive(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a call of parameters and constants only."""
@@ -173,11 +181,20 @@ class Recorder(TorchFunctionMode):
                 edges=() if self._survey else tuple(Edge.of(output) for output in outputs),
                 output_shapes=tuple(output.shape for output in outputs),
                 constants=frozenset(slot for slot, t in data.items() if id(t) in self._constants),
+                glimpses={} if reads else self._glimpses(data),
                 versions={slot: t._version for slot, t in kept.items()} if reads else {},
                 expansion=expansion,
             )
         )
         return result
+
+    def _glimpses(self, data: Mapping[Slot, Tensor]) -> dict[Slot, Tensor]:
+        """Keep what tells how a sample's rows stand, where samples may have several."""
+        return {
+            slot: t.detach().flatten(1)[:, :GLIMPSE].clone()
+            for slot, t in data.items()
+            if t.ndim > 1 and len(t) != self._batch
+        }
 
     def _attach(
         self, result: Any, outputs: list[Tensor], in_place: bool, apart: bool

@@ -78,6 +78,7 @@ class Use:
         output_shapes: Shapes of its outputs that have a gradient.
         constants: Slots of tensors that hold no samples, such as buffers.
         versions: Version counters of the data, which shall not change before they are read.
+        glimpses: First values of each row of data that were let go although they are folded.
         expansion: Ordinal of the call among those that may spread a parameter over the batch.
     """
 
@@ -87,6 +88,7 @@ class Use:
     output_shapes: tuple[torch.Size, ...]
     constants: frozenset[Slot]
     versions: Mapping[Slot, int]
+    glimpses: Mapping[Slot, Tensor]
     expansion: int | None = None
 
     @property

@@ -1,6 +1,6 @@
 """Extraction beside the bare forward over the same loader; appends to a CSV.
 
-python benchmarks/extract.py -o benchmarks/results/extract-cpu.csv
+Run ``python benchmarks/extract.py -o benchmarks/results/extract-cpu.csv``.
 """
 
 import argparse

@@ -12,7 +12,7 @@ FLOORS = {
     1: "errors norms objective metrics manifest selection",
     2: "deviation last_layer linear_head uses rules kernels reference",
     3: "engine run models data assets",
-    4: "extraction recorded scores ablation evaluation verification scorer tables",
+    4: "extraction recorded replay scores ablation evaluation verification scorer tables",
     5: "plots bench",
     6: "cli",
 }

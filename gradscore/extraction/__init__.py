@@ -22,7 +22,8 @@ from gradscore.extraction.batching import (
 )
 from gradscore.extraction.computing import GRADIENTS, PRECISIONS, Computer
 from gradscore.extraction.identity import describe, open_run, require_equal, resolve_model
-from gradscore.extraction.plan import agree_on_passes, norm_passes, stretches
+from gradscore.extraction.keeping import prove_replay
+from gradscore.extraction.plan import agree_on_passes, keep_passes, norm_passes, stretches
 from gradscore.extraction.writing import Computed, ShardWriter
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.run import BASE, RunStore, SetInfo
@@ -60,6 +61,8 @@ def extract(
     p: Sequence[float] = (1.0,),
     temperature: Sequence[float] = (1.0,),
     target: Sequence[str] = ("uniform",),
+    keep: Sequence[str] = (),
+    keep_dtype: str = "float32",
     preprocessing: Preprocessing | Mapping[str, Any] | None = None,
     weights: str | os.PathLike | None = None,
     batch_size: int | str = 64,
@@ -88,13 +91,16 @@ def extract(
         p: Orders of the norms.
         temperature: Softmax temperatures.
         target: ``uniform``, ``one-hot`` or both.
+        keep: Modules whose input is stored, so that any later question about them and what is
+            above them needs no images; see :mod:`gradscore.replay`.
+        keep_dtype: ``float32`` or ``float16``, what they are stored in.
         preprocessing: From pictures to the model's input; by default the model's own. A mapping
             overrides some of its fields.
         weights: Weight file, ``random``, or None for the library's own.
         batch_size: Images at once, or ``auto`` for the largest that pays and fits.
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: ``float32``, or ``bfloat16`` or ``float16`` for a forward under autocast;
-            everything is stored in float32.
+            everything but a kept input is stored in float32.
         workers: Processes that decode images; 0 decodes in this one.
         limit: Take only so many images of each set, the first ones.
         on_error: ``fail`` at an image that cannot be read, or ``skip`` it and record why.
@@ -127,8 +133,10 @@ def extract(
         for name, (role, source) in sets.items()
     }
     asked = norm_passes(info, layers, p, temperature, target, gradients)
+    kept = keep_passes(keep, keep_dtype)
+    prove_replay(network, kept, image.to(place))
     with open_run(Path(run), info, arrays, blocks=bool(blocks)) as store:
-        passes = agree_on_passes(store.info, asked)
+        passes = agree_on_passes(store.info, [*asked, *kept])
         for name, (role, _) in sets.items():
             _agree_on_set(store, name, role, opened[name])
         for entry in passes:

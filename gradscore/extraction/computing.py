@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscore.errors import ModelError
+from gradscore.extraction.keeping import observe_inputs
 from gradscore.models.head import Head, check_logits, observe_features
 from gradscore.objective import logit_gradient
 from gradscore.reference import backward_norms, differentiable_parameters, vmap_norms
@@ -32,7 +33,7 @@ class Computer:
         device: Where it is.
         precision: One of :data:`PRECISIONS`; below float32 the forward runs under autocast.
         base: Whether features and logits are wanted.
-        passes: The norm passes wanted.
+        passes: The norm and keep passes wanted.
     """
 
     def __init__(
@@ -47,13 +48,15 @@ class Computer:
     ) -> None:
         self._model, self._head, self._device = model, head, device
         self._type = PRECISIONS[precision]
-        self._base, self._passes = base, list(passes)
-        wanted = {name for entry in passes for name in entry.parameters}
+        self._base = base
+        self._passes = [entry for entry in passes if entry.kind == "norms"]
+        self._kept = [entry for entry in passes if entry.kind == "keep"]
+        wanted = {name for entry in self._passes for name in entry.parameters}
         parameters = differentiable_parameters(model)
         self._selected = {name: parameters[name] for name in parameters if name in wanted}
         self._columns = {
             entry.name: [list(self._selected).index(name) for name in entry.parameters]
-            for entry in passes
+            for entry in self._passes
         }
 
     @property
@@ -78,7 +81,7 @@ class Computer:
             else nullcontext()
         )
         try:
-            with observing as observed:
+            with observing as observed, observe_inputs(self._model, self._kept, images) as kept:
                 norms, logits = self._ask(images)
         except torch.OutOfMemoryError as error:
             raise ModelError(
@@ -86,10 +89,11 @@ class Computer:
                 "or --batch-size auto."
             ) from error
         rows: Rows = {name: {"norms": values} for name, values in norms.items()}
+        rows |= {name: {"activations": values} for name, values in kept.items()}
         if self._base:
-            rows[BASE] = {"logits": logits}
+            rows[BASE] = {"logits": logits.float()}
             if observed is not None:
-                rows[BASE]["features"] = observed.features
+                rows[BASE]["features"] = observed.features.float()
         return {
             name: {field: _to_host(values) for field, values in arrays.items()}
             for name, arrays in rows.items()
@@ -154,8 +158,10 @@ def _by_question(passes: Sequence[PassInfo]) -> dict[tuple[str, float], list[Pas
 
 
 def _to_host(values: Tensor) -> Tensor:
-    """Return float32 values in host memory; from a GPU the copy may still be under way."""
-    values = values.detach().float()
+    """Return values in host memory; from a GPU the copy may still be under way."""
+    values = values.detach()
+    if values.dtype is not torch.float16:
+        values = values.float()
     if values.device.type != "cuda":
         return values.cpu()
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)

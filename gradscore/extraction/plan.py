@@ -47,6 +47,19 @@ def norm_passes(
     ]
 
 
+def keep_passes(keep: Sequence[str], dtype: str) -> list[PassInfo]:
+    """Return the passes that store what enters some modules.
+
+    Args:
+        keep: Names of modules.
+        dtype: ``float32`` or ``float16``.
+    """
+    return [
+        PassInfo(f"keep-{module}", "keep", details={"module": module, "dtype": dtype})
+        for module in dict.fromkeys(keep)
+    ]
+
+
 def agree_on_passes(info: RunInfo, passes: Sequence[PassInfo]) -> list[PassInfo]:
     """Return the passes as the run knows them, where it does.
 

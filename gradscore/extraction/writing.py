@@ -138,7 +138,7 @@ class ShardWriter:
         self._index.append(batch.index[kept])
         for key, values in arrays.items():
             # A copy, since features may be a view of much larger activations.
-            part = np.array(values[kept], np.float32)
+            part = np.array(values[kept])
             self._parts.setdefault(key, []).append(part)
             self._bytes += part.nbytes
         self._failed += sorted(failed, key=lambda row: row.index)

@@ -1,0 +1,176 @@
+"""Norms of a module and everything above it, from the activations that a run kept.
+
+A pass made by ``extract(keep=(MODULE,))`` holds what entered MODULE. Only the rest of the network
+is run again: what lies below sees one blank image, whose activations the kept ones replace. A
+module is kept only where that gives the logits of the whole network (shortcuts around it would
+not).
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradscore.engine import record
+from gradscore.errors import ModelError, NotRecorded, RunError
+from gradscore.models import create_model
+from gradscore.models.weights import weights_sha256
+from gradscore.objective import logit_gradient
+from gradscore.reference import differentiable_parameters
+from gradscore.run import RunStore
+from gradscore.selection import select
+
+PREFIX = "network."
+TOLERANCE = {"float32": 1e-4, "float16": 2e-2}
+"""How far replayed logits may be off, as a part of the largest, by the type kept."""
+
+
+class Tail(nn.Module):
+    """The part of a network from one module on, as a network of its own.
+
+    Args:
+        network: The whole network, in evaluation mode.
+        module: Name of the module whose input replaces the images.
+        input_shape: Shape of one preprocessed image.
+    """
+
+    def __init__(self, network: nn.Module, module: str, input_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.network, self.module, self.input_shape = network, module, tuple(input_shape)
+        self.eval()
+
+    def forward(self, activations: Tensor) -> Tensor:
+        """Return the logits ``[batch, classes]`` for what enters the module, ``[batch, ...]``."""
+
+        def replace(module: nn.Module, args: tuple) -> tuple:
+            return (activations, *args[1:])
+
+        blank = activations.new_zeros(1, *self.input_shape)
+        handle = self.network.get_submodule(self.module).register_forward_pre_hook(replace)
+        try:
+            return self.network(blank)
+        finally:
+            handle.remove()
+
+
+def check_replay(tail: Tail, activations: Tensor, logits: Tensor, dtype: str) -> None:
+    """Raise unless a module's kept input gives the network's logits.
+
+    Args:
+        tail: The network from the module on.
+        activations: What entered it, in the type kept, shape ``[batch, ...]``.
+        logits: What the whole network returned, shape ``[batch, classes]``.
+        dtype: ``float32`` or ``float16``.
+
+    Raises:
+        ModelError: If it does not.
+    """
+    why = "its output is not all that the logits depend on"
+    try:
+        with torch.inference_mode():
+            replayed = tail(activations.to(logits.dtype))
+    except (RuntimeError, ValueError) as error:
+        replayed, why = logits.new_zeros(0), str(error).splitlines()[0]
+    bound = TOLERANCE[dtype] * logits.abs().max().clamp_min(1e-30)
+    if replayed.shape != logits.shape or not ((replayed - logits).abs() <= bound).all():
+        raise ModelError(f"The input of module {tail.module!r} cannot be kept: {why}.")
+
+
+def tail_parameters(tail: Tail, activations: Tensor) -> tuple[str, ...]:
+    """Return the parameters that act behind the kept activations, and nowhere before them.
+
+    Args:
+        tail: The network from the module on.
+        activations: At least one sample, shape ``[batch, ...]``.
+    """
+    parameters = differentiable_parameters(tail.network)
+    required = {name: parameter.requires_grad for name, parameter in parameters.items()}
+    seen: list[Tensor] = []
+    module = tail.network.get_submodule(tail.module)
+    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    try:
+        for parameter in parameters.values():
+            parameter.requires_grad_()
+        with torch.enable_grad():
+            behind = _reached(tail(activations), parameters)
+            before = _reached(seen[0], parameters)
+    finally:
+        handle.remove()
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(required[name])
+    return tuple(name for name in parameters if name in behind and name not in before)
+
+
+def _reached(output: Tensor, parameters: dict[str, Tensor]) -> set[str]:
+    if output.grad_fn is None:
+        return set()
+    values = list(parameters.values())
+    gradients = torch.autograd.grad(output.sum(), values, allow_unused=True)
+    return {name for name, g in zip(parameters, gradients, strict=True) if g is not None}
+
+
+def replay_norms(
+    store: RunStore,
+    set_name: str,
+    module: str,
+    *,
+    layers: str | Sequence[str],
+    p: float = 1.0,
+    temperature: float = 1.0,
+    target: str = "uniform",
+    model: nn.Module | None = None,
+    rows: int = 64,
+) -> Iterator[tuple[tuple[str, ...], Tensor]]:
+    """Yield the norms of one question about the tail, without images.
+
+    Args:
+        store: A run with a pass ``keep-<module>``.
+        set_name: Name of the set.
+        module: The kept module.
+        layers: Parameters of the module or above it: a group, a glob or a list.
+        p: Order of the norm.
+        temperature: Softmax temperature.
+        target: ``uniform`` or ``one-hot``.
+        model: The network, where it was not made from a spec; otherwise loaded again.
+        rows: Rows at once.
+
+    Yields:
+        Names of the ``K`` parameters, and norms ``[rows, K]``, in index order.
+
+    Raises:
+        NotRecorded: If the run kept no such activations, or a parameter lies below the module.
+        RunError: If the model is not that of the run, or the run is damaged.
+    """
+    name = f"keep-{module}"
+    kept = store.info.passes.get(name)
+    if kept is None:
+        raise NotRecorded(
+            f"The run {store.path} kept no input of {module!r}; record it with "
+            f"`gradscore extract --keep {module}`."
+        )
+    names = select(tuple(store.info.parameters), store.info.groups, layers)
+    lacking = [parameter for parameter in names if parameter not in kept.parameters]
+    if lacking:
+        raise NotRecorded(
+            f"Parameter {lacking[0]} does not lie behind the input of {module!r}; keep a module "
+            "further below, or record norms with `gradscore extract`."
+        )
+    tail = Tail(_same_model(store, model), module, store.info.input_shape)
+    for block in store.blocks(set_name, fields=("index",), norms=(name,), rows=rows):
+        activations = torch.from_numpy(block[name].astype(np.float32))
+        recording = record(tail, activations, [PREFIX + parameter for parameter in names])
+        cotangent = logit_gradient(recording.logits, temperature, target)
+        yield names, recording.norms(cotangent, (p,), last=True)[0]
+
+
+def _same_model(store: RunStore, model: Any) -> nn.Module:
+    network = model if model is not None else create_model(store.info.model, store.info.weights)
+    digest = weights_sha256(network)
+    if digest != store.info.weights_sha256:
+        raise RunError(
+            f"Expected the run's weights {store.info.weights_sha256}, got {digest}; give the "
+            "model that the run was made with."
+        )
+    return network

@@ -66,21 +66,31 @@ def last_layer_score(
             "Expected features [batch, in_features] and logits [batch, classes], "
             f"got {list(features.shape)} and {list(logits.shape)}."
         )
+    score, _, _ = score_and_factors(features, logits, p, temperature, target, backend)
+    return check_finite(score, "features and logits")
+
+
+def score_and_factors(
+    features: Tensor, logits: Tensor, p: float, temperature: float, target: str, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the score of :func:`last_layer_score`, U and V, each ``[batch]``, not checked.
+
+    Raises:
+        InvalidArgument: If an input is no matrix, or a setting is out of range.
+    """
+    p, temperature = check_order(p), check_temperature(temperature)
+    how = {"p": p, "temperature": temperature, "target": check_target(target)}
     if not torch.compiler.is_compiling() and use_triton(backend, features, logits):
         from gradscore.kernels.launch import from_logits
 
         check_matrix(features, "features [batch, in_features]")
         check_matrix(logits, "logits [batch, classes]")
-        how = {"p": check_order(p), "temperature": check_temperature(temperature)}
-        score = from_logits(features, logits, **how, target=check_target(target))["score"]
-        return check_finite(score, "features and logits")
-    u = feature_norm(features, p=p)
-    v = deviation_norm(logits, p=p, temperature=temperature, target=target)
+        result = from_logits(features, logits, **how)
+        return result["score"], result["feature_norm"], result["deviation_norm"]
+    u, v = feature_norm(features, p=p), deviation_norm(logits, **how)
     if target == "uniform":
-        score = u * v / (logits.shape[1] * temperature)
-    else:
-        score = -(u * v) / temperature
-    return check_finite(score, "features and logits")
+        return u * v / (logits.shape[1] * temperature), u, v
+    return -(u * v) / temperature, u, v
 
 
 @torch.no_grad()

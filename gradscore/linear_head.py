@@ -19,9 +19,7 @@ from gradscore.kernels import use_triton
 from gradscore.last_layer import (
     check_finite,
     check_matrix,
-    deviation_norm,
-    feature_norm,
-    last_layer_score,
+    score_and_factors,
 )
 from gradscore.norms import check_order
 from gradscore.objective import check_target, check_temperature
@@ -83,13 +81,13 @@ def head_score(
             serve the inputs, or a row's features or logits are not finite.
     """
     _check_head(features, weight, bias)
-    how = {"p": p, "temperature": temperature, "target": target}
+    how = check_order(p), check_temperature(temperature), check_target(target)
     if _fused(backend, features, weight, bias):
-        return _launched(features, weight, bias, **how).score
+        return _launched(features, weight, bias, *how).score
     score = features.new_empty(len(features), dtype=_raised(features))
     for rows, logits in _logits(features, weight, bias):
-        score[rows] = last_layer_score(features[rows], logits, **how, backend=backend)
-    return score
+        score[rows], _, _ = score_and_factors(features[rows], logits, *how, backend)
+    return check_finite(score, "features and logits")
 
 
 @torch.no_grad()
@@ -121,19 +119,17 @@ def head_outputs(
         InvalidArgument: As :func:`head_score`.
     """
     _check_head(features, weight, bias)
-    p, temperature = check_order(p), check_temperature(temperature)
-    how = {"p": p, "temperature": temperature, "target": check_target(target)}
+    how = check_order(p), check_temperature(temperature), check_target(target)
     if _fused(backend, features, weight, bias):
-        return _launched(features, weight, bias, **how)
+        return _launched(features, weight, bias, *how)
     empty = features.new_empty(6, len(features), dtype=_raised(features))
     outputs = HeadOutputs(*empty)._replace(predicted=empty[3].to(torch.int64))
     for rows, logits in _logits(features, weight, bias):
-        x = features[rows]
-        u, v = feature_norm(x, p=p), deviation_norm(logits, **how)
-        outputs.feature_norm[rows], outputs.deviation_norm[rows] = u, v
-        outputs.score[rows] = last_layer_score(x, logits, **how, backend=backend)
+        factors = score_and_factors(features[rows], logits, *how, backend)
+        outputs.score[rows], outputs.feature_norm[rows], outputs.deviation_norm[rows] = factors
         outputs.max_logit[rows], outputs.predicted[rows] = logits.max(dim=1)
         outputs.energy[rows] = temperature * torch.logsumexp(logits / temperature, dim=1)
+    check_finite(outputs.score, "features and logits")
     return outputs
 
 
@@ -166,16 +162,15 @@ def _launched(
     features: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    *,
     p: float,
     temperature: float,
     target: str,
 ) -> HeadOutputs:
     from gradscore.kernels.launch import from_head
 
-    how = {"p": check_order(p), "temperature": check_temperature(temperature)}
     contiguous = None if bias is None else bias.contiguous()
-    result = from_head(features, weight, contiguous, **how, target=check_target(target))
+    how = {"p": p, "temperature": temperature, "target": target}
+    result = from_head(features, weight, contiguous, **how)
     check_finite(result["score"], "features and logits")
     return HeadOutputs(**result)
 

@@ -1,0 +1,97 @@
+"""Scores from features and head must equal those from features and logits, in flat memory."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import linear
+
+import gradscore.linear_head
+from gradscore.errors import InvalidArgument
+from gradscore.last_layer import deviation_norm, feature_norm, last_layer_score
+from gradscore.linear_head import head_outputs, head_score
+
+SETTINGS = [
+    {},
+    {"p": 0.5, "temperature": 2.0},
+    {"p": math.inf, "target": "one-hot"},
+    {"p": 3.0, "temperature": 32.0},
+]
+
+
+def drawn(batch=9, in_features=6, classes=5, dtype=torch.float64):
+    rng = torch.Generator().manual_seed(0)
+    sizes = [(batch, in_features), (classes, in_features), (classes,)]
+    return [torch.randn(size, generator=rng, dtype=torch.float64).to(dtype) for size in sizes]
+
+
+@pytest.fixture(params=[16 << 20, 4 * 8 * 5], ids=["one-block", "blocks-of-four-rows"])
+def _blocks(request, monkeypatch):
+    monkeypatch.setattr(gradscore.linear_head, "BLOCK_BYTES", request.param)
+
+
+@pytest.mark.usefixtures("_blocks")
+@pytest.mark.parametrize("how", SETTINGS, ids=str)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_equals_the_score_from_logits(how, with_bias):
+    x, weight, bias = drawn()
+    bias = bias if with_bias else None
+    logits = linear(x, weight, bias)
+    expected = last_layer_score(x, logits, **how)
+    torch.testing.assert_close(head_score(x, weight, bias, **how), expected, rtol=1e-12, atol=0)
+    outputs = head_outputs(x, weight, bias, **how)
+    temperature, p = how.get("temperature", 1.0), how.get("p", 1.0)
+    energy = temperature * torch.logsumexp(logits / temperature, dim=1)
+    v = deviation_norm(logits, **how)
+    torch.testing.assert_close(outputs.score, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(outputs.feature_norm, feature_norm(x, p=p))
+    torch.testing.assert_close(outputs.deviation_norm, v, rtol=1e-12, atol=0)
+    torch.testing.assert_close(outputs.max_logit, logits.amax(dim=1))
+    torch.testing.assert_close(outputs.energy, energy)
+    assert torch.equal(outputs.predicted, logits.argmax(dim=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_makes_its_logits_in_float32(dtype):
+    x, weight, bias = drawn(dtype=dtype)
+    score = head_score(x, weight, bias)
+    assert score.dtype == torch.float32
+    assert torch.equal(score, head_score(x.float(), weight.float(), bias.float()))
+
+
+def test_an_empty_batch_has_no_scores():
+    x, weight, bias = drawn()
+    assert head_score(x[:0], weight, bias).shape == (0,)
+    assert [output.shape for output in head_outputs(x[:0], weight)] == [(0,)] * 6
+
+
+def test_parameters_of_a_module_are_taken_and_left():
+    layer = torch.nn.Linear(6, 5)
+    x = torch.randn(3, 6)
+    score = head_score(x, layer.weight, layer.bias)
+    assert not score.requires_grad
+    torch.testing.assert_close(score, last_layer_score(x, layer(x)))
+    assert layer.weight.grad is None
+
+
+@pytest.mark.usefixtures("_blocks")
+def test_a_row_that_is_not_finite_is_named_in_the_whole_batch():
+    x, weight, bias = drawn()
+    x[6, 2] = math.nan
+    with pytest.raises(InvalidArgument, match=r"got a score of nan in row 6\."):
+        head_score(x, weight, bias)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, w, b: (x, w.t(), b), r"got torch.float64 \[9, 6\], torch.float64 \[6, 5\], "),
+        (lambda x, w, b: (x, w, b[:4]), r"torch.float64 \[4\]"),
+        (lambda x, w, b: (x, w.float(), b), r"of one type, got .*torch.float32 \[5, 6\]"),
+        (lambda x, w, b: (x[0], w, b), r"Expected features \[batch, in_features\], got .*\[6\]"),
+        (lambda x, w, b: (x, w[:0], b[:0]), r"\[0, 6\]"),
+    ],
+)
+def test_parts_that_do_not_fit_are_shown(change, message):
+    with pytest.raises(InvalidArgument, match=message):
+        head_score(*change(*drawn()))

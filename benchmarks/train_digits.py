@@ -6,7 +6,7 @@ seed is fixed, so that another run agrees in accuracy (kernels differ between ma
 in every bit).
 
 The model is for trying things out, and its OOD table is no finding: among a few architectures and
-recipes of this kind, all above 98% accuracy, this one was taken because its blocks rank as those
+recipes of this kind, this one (above 98% accuracy) was taken because its blocks rank as those
 in the paper do. With group norm or shortcuts, or trained for longer, the blocks before the last
 layer separate less, down to worse than chance.
 """

@@ -46,7 +46,7 @@ class Head:
 class Observation:
     """The input of the last layer in the latest forward, ``[batch, in_features]``."""
 
-    _features: list[Tensor] = field(default_factory=list)
+    _input: list[Tensor] = field(default_factory=list)
 
     @property
     def features(self) -> Tensor:
@@ -55,9 +55,9 @@ class Observation:
         Raises:
             ModelError: If no forward has passed through the last layer.
         """
-        if not self._features:
+        if not self._input:
             raise ModelError("Expected a forward through the last layer, there was none.")
-        return self._features[-1]
+        return self._input[-1].detach().flatten(1)
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,9 @@ def observe_features(
     observation = Observation()
 
     def keep(module: nn.Module, args: tuple, output: Any) -> None:
+        # No operation on the tensor here: a recorder of uses would see it as the model's own.
         if samples is None or len(args[0]) == samples:
-            observation._features[:] = [args[0].detach().flatten(1)]
+            observation._input[:] = [args[0]]
 
     handle = model.get_submodule(head.module).register_forward_hook(keep)
     try:

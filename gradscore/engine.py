@@ -183,8 +183,11 @@ class Recording:
         ]
         try:
             if handles:
-                torch.autograd.backward(
-                    forward.logits, cotangent, retain_graph=not last, inputs=[forward.start]
+                # Only what lies above one of these is run. What uncovered parameters get on the
+                # way is not used.
+                ends = [forward.start, *(forward.edges[name] for name in forward.uncovered)]
+                torch.autograd.grad(
+                    forward.logits, ends, cotangent, retain_graph=not last, allow_unused=True
                 )
         finally:
             for handle in handles:

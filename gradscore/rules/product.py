@@ -10,6 +10,7 @@ FUNCTIONS = (torch.matmul, Tensor.matmul, torch.mm, Tensor.mm)
 SIGNATURES = {
     **dict.fromkeys((torch.matmul, Tensor.matmul), ("input", "other")),
     **dict.fromkeys((torch.mm, Tensor.mm), ("input", "mat2")),
+    torch.einsum: ("equation", "*operands"),
 }
 
 

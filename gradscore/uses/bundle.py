@@ -14,11 +14,13 @@ from torch import Tensor
 from gradscore.errors import ModelError
 from gradscore.norms import vector_norm
 from gradscore.rules import Call, Rule, find_rule
+from gradscore.rules.tile_forms import reduce_tiles
 from gradscore.uses.arguments import Slot
 from gradscore.uses.derivation import leaves_below, pull_back
 from gradscore.uses.forward import Forward
 from gradscore.uses.generic import call_gradients
 from gradscore.uses.layout import Layout, UseLayout
+from gradscore.uses.standardisation import Standardisation
 from gradscore.uses.use import Use
 
 CHUNK_BYTES = {"cpu": 32 * 1024**2, "cuda": 1024**3}
@@ -101,7 +103,7 @@ class Bundle:
             return {}
         for contribution in arrived:
             _check_unchanged(self.forward.uses[contribution.number])
-        if len(self.contributions) == 1 and arrived[0].direct:
+        if len(self.contributions) == len(self.names) == 1:
             short = self._short_form(arrived[0], grads[arrived[0].number], orders)
             if short is not None:
                 return {self.names[0]: short}
@@ -112,11 +114,17 @@ class Bundle:
     ) -> Tensor | None:
         use, layout = self._at(contribution)
         rule = rule_for(use, layout, contribution.slot)
-        if rule is None or rule.norms is None:
+        made_by = None if contribution.direct else Standardisation.of(contribution.tensor)
+        if rule is None or (rule.norms is None if contribution.direct else made_by is None):
             return None
-        samples = len(self.forward.logits)
+        samples, argument = len(self.forward.logits), use.arguments.name(contribution.slot)
         call, grad = call_for_rule(use, layout, grads, slice(0, samples))
-        return rule.norms(call, use.arguments.name(contribution.slot), grad, orders)
+        if made_by is None:
+            return rule.norms(call, argument, grad, orders)
+        if rule.tiles is None:
+            return None
+        tiles = rule.tiles(call, argument, grad)
+        return reduce_tiles(tiles, samples, orders, made_by.pull_back)
 
     def _by_chunks(
         self, arrived: Sequence[Contribution], grads: Mapping[int, Grads], orders: Sequence[float]

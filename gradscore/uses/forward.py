@@ -1,5 +1,6 @@
 """One forward with its uses recorded, laid out, and proved to be all there are."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,12 +71,12 @@ def record_forward(model: nn.Module, images: Tensor, selected: Mapping[str, Tens
         images = images.clone()
     with requiring_grad(model, selected):
         recorder, logits = _run(model, images, selected)
-        layouts = _layouts(model, images, selected, recorder)
+        layouts = _layouts(model, images, selected, recorder, logits)
         if layouts is None:
             # A parameter was spread over something that only had the size of the batch.
             never = [False] * len(recorder.expansions)
             recorder, logits = _run(model, images, selected, never)
-            layouts = _layouts(model, images, selected, recorder)
+            layouts = _layouts(model, images, selected, recorder, logits)
         names = {id(parameter): name for name, parameter in selected.items()}
         missed = [names[id(leaf)] for leaf in leaves_below([logits.grad_fn]) if id(leaf) in names]
         edges = {name: get_gradient_edge(parameter) for name, parameter in selected.items()}
@@ -154,7 +155,11 @@ def _run(
 
 
 def _layouts(
-    model: nn.Module, images: Tensor, selected: Mapping[str, Tensor], recorder: Recorder
+    model: nn.Module,
+    images: Tensor,
+    selected: Mapping[str, Tensor],
+    recorder: Recorder,
+    logits: Tensor,
 ) -> list[UseLayout | None] | None:
     """Return the layout of every use, or ``None`` if a guess about an expansion was wrong."""
     batch, uses = len(images), recorder.uses
@@ -164,7 +169,7 @@ def _layouts(
             return layouts
     proofs, key = _PROVED.setdefault(model, {}), (batch, signature_of(uses))
     if key not in proofs:
-        layouts = _prove(model, images, selected, recorder)
+        layouts = _prove(model, images, selected, recorder, logits)
         wrong = any(
             layout is None and use.expansion is not None
             for use, layout in zip(uses, layouts, strict=True)
@@ -176,7 +181,11 @@ def _layouts(
 
 
 def _prove(
-    model: nn.Module, images: Tensor, selected: Mapping[str, Tensor], recorder: Recorder
+    model: nn.Module,
+    images: Tensor,
+    selected: Mapping[str, Tensor],
+    recorder: Recorder,
+    logits: Tensor,
 ) -> list[UseLayout | None]:
     """Prove layouts by a forward over one sample, or over one more where that does not run.
 
@@ -185,15 +194,29 @@ def _prove(
     batch, uses = len(images), recorder.uses
     for other in (images[:1], torch.cat([images, images[:1]])):
         try:
-            survey, _ = _run(model, other, selected, recorder.expansions, survey=True)
+            survey, twin = _run(model, other, selected, recorder.expansions, survey=True)
         except (RuntimeError, ValueError, IndexError):
             continue
+        _check_apart(logits, twin)
         if not keeps_samples_apart(recorder.shapes, survey.shapes):
             break
         if same_uses(uses, survey.uses):
             pairs = zip(uses, survey.uses, strict=True)
             return [proved_layout(use, twin, batch, len(other)) for use, twin in pairs]
     return [None] * len(uses)
+
+
+def _check_apart(logits: Tensor, twin: Tensor) -> None:
+    """Refuse a model in which the first sample's logits depend on the others."""
+    if twin.shape[1:] != logits.shape[1:]:
+        return
+    first, same = logits[0].detach(), twin[0].detach()
+    tolerance = 10 * math.sqrt(torch.finfo(first.dtype).eps) * float(first.abs().max())
+    if not float((first - same).abs().max()) <= tolerance:
+        raise ModelError(
+            "Expected a model whose logits for an image do not depend on the rest of the batch, "
+            f"got ones that differ by {float((first - same).abs().max()):.2g}."
+        )
 
 
 def check_images(images: Tensor) -> None:

@@ -28,7 +28,11 @@ def call_gradients(
     Returns:
         One tensor ``[samples, *operand.shape]`` for each slot.
     """
-    tensors = dict(use.arguments.tensors())
+    tensors = {
+        # Data that were let go have no influence on the gradient: any values will do.
+        slot: torch.zeros_like(x, device=use.operands[0][1].device) if x.is_meta else x
+        for slot, x in use.arguments.tensors()
+    }
     operands = [tensors[slot] for slot in slots]
     data_slots = list(layout.arguments)
     data = [layout.arguments[slot] for slot in data_slots]
@@ -46,7 +50,7 @@ def call_gradients(
 
         def outputs_of(*parameters: Tensor) -> list[Tensor]:
             replaced = values | dict(zip(slots, parameters, strict=True))
-            outputs = _differentiable(use.arguments.replaced(replaced).call())
+            outputs = _differentiable(use.arguments.replaced(tensors | replaced).call())
             return [outputs[i] for i in arrived]
 
         _, pull = vjp(outputs_of, *operands)

@@ -1,0 +1,203 @@
+"""One forward and one backward must give what one backward a sample gives, and leave no trace."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from gradscore.engine import gradient_norms, record
+from gradscore.errors import InvalidArgument, ModelError
+from gradscore.norms import combine_norms
+from gradscore.objective import logit_gradient
+from gradscore.reference import one_backward_a_sample
+
+
+def small_net(channels=4, kernel=3, stride=1, groups=1, norm="batch", act="relu", classes=3):
+    torch.manual_seed(0)
+    norms = {
+        "batch": nn.BatchNorm2d(channels),
+        "group": nn.GroupNorm(2, channels),
+        "instance": nn.InstanceNorm2d(channels, affine=True),
+        "none": nn.Identity(),
+    }
+    acts = {"relu": nn.ReLU(inplace=True), "gelu": nn.GELU(), "prelu": nn.PReLU(channels)}
+    net = nn.Sequential(
+        nn.Conv2d(2, channels, kernel, stride, padding=kernel // 2, groups=groups),
+        norms[norm],
+        acts[act],
+        nn.Conv2d(channels, channels, 1),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(4 * channels, classes),
+    )
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return net.double().eval()
+
+
+def images(batch=3, size=6):
+    rng = torch.Generator().manual_seed(1)
+    return torch.randn(batch, 2, size, size, generator=rng, dtype=torch.float64)
+
+
+def state(model):
+    return {
+        "flags": [(name, p.requires_grad, p.grad) for name, p in model.named_parameters()],
+        "values": {name: x.tolist() for name, x in model.state_dict().items()},
+        "modules": [(m.training, len(m._forward_hooks), sorted(vars(m))) for m in model.modules()],
+    }
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    batch=st.integers(1, 4),
+    size=st.integers(3, 7),
+    kernel=st.integers(1, 3),
+    stride=st.integers(1, 2),
+    groups=st.sampled_from([1, 2]),
+    norm=st.sampled_from(["batch", "group", "instance", "none"]),
+    act=st.sampled_from(["relu", "gelu", "prelu"]),
+    p=st.sampled_from([0.3, 1.0, 2.0, math.inf]),
+    temperature=st.sampled_from([0.5, 1.0, 100.0]),
+    target=st.sampled_from(["uniform", "one-hot"]),
+)
+def test_small_nets_drawn(batch, size, kernel, stride, groups, norm, act, p, temperature, target):
+    model = small_net(kernel=kernel, stride=stride, groups=groups, norm=norm, act=act)
+    how = {"p": p, "temperature": temperature, "target": target}
+    got = gradient_norms(model, images(batch, size + 2), **how)
+    expected = one_backward_a_sample(model, images(batch, size + 2), **how)
+    atol = 1e-12 * float(expected.norms.max()) ** min(1.0, p)
+    if p < 1 and norm == "instance":
+        return  # the bias before an instance norm has no gradient but rounding
+    torch.testing.assert_close(got.norms, expected.norms, rtol=1e-9, atol=atol)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_leaves_the_model_as_it_was_in_every_mode(frozen, mode):
+    model = small_net().requires_grad_(not frozen)
+    expected, before = one_backward_a_sample(model, images()).norms, state(model)
+    with mode():
+        got = gradient_norms(model, images() + 0)
+    torch.testing.assert_close(got.norms, expected)
+    assert state(model) == before
+    assert not got.norms.requires_grad
+
+
+def test_leaves_the_model_as_it_was_after_an_exception():
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise KeyError("broken")
+
+    model = nn.Sequential(small_net(), Broken()).requires_grad_(False)
+    with pytest.raises(KeyError, match="broken"):
+        gradient_norms(model, images())
+    assert not any(p.requires_grad for p in model.parameters())
+    assert torch.ones(2, requires_grad=True).mul(2).requires_grad  # no mode is left behind
+
+
+def test_an_empty_batch_has_no_norms():
+    got = gradient_norms(small_net(), images(0))
+    assert got.norms.shape == (0, len(got.parameters))
+    assert got.group("all").shape == (0,)
+
+
+def test_an_unused_parameter_has_norm_zero():
+    model = small_net()
+    model.register_parameter("idle", nn.Parameter(torch.ones(2, dtype=torch.float64)))
+    got = gradient_norms(model, images())
+    assert got.rules["idle"] == "unused"
+    assert (got.norms[:, got.parameters.index("idle")] == 0).all()
+
+
+def test_the_backward_stops_at_the_first_selected_use():
+    model, ran = small_net(), []
+    output = {}
+
+    def watch(module, args, result):
+        output[module] = result.requires_grad
+        ran.append(module)
+
+    handles = [module.register_forward_hook(watch) for module in model]
+    gradient_norms(model, images(), layers="6.*")
+    for handle in handles:
+        handle.remove()
+    assert [output[module] for module in model] == [False] * 6 + [True]
+
+
+def test_several_questions_to_one_forward():
+    model, names = small_net(), ("0.weight", "6.weight")
+    recording = record(model, images(), names)
+    for temperature in (1.0, 3.0):
+        cotangent = logit_gradient(recording.logits, temperature)
+        norms = recording.norms(cotangent, (1.0, 2.0, math.inf))
+        for p, got in zip((1.0, 2.0, math.inf), norms, strict=True):
+            how = {"layers": names, "p": p, "temperature": temperature}
+            expected = one_backward_a_sample(model, images(), **how)
+            torch.testing.assert_close(got, expected.norms)
+
+
+def test_groups_are_norms_of_norms():
+    got = gradient_norms(small_net(), images(), p=2.0)
+    both = combine_norms([got.norms[:, 0], got.norms[:, 1]], 2.0)
+    torch.testing.assert_close(got.group("0.*"), both)
+    torch.testing.assert_close(got.group("last"), got.norms[:, got.parameters.index("6.weight")])
+    assert (got.norms >= 0).all()
+
+
+def test_autocast_is_served():
+    model = small_net().float()
+    exact = gradient_norms(model, images().float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = gradient_norms(model, images().float())
+    assert got.norms.dtype == torch.float32
+    torch.testing.assert_close(got.group("all"), exact.group("all"), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.BatchNorm2d(2), "batch norm with fixed statistics, got layer '0'"),
+        (nn.Dropout(0.1), "without active dropout, got layer '0' \\(Dropout\\) in train mode"),
+    ],
+)
+def test_train_mode_is_refused_by_the_name_of_the_layer(layer, message):
+    with pytest.raises(ModelError, match=message):
+        gradient_norms(nn.Sequential(layer, small_net()).train(), images().float())
+
+
+def test_functional_dropout_is_refused():
+    class Dropping(nn.Module):
+        def forward(self, x):
+            return nn.functional.dropout(x, 0.5)
+
+    with pytest.raises(ModelError, match=r"a call of dropout with p = 0\.5"):
+        gradient_norms(nn.Sequential(Dropping(), small_net()), images())
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"p": 0}, "p > 0, got p = 0"),
+        ({"temperature": -1}, "temperature > 0, got -1"),
+        ({"target": "two-hot"}, "got 'two-hot'"),
+        ({"layers": "no.such"}, "got 'no.such'"),
+    ],
+)
+def test_bad_settings_are_named(how, message):
+    with pytest.raises(InvalidArgument, match=message):
+        gradient_norms(small_net(), images(), **how)
+
+
+def test_unknown_names_and_shapes_are_shown():
+    with pytest.raises(InvalidArgument, match=r"got 'nothing'; known are 0\.weight"):
+        record(small_net(), images(), ["nothing"])
+    with pytest.raises(InvalidArgument, match=r"cotangent \[3, 3\] as the logits, got \[3, 2\]"):
+        record(small_net(), images(), ["6.weight"]).norms(torch.zeros(3, 2), (1.0,))
+    with pytest.raises(
+        ModelError, match=r"logits \[3, classes\] from the model, got \[3, 2, 6, 6"
+    ):
+        gradient_norms(nn.Conv2d(2, 2, 1).double(), images())

@@ -1,0 +1,46 @@
+"""Verification tells right rules from wrong ones."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gradscore.rules import RULES, Rule
+from gradscore.verification import verify
+
+
+def model_and_images():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 4))
+    return model.eval(), torch.randn(3, 1, 4, 4)
+
+
+@pytest.mark.parametrize("p", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("target", ["uniform", "one-hot"])
+def test_right_rules_pass(p, target):
+    model, images = model_and_images()
+    found = verify(model, images, p=p, target=target)
+    assert found.max_relative_error < 1e-9
+    assert found.closed_form_error is not None
+    assert found.rules["3.weight"] == "linear"
+    assert set(found.errors) == {"0.weight", "0.bias", "3.weight", "3.bias"}
+    assert model[0].weight.dtype == torch.float32
+
+
+def test_a_wrong_rule_is_found(monkeypatch):
+    def doubled(call, argument, grad):
+        return 2 * grad
+
+    monkeypatch.setitem(RULES, (F.linear, "bias"), Rule("wrong", doubled))
+    found = verify(*model_and_images())
+    assert found.worst == "3.bias"
+    assert found.errors["3.bias"] == pytest.approx(1.0)
+    assert found.max_relative_error == pytest.approx(1.0)
+    assert found.rules["3.bias"] == "wrong"
+
+
+def test_where_the_closed_form_does_not_hold_the_reason_is_told():
+    model, images = model_and_images()
+    found = verify(nn.Sequential(model, nn.ReLU()).eval(), images)
+    assert found.closed_form_error is None
+    assert found.closed_form_reason

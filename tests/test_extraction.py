@@ -46,6 +46,12 @@ def same(one, other):
     return one.keys() == other.keys() and all(np.array_equal(one[k], other[k]) for k in one)
 
 
+def close(one, other):
+    """Compare runs whose passes were computed apart in one, and from one forward in the other."""
+    text = one.pop("path"), other.pop("path")
+    return np.array_equal(*text) and all(np.allclose(one[k], other[k], rtol=1e-5) for k in other)
+
+
 class Steps:
     """Notes what it is told; raises an error after some images."""
 
@@ -166,7 +172,7 @@ def test_stretches_that_differ_are_each_completed(tmp_path):
     assert (entry.done("base"), entry.done("norms-uniform-T1-p1")) == (8, 8)
     extract(make_model(), DIGITS, run, shard_rows=8, **SMALL)
     assert check(run) == []
-    assert same(recorded(run), recorded(together))
+    assert close(recorded(run), recorded(together))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
@@ -266,7 +272,7 @@ def test_a_broken_image_fails_by_name_or_is_skipped(tmp_path, folder, workers):
     extract(make_model(), sets, run, **how)
     whole = tmp_path / "whole"
     extract(make_model(), sets, whole, on_error="skip", **how)
-    assert same(recorded(run, "mine"), recorded(whole, "mine"))
+    assert close(recorded(run, "mine"), recorded(whole, "mine"))
     assert check(run) == []
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(folder / "20.png")
     with pytest.raises(DataError, match=r"20.png: expected \[1, 8, 8\] after preprocessing"):

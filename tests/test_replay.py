@@ -51,6 +51,9 @@ def test_the_tail_answers_as_the_network_does(tmp_path, dtype, tolerance):
         "body.1.weight", "body.1.bias", "inner.weight", "inner.bias", "fc.weight", "fc.bias",
     )  # fmt: skip
     assert entry.details["shape"] == [3, 8, 8]
+    rules = store.info.passes["norms-uniform-T1-p1"].rules
+    assert rules == gradient_norms(Residual(), images_of(model)).rules
+    assert "reference" not in rules.values()
     assert check(tmp_path) == []
     for layers, p, temperature, target in [
         ("all", 1.0, 1.0, "uniform"),

@@ -31,8 +31,10 @@ def observe_inputs(
         dtype = getattr(torch, entry.details["dtype"])
 
         def keep(module: nn.Module, args: tuple) -> None:
-            if args and isinstance(args[0], Tensor) and len(args[0]) == len(images):
-                found[entry.name] = args[0].detach().to(dtype, copy=True)
+            # Unseen by a recorder of the forward, which would take the copy for a part of it.
+            with torch._C.DisableTorchFunction():
+                if args and isinstance(args[0], Tensor) and len(args[0]) == len(images):
+                    found[entry.name] = args[0].detach().to(dtype, copy=True)
 
         return keep
 

@@ -5,7 +5,7 @@ from itertools import product
 
 from gradscore.extraction.identity import require_equal
 from gradscore.norms import check_order
-from gradscore.objective import check_target, check_temperature
+from gradscore.objective import RECORDED_TARGETS, check_target, check_temperature
 from gradscore.run import BASE, PassInfo, RunInfo, SetInfo, norms_name
 from gradscore.selection import select
 
@@ -25,7 +25,7 @@ def norm_passes(
         layers: A group, a glob, a comma list, or several of them.
         p: Orders of the norm.
         temperature: Softmax temperatures.
-        target: ``uniform``, ``one-hot`` or both.
+        target: Of ``uniform``, ``one-hot`` and ``all-ones``.
         gradients: What computes them.
 
     Raises:
@@ -33,11 +33,12 @@ def norm_passes(
     """
     text = layers if isinstance(layers, str) else ",".join(layers)
     parameters = select(list(info.parameters), info.groups, text)
+    targets = [check_target(t, RECORDED_TARGETS) for t in dict.fromkeys(target)]
     if info.head.closed_form and set(parameters) == set(info.head.weights):
-        return []
+        targets = [t for t in targets if t == "all-ones"]
     name = "all" if len(parameters) == len(info.parameters) else text
     questions = product(
-        dict.fromkeys(check_target(t) for t in target),
+        targets,
         dict.fromkeys(check_temperature(t) for t in temperature),
         dict.fromkeys(check_order(order) for order in p),
     )

@@ -64,7 +64,12 @@ def uniform_norm(logits: Tensor, p: float, temperature: float) -> Tensor:
     def block_norm(f: Tensor, q: Tensor, dim: int) -> Tensor:
         # Rows sum to 1 but for softmax's running sum: their own mean is off by the same factor.
         mean = q.mean(dim=dim, keepdim=True)
-        norm = vector_norm(q.sub_(mean), p, dim, work=q) / mean.flatten()
+        if p == 1:
+            # They sum to zero, so that the positive ones are half: a pass less than |q - mean|.
+            positive = torch.maximum(q, mean, out=q).mean(dim=dim, keepdim=True) - mean
+            norm = (2 * classes * positive / mean).flatten()
+        else:
+            norm = vector_norm(q.sub_(mean), p, dim, work=q) / mean.flatten()
         near = (norm <= NEAR_UNIFORM[f.dtype] * scale).nonzero().squeeze(1)
         if len(near) and f.dtype == torch.float32:
             norm[near] = uniform_norm(f[near].double(), p, temperature).float()

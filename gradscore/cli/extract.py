@@ -61,7 +61,12 @@ class BatchSize(click.ParamType):
 @click.option(
     "-T", "--temperature", metavar="T", type=TEMPERATURE, multiple=True, help="Repeatable."
 )
-@click.option("--target", type=TARGET, multiple=True, help="Repeatable.")
+@click.option(
+    "--target",
+    type=click.Choice([*TARGET.choices, "all-ones"]),
+    multiple=True,
+    help="Repeatable; all-ones (with -p 2) is what the method lee_alregib reads.",
+)
 @click.option(
     "--blocks", metavar="NAME=PATTERN", type=Pair("PATTERN"), multiple=True, help="Name a group."
 )

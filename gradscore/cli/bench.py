@@ -36,7 +36,7 @@ def closed_form(device, peers, output, quiet) -> None:
 @click.option("--model", metavar="SPEC", multiple=True, default=tuple(MODELS), show_default=True)
 @click.option("--subset", type=click.Choice(["last", "block", "all"]), multiple=True)
 @click.option(
-    "--batch-size", metavar="N", type=click.IntRange(1), help="Default: 16, or 64 CIFAR."
+    "--batch-size", metavar="N", type=click.IntRange(1), help="Default: 16; CIFAR 64."
 )
 @click.option("--peers/--no-peers", default=True, help="The ways others compute it, too.")
 @device_option

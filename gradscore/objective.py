@@ -9,6 +9,7 @@ to the uniform distribution, and for a softmax that is one-hot to rounding.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from torch import Tensor
 from gradscore.errors import InvalidArgument
 
 TARGETS = ("uniform", "one-hot")
+RECORDED_TARGETS = (*TARGETS, "all-ones")
+"""What gradient norms can be recorded for: the scored targets, and the confounding label of Lee &
+AlRegib, "Gradients as a Measure of Uncertainty in Neural Networks", ICIP 2020."""
 
 
 def check_temperature(temperature: float) -> float:
@@ -33,14 +37,14 @@ def check_temperature(temperature: float) -> float:
     return value
 
 
-def check_target(target: str) -> str:
-    """Return ``target``, or raise unless it is one of :data:`TARGETS`.
+def check_target(target: str, known: Sequence[str] = TARGETS) -> str:
+    """Return ``target``, or raise unless it is one of ``known``.
 
     Raises:
         InvalidArgument: If it is unknown.
     """
-    if target not in TARGETS:
-        raise InvalidArgument(f"Expected target {' or '.join(TARGETS)}, got {target!r}.")
+    if target not in known:
+        raise InvalidArgument(f"Expected target {' or '.join(known)}, got {target!r}.")
     return target
 
 
@@ -69,12 +73,13 @@ def logit_gradient(logits: Tensor, temperature: float = 1.0, target: str = "unif
     """Return the gradient of each sample's loss with respect to its logits.
 
     Uniform: ``(C softmax(f/T) - 1) / (C T)``. One-hot: ``(softmax(f/T) - e_y) / T``, its entry
-    at ``y`` taken as minus the sum of the others.
+    at ``y`` taken as minus the sum of the others. All-ones: ``-sigmoid(-f/T) / (C T)``, of the
+    binary cross-entropy between ``sigmoid(f/T)`` and a label that claims every class.
 
     Args:
         logits: Network outputs ``f``, shape ``[batch, classes]``.
         temperature: Softmax temperature ``T``, positive, without unit.
-        target: ``uniform`` or ``one-hot``.
+        target: One of :data:`RECORDED_TARGETS`.
 
     Returns:
         Gradients in nats per unit of logit, shape ``[batch, classes]``, computed in at least
@@ -85,8 +90,10 @@ def logit_gradient(logits: Tensor, temperature: float = 1.0, target: str = "unif
     """
     temperature = check_temperature(temperature)
     f = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
-    if check_target(target) == "uniform":
+    if check_target(target, RECORDED_TARGETS) == "uniform":
         gradient = uniform_deviation(f, temperature) / (f.shape[1] * temperature)
+    elif target == "all-ones":
+        gradient = -torch.sigmoid(-f / temperature) / (f.shape[1] * temperature)
     else:
         gradient = one_hot_deviation(f, temperature) / temperature
     return gradient.to(logits.dtype)

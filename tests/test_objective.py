@@ -97,5 +97,17 @@ def test_a_bad_temperature_is_named(temperature):
 
 @pytest.mark.parametrize("function", [loss, logit_gradient])
 def test_an_unknown_target_lists_the_known(function):
-    with pytest.raises(InvalidArgument, match="Expected target uniform or one-hot, got 'soft'"):
+    with pytest.raises(InvalidArgument, match=r"Expected target uniform or one-hot.*, got 'soft'"):
         function(drawn(2, 3), 1.0, "soft")
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 8.0])
+def test_the_all_ones_gradient_is_that_of_the_binary_cross_entropy(temperature):
+    f = (drawn(4, 6) * 5).requires_grad_()
+    ones = torch.ones_like(f[0])
+    scaled = f / temperature
+    losses = [torch.nn.functional.binary_cross_entropy_with_logits(row, ones) for row in scaled]
+    (expected,) = torch.autograd.grad(sum(losses), f)
+    got = logit_gradient(f.detach(), temperature, "all-ones")
+    # Autograd subtracts from one, and so keeps no digit of the smallest gradients.
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-15)

@@ -3,11 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from recorded_run import drawn_set, make_run
+from recorded_run import drawn_norms, drawn_set, make_run
 from sklearn.covariance import EmpiricalCovariance
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 
-from gradscore.errors import InvalidArgument, ModelError, RunError
+from gradscore.errors import InvalidArgument, ModelError, NotRecorded, RunError
 from gradscore.evaluation import evaluate_run
+from gradscore.extraction import extract
+from gradscore.models.preprocessing import Preprocessing
 from gradscore.recorded import Run
 from gradscore.scores import Question
 from gradscore.scores.answer import score_sets
@@ -78,3 +84,50 @@ def test_what_cannot_be_fitted_is_refused(run, tmp_path):
     bare = Run(make_run(tmp_path / "run", closed_form=False))
     with pytest.raises(ModelError, match="needs logits"):
         bare.score("digits", "mahalanobis", fit="train")
+
+
+@pytest.fixture(scope="module")
+def confounded(tmp_path_factory):
+    passes = (("uniform", 1.0, 1.0), ("all-ones", 1.0, 2.0))
+    return Run(make_run(tmp_path_factory.mktemp("runs") / "run", passes=passes))
+
+
+def test_lee_alregib_classifies_squared_norms(confounded):
+    sides = [np.square(2 * drawn_norms(name).astype(float)) for name in ("train", "photos")]
+    x, y = np.concatenate(sides), np.repeat([1, 0], [len(side) for side in sides])
+    scaler = StandardScaler().fit(x)
+    model = LogisticRegression(max_iter=1000).fit(scaler.transform(x), y)
+    z = np.square(2 * drawn_norms("noise").astype(float))
+    got = confounded.score("noise", "lee_alregib", fit="train,photos")
+    np.testing.assert_allclose(got, model.decision_function(scaler.transform(z)), rtol=1e-9)
+
+
+def test_recorded_norms_are_those_of_the_confounding_label(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.Tanh(), nn.Linear(6, 4)).eval()
+    images = np.random.default_rng(0).normal(size=(5, 3, 2, 2)).astype(np.float32)
+    np.savez(tmp_path / "images.npz", images=images)
+    store = extract(
+        model,
+        {"id": ("id", tmp_path / "images.npz")},
+        tmp_path / "run",
+        p=(2.0,),
+        target=("all-ones",),
+        preprocessing=Preprocessing(None, None, (0, 0, 0), (1, 1, 1)),
+    )
+    (block,) = store.blocks("id", fields=("index",), norms=("norms-all-ones-T1-p2",))
+    for row, image in zip(block["norms-all-ones-T1-p2"], images, strict=True):
+        logits = model(torch.from_numpy(image)[None])
+        loss = binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+        np.testing.assert_allclose(row, [grad.norm() for grad in grads], rtol=1e-5)
+
+
+def test_what_lee_alregib_cannot_learn_from_is_refused(run, confounded):
+    with pytest.raises(NotRecorded, match="`gradscore extract --target all-ones -p 2"):
+        run.score("digits", "lee_alregib", fit="train,noise")
+    with pytest.raises(InvalidArgument, match="expected fit as ID,NOISE, got 'train'"):
+        confounded.score("digits", "lee_alregib", fit="train")
+    with pytest.raises(InvalidArgument, match="Unknown set 'absent' to fit to"):
+        confounded.score("digits", "lee_alregib", fit="train,absent")
+    assert confounded.score("digits", "lee_alregib", fit="train,noise").shape == (40,)

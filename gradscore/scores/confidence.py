@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradscore.objective import kl_divergence
 from gradscore.scores.block import Block
+from gradscore.scores.orders import row_blocks
 from gradscore.scores.question import Method, Needs, Question
 
 
@@ -19,7 +20,8 @@ def _plan(question: Question, run: Any) -> Needs:
 
 
 def _kl(question: Question, block: Block, state: None) -> Tensor:
-    return kl_divergence(block.logits.double(), question.temperature)
+    parts = row_blocks(block.logits)
+    return torch.cat([kl_divergence(f.double(), question.temperature) for f in parts])
 
 
 def _msp(question: Question, block: Block, state: None) -> Tensor:
@@ -27,12 +29,13 @@ def _msp(question: Question, block: Block, state: None) -> Tensor:
 
 
 def _max_logit(question: Question, block: Block, state: None) -> Tensor:
-    return block.logits.double().amax(dim=1)
+    return block.logits.amax(dim=1).double()
 
 
 def _energy(question: Question, block: Block, state: None) -> Tensor:
     temperature = question.temperature
-    return temperature * torch.logsumexp(block.logits.double() / temperature, dim=1)
+    parts = row_blocks(block.logits)
+    return torch.cat([temperature * (f.double() / temperature).logsumexp(dim=1) for f in parts])
 
 
 def max_softmax(logits: Tensor, temperature: float) -> Tensor:
@@ -42,8 +45,11 @@ def max_softmax(logits: Tensor, temperature: float) -> Tensor:
         logits: Network outputs ``f``, shape ``[batch, classes]``.
         temperature: Softmax temperature ``T``, positive.
     """
-    f = logits.double()
-    return 1 / ((f - f.amax(dim=1, keepdim=True)) / temperature).exp_().sum(dim=1)
+    parts = []
+    for block in row_blocks(logits):
+        d = block.double() - block.amax(dim=1, keepdim=True)
+        parts.append(d.div_(temperature).exp_().sum(dim=1))
+    return 1 / torch.cat(parts)
 
 
 KL = Method(

@@ -27,7 +27,7 @@ def norms_of_orders(rows: Tensor, orders: Iterable[float]) -> dict[float, Tensor
     Returns:
         ``order -> norms [batch]``, float64.
     """
-    parts = [_block_norms(block, sorted(set(orders))) for block in _blocks(rows)]
+    parts = [_block_norms(block, sorted(set(orders))) for block in row_blocks(rows)]
     return {p: torch.cat([part[p] for part in parts]) for p in parts[0]} if parts else {}
 
 
@@ -51,9 +51,7 @@ def deviation_norms(
     deviation: Callable[[Tensor, float], Tensor]
     deviation = _uniform_deviation if target == "uniform" else one_hot_deviation
     orders = sorted(set(orders))
-    parts = [
-        _block_norms(deviation(block.double(), temperature), orders) for block in _blocks(logits)
-    ]
+    parts = [_block_norms(deviation(f.double(), temperature), orders) for f in row_blocks(logits)]
     return {p: torch.cat([part[p] for part in parts]) for p in orders}
 
 
@@ -62,7 +60,8 @@ def _uniform_deviation(logits: Tensor, temperature: float) -> Tensor:
     return e.div_(e.mean(dim=1, keepdim=True)).sub_(1)
 
 
-def _blocks(rows: Tensor) -> Iterable[Tensor]:
+def row_blocks(rows: Tensor) -> Iterable[Tensor]:
+    """Split a matrix into blocks of rows whose temporaries stay in the outer cache."""
     return rows.split(max(1, BLOCK_ENTRIES // max(1, rows.shape[1])))
 
 

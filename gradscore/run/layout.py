@@ -180,7 +180,8 @@ def encode(info: RunInfo) -> bytes:
     content = {**asdict(info), "checksum": "0" * 64}
     text = json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
     blank = text.encode()
-    return blank.replace(b"0" * 64, hashlib.sha256(blank).hexdigest().encode())
+    before, _, after = blank.rpartition(b"0" * 64)
+    return before + hashlib.sha256(blank).hexdigest().encode() + after
 
 
 def decode(content: bytes, path: Path) -> RunInfo:

@@ -207,7 +207,7 @@ def main(wanted: list[str]) -> int:
         off = not max(outcome.error_p1, outcome.error_p2) < TOLERANCE
         bad += off
         print("OFF" if off else "ok ", outcome, flush=True)
-        rows[model] = asdict(outcome)
+        rows = recorded() | {model: asdict(outcome)}
         RESULTS.parent.mkdir(exist_ok=True)
         with RESULTS.open("w", newline="") as file:
             writer = csv.DictWriter(file, [field.name for field in fields(Outcome)])

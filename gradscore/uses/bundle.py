@@ -257,7 +257,8 @@ def _bundle(
     members: set[str],
     contributions: list[Contribution],
 ) -> Bundle:
-    names = tuple(name for name in selected if name in members)
+    alone = len(members) == 1
+    names = tuple(members if alone else (name for name in selected if name in members))
     unplaced = any(forward.layouts[c.number] is None for c in contributions)
     return Bundle(
         names=names,

@@ -19,8 +19,18 @@ from numpy.typing import NDArray
 from gradscore.errors import DataError
 
 SUFFIXES = (".csv", ".parquet", ".txt")
-IMAGE_SUFFIXES = tuple(
-    [".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
+IMAGE_SUFFIXES = (
+    ".bmp",
+    ".gif",
+    ".jpeg",
+    ".jpg",
+    ".pbm",
+    ".pgm",
+    ".png",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
 )
 UNKNOWN = -1
 

@@ -1,6 +1,7 @@
 """Gradient norms of the last layer, the last block and all parameters: time and memory.
 
 python benchmarks/norms.py -o benchmarks/results/norms-cpu.csv
+python benchmarks/norms.py --thread-time -o benchmarks/results/norms-cpu-1-thread.csv
 python benchmarks/norms.py --device cuda --batch 256 -o benchmarks/results/norms-cuda.csv
 
 Method: gradscore/bench/norms.py says what is compared with what. Rows are medians of rounds in
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--batch", type=int, help="in place of the model's own")
     parser.add_argument("--seconds", type=float, default=40.0, help="for each model and subset")
+    parser.add_argument("--thread-time", action="store_true", help="one thread's own seconds")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument(
         "--memory", action="append", choices=METHODS, help="methods whose peak memory to take"
@@ -55,6 +57,7 @@ def main() -> None:
                     methods=options.method or METHODS,
                     repeats=options.repeats,
                     seconds=options.seconds,
+                    thread_time=options.thread_time,
                     memory=METHODS if options.memory is None else options.memory,
                 ):
                     row["tf32"] = tf32

@@ -10,6 +10,7 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def measure(
     methods: Iterable[str] = tuple(METHODS),
     repeats: int = 7,
     seconds: float = 40.0,
+    thread_time: bool = False,
     memory: Collection[str] = tuple(METHODS),
 ) -> Iterator[dict[str, Any]]:
     """Measure methods on one model and subset.
@@ -77,6 +79,8 @@ def measure(
         methods: Names from :data:`METHODS`; the ordinary pass is always there.
         repeats: Most rounds.
         seconds: No round begins after this much time.
+        thread_time: Whether to let torch have one thread and to count the seconds that it ran,
+            which what else a busy machine does hardly changes.
         memory: Methods whose peak memory is measured too, with one fresh process each.
 
     Yields:
@@ -84,6 +88,10 @@ def measure(
         ordinary pass), ``lowest, highest`` (of the rounds), ``seconds`` (median), ``peak_mib``,
         and the circumstances. A method that cannot do it has its reason in ``note``.
     """
+    clock = time.perf_counter
+    if thread_time:
+        torch.set_num_threads(1)
+        clock = time.thread_time
     model, images = drawn(spec, batch, size, device)
     names = subset_names(model, images, subset)
     runs, notes = {}, {}
@@ -95,12 +103,13 @@ def measure(
         except Exception as error:  # whatever a peer raises is its result
             runs.pop(method, None)
             notes[method] = f"{type(error).__name__}: {str(error).splitlines()[:1]}"[:120]
-    taken = interleaved(runs, repeats=repeats, seconds=seconds, device=device)
+    taken = interleaved(runs, repeats=repeats, seconds=seconds, device=device, clock=clock)
     circumstances = {
         "batch": batch,
         "size": size,
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        "clock": clock.__name__,
         "torch": torch.__version__,
         "gradscore": gs.__version__,
     }

@@ -18,6 +18,9 @@ FEW_POSITIONS = 256
 FEW_CHANNELS = 4
 """Up to this many input channels, as in a first layer, folding the batch into groups is slow."""
 
+LEAST_BAND = 32
+"""Output channels below which a product of matrices no longer runs at full speed."""
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -114,11 +117,10 @@ def kernel_row_tiles(x: Tensor, g: Tensor, geometry: Geometry) -> Iterator[Tile]
     n, channels, (height, width) = len(x), g.shape[1], g.shape[2:]
     (kernel_h, kernel_w), in_channels = geometry.shape[2:], x.shape[1]
     columns, positions = kernel_w * in_channels, height * width
-    at_once = max(1, min(n, tile_elements(x) // (channels * columns)))
-    band = channels
-    if at_once == 1:
-        band = max(1, min(channels, tile_elements(x) // (kernel_h * columns)))
-        band = max(min(channels, 32), band - band % 32)
+    budget = max(1, tile_elements(x) // (kernel_h * columns))
+    at_once, band = max(1, min(n, budget // channels)), channels
+    if budget < channels:
+        band = max(min(channels, LEAST_BAND), budget - budget % LEAST_BAND)
     memory = x.new_empty(at_once * kernel_h * band * columns)
     for start in range(0, n, at_once):
         samples = slice(start, min(start + at_once, n))

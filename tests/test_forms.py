@@ -1,0 +1,210 @@
+"""The forms of per-sample gradient norms against plain autograd, and what they hold in memory."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from gradscore.rules import conv_forms, tile_forms
+from gradscore.rules.conv_forms import Geometry, conv_form, conv_weight_norms, in_tile_order
+from gradscore.rules.linear_forms import linear_weight_norms
+from gradscore.rules.norm_forms import batch_norm_weight_norms, scale_norms
+from gradscore.uses.standardisation import Standardisation
+
+ORDERS = (1.0, 2.0, math.inf, 0.5, 3.0)
+
+
+def naive_norms(gradients, orders=ORDERS):
+    """Return norms by their definition, shape ``[n, len(orders)]``."""
+    flat = gradients.flatten(1).double().abs()
+    by_order = [flat.amax(1) if p == math.inf else flat.pow(p).sum(1).pow(1 / p) for p in orders]
+    return torch.stack(by_order, dim=1)
+
+
+def sample_gradients(function, parameter, x, g, samples):
+    """Return autograd's gradient of ``(function(x) * g).sum()`` for each sample's rows."""
+    parameter = parameter.detach().requires_grad_()
+    pairs = zip(x.chunk(samples), g.chunk(samples), strict=True)
+    return torch.stack(
+        [torch.autograd.grad((function(a, parameter) * b).sum(), parameter)[0] for a, b in pairs]
+    )
+
+
+@st.composite
+def convolutions(draw):
+    dims = draw(st.integers(1, 3))
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    pair = lambda low, high: tuple(draw(st.integers(low, high)) for _ in range(dims))  # noqa: E731
+    kernel, dilation, padding = pair(1, 3), pair(1, 2), pair(0, 2)
+    extra = draw(st.integers(0, 4))
+    size = [d * (k - 1) + 1 + extra for d, k in zip(dilation, kernel, strict=True)]
+    return {
+        "shape": (groups * draw(st.integers(1, 3)), draw(st.integers(1, 6)), *kernel),
+        "size": size,
+        "stride": pair(1, 3),
+        "padding": padding,
+        "dilation": dilation,
+        "groups": groups,
+        "samples": draw(st.integers(1, 4)),
+        "k": draw(st.sampled_from([1, 1, 2])),
+        "tile": draw(st.sampled_from([1, 40, 1 << 19])),
+    }
+
+
+@settings(max_examples=150, deadline=None)
+@given(convolutions())
+def test_convolutions_equal_autograd(case):
+    torch.manual_seed(0)
+    weight = torch.randn(case["shape"], dtype=torch.float64)
+    rows = case["samples"] * case["k"]
+    x = torch.randn(rows, case["shape"][1] * case["groups"], *case["size"]).double()
+    how = {name: case[name] for name in ("stride", "padding", "dilation", "groups")}
+    convolve = (F.conv1d, F.conv2d, F.conv3d)[len(case["size"]) - 1]
+    g = torch.randn_like(convolve(x, weight, **how))
+    expected = sample_gradients(lambda a, w: convolve(a, w, **how), weight, x, g, case["samples"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tile_forms.TILE_ELEMENTS, "cpu", case["tile"])
+        norms = conv_weight_norms(x, g, Geometry(weight.shape, **how), case["samples"], ORDERS)
+    torch.testing.assert_close(norms, naive_norms(expected), rtol=1e-9, atol=1e-12)
+
+
+FORMS = [
+    ((24, 16, 1, 1), 9, 2, 0, "pointwise_tiles"),
+    ((24, 16, 3, 3), 9, 1, 1, "kernel_row_tiles"),
+    ((24, 16, 3, 3), 9, 2, 1, "kernel_row_tiles"),
+    ((24, 16, 5, 2), 11, 3, 2, "kernel_row_tiles"),
+    ((24, 3, 3, 3), 20, 1, 1, "folded_tiles"),
+    ((24, 16, 3, 3), 20, 1, 1, "folded_tiles"),
+    ((24, 16, 1, 1), 9, 1, 1, "kernel_row_tiles"),
+]
+
+
+@pytest.mark.parametrize(("shape", "size", "stride", "padding", "form"), FORMS)
+def test_the_form_is_chosen_by_shape_and_keeps_its_digits(
+    shape, size, stride, padding, form, monkeypatch
+):
+    torch.manual_seed(0)
+    weight, x = torch.randn(shape), torch.randn(5, shape[1], size, size)
+    g = torch.randn_like(F.conv2d(x, weight, stride=stride, padding=padding))
+    taken, plain = [], getattr(conv_forms, form)
+    monkeypatch.setattr(conv_forms, form, lambda *args: taken.append(form) or plain(*args))
+    geometry = Geometry(weight.shape, (stride,) * 2, (padding,) * 2, (1, 1))
+    norms = conv_weight_norms(x, g, geometry, 5, (1.0, 2.0, 3.0))
+    assert taken == [form]
+    expected = sample_gradients(
+        lambda a, w: F.conv2d(a, w, stride=stride, padding=padding),
+        weight.double(), x.double(), g.double(), 5,
+    )  # fmt: skip
+    torch.testing.assert_close(norms.double(), naive_norms(expected, (1, 2, 3)), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("shape", "size", "stride", "padding", "form"), FORMS)
+@pytest.mark.parametrize("budget", [500, 5000])
+def test_tiles_are_small_and_hold_every_entry_once(
+    shape, size, stride, padding, form, budget, monkeypatch
+):
+    monkeypatch.setitem(tile_forms.TILE_ELEMENTS, "cpu", budget)
+    x, weight = torch.randn(7, shape[1], size, size), torch.randn(shape)
+    g = torch.randn_like(F.conv2d(x, weight, stride=stride, padding=padding))
+    geometry = Geometry(weight.shape, (stride,) * 2, (padding,) * 2, (1, 1))
+    seen = torch.zeros(7, shape[0])
+    smallest = weight.numel() if form == "folded_tiles" else 32 * weight[0].numel()
+    for tile in conv_form(x, g, geometry, 7)():
+        seen[tile.samples, tile.channels] += 1
+        assert tile.gradient.numel() <= max(budget, smallest)
+        assert tile.gradient[0, :, 0].numel() == weight[0].numel()
+    assert (seen == 1).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 4), st.integers(1, 5), st.integers(1, 6), st.integers(1, 6),
+    st.sampled_from([1, 7, 1 << 19]),
+)  # fmt: skip
+def test_products_equal_autograd_at_one_and_at_many_positions(n, positions, inner, outer, tile):
+    torch.manual_seed(0)
+    x = torch.randn(n, positions, inner, dtype=torch.float64)
+    g = torch.randn(n, positions, outer, dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tile_forms.TILE_ELEMENTS, "cpu", tile)
+        norms = linear_weight_norms(x, g, ORDERS)
+    expected = naive_norms(torch.einsum("npo,npi->noi", g, x))
+    torch.testing.assert_close(norms, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("positions", [(), (6,), (3, 4)])
+def test_scale_of_batch_norm_equals_autograd(k, positions):
+    torch.manual_seed(0)
+    x, g = (torch.randn(4 * k, 5, *positions, dtype=torch.float64) for _ in range(2))
+    mean, var = torch.randn(5).double(), torch.rand(5).double() + 0.1
+    norms = batch_norm_weight_norms(x, g, mean, var, 1e-3, 4, ORDERS)
+    expected = sample_gradients(
+        lambda a, w: F.batch_norm(a, mean, var, w, None, False, 0.1, 1e-3),
+        torch.ones(5).double(), x, g, 4,
+    )  # fmt: skip
+    torch.testing.assert_close(norms, naive_norms(expected), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("tile", [1, 1 << 19])
+@pytest.mark.parametrize("k", [1, 2])
+def test_scale_of_other_norms_equals_autograd(tile, k, monkeypatch):
+    monkeypatch.setitem(tile_forms.TILE_ELEMENTS, "cpu", tile)
+    x, g = (torch.randn(3 * k, 4, 5, dtype=torch.float64) for _ in range(2))
+    by_group = scale_norms(x, g, lambda a: F.group_norm(a, 2), (1, 3), 3, ORDERS)
+    expected = sample_gradients(
+        lambda a, w: F.group_norm(a, 2, w), torch.ones(4).double(), x, g, 3
+    )
+    torch.testing.assert_close(by_group, naive_norms(expected), rtol=1e-9, atol=1e-12)
+    by_layer = scale_norms(x, g, lambda a: F.layer_norm(a, (5,)), (1, 2), 3, ORDERS)
+    expected = sample_gradients(
+        lambda a, w: F.layer_norm(a, (5,), w), torch.ones(5).double(), x, g, 3
+    )
+    torch.testing.assert_close(by_layer, naive_norms(expected), rtol=1e-9, atol=1e-12)
+
+
+def standardised(weight):
+    flat = weight.reshape(1, len(weight), -1)
+    return F.batch_norm(flat, None, None, training=True, eps=1e-6).reshape_as(weight)
+
+
+@pytest.mark.parametrize(("size", "stride"), [(7, 1), (20, 2), (40, 1)])
+def test_standardised_weight_equals_autograd(size, stride):
+    torch.manual_seed(0)
+    weight = torch.randn(6, 4, 3, 3, dtype=torch.float64, requires_grad=True)
+    made = standardised(weight)
+    x = torch.randn(3, 4, size, size, dtype=torch.float64)
+    g = torch.randn_like(F.conv2d(x, made.detach(), stride=stride))
+    form = conv_form(x, g, Geometry(weight.shape, (stride,) * 2, (0, 0), (1, 1)), 3)
+    pull_back = Standardisation.of(made).pull_back
+    norms = tile_forms.reduce_tiles(form(), 3, ORDERS, pull_back)
+    expected = sample_gradients(
+        lambda a, w: F.conv2d(a, standardised(w), stride=stride), weight, x, g, 3
+    )
+    torch.testing.assert_close(norms, naive_norms(expected), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda w: w * 2,
+        lambda w: standardised(w) * 2,
+        lambda w: standardised(w.transpose(0, 1)).transpose(0, 1),
+        lambda w: F.batch_norm(w.reshape(2, 3, -1), None, None, training=True).reshape_as(w),
+        lambda w: F.batch_norm(
+            w.reshape(1, 6, -1), torch.zeros(6).double(), torch.ones(6).double()
+        ).reshape_as(w),
+    ],
+)
+def test_what_is_not_so_standardised_is_left_to_autograd(make):
+    weight = torch.randn(6, 4, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert Standardisation.of(make(weight)) is None
+
+
+def test_tile_order_puts_rows_of_the_kernel_first():
+    weight = torch.arange(2 * 3 * 2 * 2).reshape(2, 3, 2, 2)
+    assert in_tile_order(weight, 1).shape == (1, 2, 12)
+    assert in_tile_order(weight, 2)[1, 0].tolist() == [2, 6, 10, 3, 7, 11]

@@ -6,10 +6,9 @@ module is kept only where that gives the logits of the whole network (shortcuts 
 not).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +22,9 @@ from gradscore.run import RunStore
 from gradscore.selection import select
 
 PREFIX = "network."
+PASS_PREFIX = "keep-"
+ROWS = 64
+"""Rows run through the tail at once."""
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2}
 """How far replayed logits may be off, as a part of the largest, by the type kept."""
 
@@ -111,58 +113,80 @@ def _reached(output: Tensor, parameters: dict[str, Tensor]) -> set[str]:
     return {name for name, g in zip(parameters, gradients, strict=True) if g is not None}
 
 
-def replay_norms(
-    store: RunStore,
-    set_name: str,
-    module: str,
-    *,
-    layers: str | Sequence[str],
-    p: float = 1.0,
-    temperature: float = 1.0,
-    target: str = "uniform",
-    model: nn.Module | None = None,
-    rows: int = 64,
-) -> Iterator[tuple[tuple[str, ...], Tensor]]:
-    """Yield the norms of one question about the tail, without images.
+class Replay:
+    """Norms of parameters behind a kept module, from what entered it.
 
     Args:
         store: A run with a pass ``keep-<module>``.
-        set_name: Name of the set.
         module: The kept module.
         layers: Parameters of the module or above it: a group, a glob or a list.
-        p: Order of the norm.
-        temperature: Softmax temperature.
-        target: ``uniform`` or ``one-hot``.
-        model: The network, where it was not made from a spec; otherwise loaded again.
-        rows: Rows at once.
+        model: The network, where it was not made from a spec; otherwise loaded again, and its
+            weights held to the run's.
 
-    Yields:
-        Names of the ``K`` parameters, and norms ``[rows, K]``, in index order.
+    Attributes:
+        name: Name of the pass that holds the activations.
+        parameters: Names of the ``K`` parameters.
 
     Raises:
         NotRecorded: If the run kept no such activations, or a parameter lies below the module.
-        RunError: If the model is not that of the run, or the run is damaged.
+        RunError: If the model is not that of the run.
     """
-    name = f"keep-{module}"
-    kept = store.info.passes.get(name)
-    if kept is None:
-        raise NotRecorded(
-            f"The run {store.path} kept no input of {module!r}; record it with "
-            f"`gradscore extract --keep {module}`."
-        )
-    names = select(tuple(store.info.parameters), store.info.groups, layers)
-    lacking = [parameter for parameter in names if parameter not in kept.parameters]
-    if lacking:
-        raise NotRecorded(
-            f"Parameter {lacking[0]} does not lie behind the input of {module!r}; keep a module "
-            "further below, or record norms with `gradscore extract`."
-        )
-    tail = Tail(_same_model(store, model), module, store.info.input_shape)
-    for block in store.blocks(set_name, fields=("index",), norms=(name,), rows=rows):
-        activations = torch.from_numpy(block[name].astype(np.float32))
-        recording = record(tail, activations, [PREFIX + parameter for parameter in names])
-        cotangent = logit_gradient(recording.logits, temperature, target)
-        yield names, recording.norms(cotangent, (p,), last=True)[0]
+
+    def __init__(
+        self,
+        store: RunStore,
+        module: str,
+        layers: str | Sequence[str],
+        model: nn.Module | None = None,
+    ) -> None:
+        self.name = PASS_PREFIX + module
+        kept = store.info.passes.get(self.name)
+        if kept is None:
+            raise NotRecorded(
+                f"The run {store.path} kept no input of {module!r}; record it with "
+                f"`gradscore extract --keep {module}`."
+            )
+        self.parameters = select(tuple(store.info.parameters), store.info.groups, layers)
+        lacking = [name for name in self.parameters if name not in kept.parameters]
+        if lacking:
+            raise NotRecorded(
+                f"Parameter {lacking[0]} does not lie behind the input of {module!r}; keep a "
+                "module further below, or record norms with `gradscore extract`."
+            )
+        self._tail = Tail(_same_model(store, model), module, store.info.input_shape)
+
+    def norms(
+        self, activations: Tensor, *, p: float = 1.0, temperature: float = 1.0, target: str
+    ) -> Tensor:
+        """Return the norms of each sample's gradients, never negated.
+
+        Args:
+            activations: What entered the module, shape ``[rows, ...]``.
+            p: Order of the norm.
+            temperature: Softmax temperature.
+            target: ``uniform`` or ``one-hot``.
+
+        Returns:
+            Norms, shape ``[rows, K]``, float32.
+        """
+        names = [PREFIX + name for name in self.parameters]
+        parts = []
+        for part in activations.float().split(ROWS):
+            recording = record(self._tail, part, names)
+            cotangent = logit_gradient(recording.logits, temperature, target)
+            parts.append(recording.norms(cotangent, (p,), last=True)[0])
+        return torch.cat(parts)
+
+
+def kept_module(store: RunStore, parameters: Sequence[str]) -> str | None:
+    """Return the kept module nearest to the output that all of ``parameters`` lie behind."""
+    fitting = [
+        entry
+        for entry in store.info.passes.values()
+        if entry.kind == "keep" and set(parameters) <= set(entry.parameters)
+    ]
+    best = min(fitting, key=lambda entry: len(entry.parameters), default=None)
+    return best.name.removeprefix(PASS_PREFIX) if best else None
 
 
 def _same_model(store: RunStore, model: Any) -> nn.Module:

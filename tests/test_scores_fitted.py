@@ -131,3 +131,22 @@ def test_what_lee_alregib_cannot_learn_from_is_refused(run, confounded):
     with pytest.raises(InvalidArgument, match="Unknown set 'absent' to fit to"):
         confounded.score("digits", "lee_alregib", fit="train,absent")
     assert confounded.score("digits", "lee_alregib", fit="train,noise").shape == (40,)
+
+
+def test_a_kept_module_answers_what_was_not_recorded(tmp_path):
+    store = extract(
+        "digits",
+        {"photos": ("ood", "digits:photos")},
+        tmp_path / "run",
+        keep=("block4",),
+        p=(1.0, 2.0),
+        temperature=(1.0, 3.0),
+        limit=9,
+    )
+    question = Question("gradnorm", layers="block4", p=2, temperature=3)
+    recorded = score_sets(store, ["photos"], [question])["photos"].columns["gradnorm"]
+    del store.info.passes["norms-uniform-T3-p2"]
+    replayed = score_sets(store, ["photos"], [question])["photos"].columns["gradnorm"]
+    np.testing.assert_allclose(replayed, recorded, rtol=1e-5)
+    with pytest.raises(NotRecorded, match="extract --layers block1 -p 2 -T 3"):
+        score_sets(store, ["photos"], [Question("gradnorm", layers="block1", p=2, temperature=3)])

@@ -16,6 +16,9 @@ from gradscore.scores.question import Question, column_names
 ROWS = 1024
 """Rows read at once; the outputs of 21,843 classes then take 90 MB."""
 
+KEPT_ROWS = 64
+"""The same where activations are read: those of one image can take megabytes."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -78,11 +81,12 @@ def iterate_scores(
         ("features",) if any("features" in need.fields for need in needs) else ()
     )
     passes = tuple(dict.fromkeys(name for need in needs for name in need.passes))
+    rows = KEPT_ROWS if any(name.startswith("keep-") for name in passes) else ROWS
     shared = {norm for need in needs for norm in need.shared}
     for name in names:
         run.require_complete(name, ("base", *passes))
     for name in names:
-        for arrays in run.blocks(name, fields=fields, norms=passes, rows=ROWS):
+        for arrays in run.blocks(name, fields=fields, norms=passes, rows=rows):
             block = Block(arrays, shared)
             _check_finite(block, name, fields, passes)
             scored = {

@@ -22,6 +22,44 @@ class NormColumns:
     places: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class KeptModule:
+    """A module whose kept input lets the parameters behind it be asked anything.
+
+    Attributes:
+        name: Name of the pass.
+        module: Name of the module.
+        parameters: The chosen parameters.
+    """
+
+    name: str
+    module: str
+    parameters: tuple[str, ...]
+
+
+def recorded_answer(question: Question, run: Any) -> NormColumns | KeptModule:
+    """Return the recorded norms that answer, or else the kept module that does.
+
+    Raises:
+        InvalidArgument: If ``layers`` names no parameter.
+        NotRecorded: If the run holds neither; the message names the option that would.
+    """
+    try:
+        return norm_columns(question, run)
+    except NotRecorded:
+        chosen = select(tuple(run.info.parameters), run.info.groups, question.layers)
+        fitting = [
+            entry
+            for entry in run.info.passes.values()
+            if entry.kind == "keep" and set(chosen) <= set(entry.parameters)
+        ]
+        if not fitting:
+            raise
+    # The fewer parameters lie behind a module, the less there is to run again.
+    kept = min(fitting, key=lambda entry: len(entry.parameters))
+    return KeptModule(kept.name, kept.details["module"], chosen)
+
+
 def closed_form_applies(run: Any) -> bool:
     """Return whether the last layer's norm follows from features and logits alone."""
     return run.info.head.closed_form

@@ -1,42 +1,70 @@
 """GradNorm and its two factors (Huang, Geng & Li, NeurIPS 2021, Eqs. 5 to 9).
 
 The last layer has a closed form in the recorded features and logits. Every other choice of
-parameters combines recorded norms, one column a parameter tensor.
+parameters combines recorded norms, one column a parameter tensor, or runs the part of the network
+behind a kept module again.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gradscore.norms import combine_norms
+from gradscore.replay import Tail, open_tail, tail_norms
 from gradscore.scores.block import Block, Shared
-from gradscore.scores.columns import closed_form_applies, norm_columns, require_closed_form
+from gradscore.scores.columns import (
+    KeptModule,
+    NormColumns,
+    closed_form_applies,
+    recorded_answer,
+    require_closed_form,
+)
 from gradscore.scores.question import Method, Needs, Question
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A kept module, and the network from it on."""
+
+    kept: KeptModule
+    tail: Tail
 
 
 def _plan_gradnorm(question: Question, run: Any) -> Needs:
     if question.layers == "last" and closed_form_applies(run):
         return Needs(("features", "logits"), shared=_factors(question))
-    return Needs(passes=(norm_columns(question, run).name,))
+    return Needs(passes=(recorded_answer(question, run).name,))
 
 
-def _gradnorm(question: Question, block: Block, columns: Any) -> Tensor:
-    if columns is None:
+def _gradnorm(question: Question, block: Block, answer: NormColumns | Replay | None) -> Tensor:
+    if answer is None:
         u, v = (block.norm(factor) for factor in _factors(question))
         classes = block.logits.shape[1] if question.target == "uniform" else 1
         norm = u * v / (classes * question.temperature)
-    else:
-        chosen = block.recorded(columns.name)[:, list(columns.places)]
+    elif isinstance(answer, NormColumns):
+        chosen = block.recorded(answer.name)[:, list(answer.places)]
         norm = combine_norms(chosen.double().unbind(dim=1), question.p)
+    else:
+        kept = block.recorded(answer.kept.name)
+        how = {"p": question.p, "temperature": question.temperature, "target": question.target}
+        parts = [
+            tail_norms(answer.tail, answer.kept.parameters, part, **how) for part in kept.split(64)
+        ]
+        norm = combine_norms(torch.cat(parts).double().unbind(dim=1), question.p)
     # With a one-hot target ID inputs have the smaller gradient.
     return norm if question.target == "uniform" else -norm
 
 
-def _columns(question: Question, run: Any) -> Any:
+def _answer(question: Question, run: Any) -> NormColumns | Replay | None:
     if question.layers == "last" and closed_form_applies(run):
         return None
-    return norm_columns(question, run)
+    answer = recorded_answer(question, run)
+    if isinstance(answer, KeptModule):
+        return Replay(answer, open_tail(run, answer.module))
+    return answer
 
 
 def _factors(question: Question) -> tuple[Shared, Shared]:
@@ -61,7 +89,7 @@ GRADNORM = Method(
     plan=_plan_gradnorm,
     score=_gradnorm,
     options={"layers": "last", "p": 1.0, "temperature": 1.0, "target": "uniform"},
-    fit=_columns,
+    fit=_answer,
 )
 
 U = Method(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradscore.objective import one_hot_deviation
 
-BLOCK_ENTRIES = 1 << 19
+BLOCK_ENTRIES = 1 << 17
 """Entries worked on at once: what the outer cache holds. Smaller blocks wake the second thread
 more often, and each wake-up can cost a time slice where other processes keep the cores busy."""
 

@@ -68,6 +68,12 @@ class BatchSize(click.ParamType):
     help="Repeatable; all-ones (with -p 2) is what the method lee_alregib reads.",
 )
 @click.option(
+    "--keep", metavar="MODULE", multiple=True, help="Store what enters this module, to ask later."
+)
+@click.option(
+    "--keep-dtype", type=click.Choice(["float32", "float16"]), default="float32", help="Stored in."
+)
+@click.option(
     "--blocks", metavar="NAME=PATTERN", type=Pair("PATTERN"), multiple=True, help="Name a group."
 )
 @preprocessing_options

@@ -5,6 +5,7 @@ from typing import Any
 
 from gradscore.errors import InvalidArgument, ModelError, NotRecorded
 from gradscore.norms import number_name
+from gradscore.replay import kept_module
 from gradscore.scores.question import Question
 from gradscore.selection import select
 
@@ -22,42 +23,22 @@ class NormColumns:
     places: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class KeptModule:
-    """A module whose kept input lets the parameters behind it be asked anything.
-
-    Attributes:
-        name: Name of the pass.
-        module: Name of the module.
-        parameters: The chosen parameters.
-    """
-
-    name: str
-    module: str
-    parameters: tuple[str, ...]
-
-
-def recorded_answer(question: Question, run: Any) -> NormColumns | KeptModule:
-    """Return the recorded norms that answer, or else the kept module that does.
+def kept_below(question: Question, run: Any) -> str | None:
+    """Return the kept module that answers where no recorded norms do.
 
     Raises:
         InvalidArgument: If ``layers`` names no parameter.
-        NotRecorded: If the run holds neither; the message names the option that would.
+        NotRecorded: If there is none either; the message names the option that would.
     """
     try:
-        return norm_columns(question, run)
+        norm_columns(question, run)
     except NotRecorded:
         chosen = select(tuple(run.info.parameters), run.info.groups, question.layers)
-        fitting = [
-            entry
-            for entry in run.info.passes.values()
-            if entry.kind == "keep" and set(chosen) <= set(entry.parameters)
-        ]
-        if not fitting:
+        module = kept_module(run, chosen)
+        if module is None:
             raise
-    # The fewer parameters lie behind a module, the less there is to run again.
-    kept = min(fitting, key=lambda entry: len(entry.parameters))
-    return KeptModule(kept.name, kept.details["module"], chosen)
+        return module
+    return None
 
 
 def closed_form_applies(run: Any) -> bool:

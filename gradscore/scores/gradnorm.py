@@ -5,38 +5,28 @@ parameters combines recorded norms, one column a parameter tensor, or runs the p
 behind a kept module again.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gradscore.norms import combine_norms
-from gradscore.replay import Tail, open_tail, tail_norms
+from gradscore.replay import PASS_PREFIX, Replay
 from gradscore.scores.block import Block, Shared
 from gradscore.scores.columns import (
-    KeptModule,
     NormColumns,
     closed_form_applies,
-    recorded_answer,
+    kept_below,
+    norm_columns,
     require_closed_form,
 )
 from gradscore.scores.question import Method, Needs, Question
 
 
-@dataclass(frozen=True)
-class Replay:
-    """A kept module, and the network from it on."""
-
-    kept: KeptModule
-    tail: Tail
-
-
 def _plan_gradnorm(question: Question, run: Any) -> Needs:
     if question.layers == "last" and closed_form_applies(run):
         return Needs(("features", "logits"), shared=_factors(question))
-    return Needs(passes=(recorded_answer(question, run).name,))
+    return Needs(passes=(_pass(question, run),))
 
 
 def _gradnorm(question: Question, block: Block, answer: NormColumns | Replay | None) -> Tensor:
@@ -48,12 +38,13 @@ def _gradnorm(question: Question, block: Block, answer: NormColumns | Replay | N
         chosen = block.recorded(answer.name)[:, list(answer.places)]
         norm = combine_norms(chosen.double().unbind(dim=1), question.p)
     else:
-        kept = block.recorded(answer.kept.name)
-        how = {"p": question.p, "temperature": question.temperature, "target": question.target}
-        parts = [
-            tail_norms(answer.tail, answer.kept.parameters, part, **how) for part in kept.split(64)
-        ]
-        norm = combine_norms(torch.cat(parts).double().unbind(dim=1), question.p)
+        norms = answer.norms(
+            block.recorded(answer.name),
+            p=question.p,
+            temperature=question.temperature,
+            target=question.target,
+        )
+        norm = combine_norms(norms.double().unbind(dim=1), question.p)
     # With a one-hot target ID inputs have the smaller gradient.
     return norm if question.target == "uniform" else -norm
 
@@ -61,10 +52,13 @@ def _gradnorm(question: Question, block: Block, answer: NormColumns | Replay | N
 def _answer(question: Question, run: Any) -> NormColumns | Replay | None:
     if question.layers == "last" and closed_form_applies(run):
         return None
-    answer = recorded_answer(question, run)
-    if isinstance(answer, KeptModule):
-        return Replay(answer, open_tail(run, answer.module))
-    return answer
+    module = kept_below(question, run)
+    return Replay(run, module, question.layers) if module else norm_columns(question, run)
+
+
+def _pass(question: Question, run: Any) -> str:
+    module = kept_below(question, run)
+    return PASS_PREFIX + module if module else norm_columns(question, run).name
 
 
 def _factors(question: Question) -> tuple[Shared, Shared]:

@@ -61,21 +61,16 @@ class Arguments:
 
     def replaced(self, values: Mapping[Slot, Any]) -> "Arguments":
         """Return the arguments with the values of some slots replaced."""
-
-        def entry(key: int | str, value: Any) -> Any:
-            if (key,) in values:
-                return values[key,]
-            if isinstance(value, (list, tuple)) and any(
-                (key, index) in values for index in range(len(value))
-            ):
-                return type(value)([values.get((key, i), v) for i, v in enumerate(value)])
-            return value
-
-        return Arguments(
-            self.function,
-            tuple(entry(key, value) for key, value in enumerate(self.args)),
-            {key: entry(key, value) for key, value in self.kwargs.items()},
-        )
+        args, kwargs = list(self.args), dict(self.kwargs)
+        for slot, value in values.items():
+            whole: Any = args if isinstance(slot[0], int) else kwargs
+            if len(slot) == 1:
+                whole[slot[0]] = value
+            else:
+                entries = list(whole[slot[0]])
+                entries[slot[1]] = value
+                whole[slot[0]] = type(whole[slot[0]])(entries)
+        return Arguments(self.function, tuple(args), kwargs)
 
     def call(self) -> Any:
         """Call the function."""

@@ -123,10 +123,25 @@ def score_sets(run: Any, sets: Iterable[str], questions: Sequence[Question]) -> 
         NotRecorded: If the run does not hold what a question needs, or a set is unfinished.
         RunError: If a recorded value is not finite; the message names its row.
     """
-    blocks: dict[str, list[Scores]] = {name: [] for name in sets}
-    for scored in iterate_scores(run, blocks, questions):
-        blocks[scored.set].append(scored)
-    return {name: _joined(name, parts) for name, parts in blocks.items()}
+    filled: dict[str, Scores] = {}
+    places: dict[str, int] = {}
+    names = known_sets(run, sets)
+    for scored in iterate_scores(run, names, questions):
+        start = places.setdefault(scored.set, 0)
+        places[scored.set] = stop = start + len(scored)
+        # Whole arrays from the start: small ones left among a block's temporaries would keep
+        # the memory between them from being used again.
+        if not start:
+            filled[scored.set] = _empty(scored, run.sets[scored.set].recorded())
+        whole = filled[scored.set]
+        for field in ("index", "path", "label", "predicted"):
+            getattr(whole, field)[start:stop] = getattr(scored, field)
+        for column, values in scored.columns.items():
+            whole.columns[column][start:stop] = values
+    for name in names:
+        if name not in filled:
+            raise RunError(f"Set {name!r} holds no rows.")
+    return filled
 
 
 def known_sets(run: Any, sets: Iterable[str]) -> list[str]:
@@ -144,18 +159,13 @@ def known_sets(run: Any, sets: Iterable[str]) -> list[str]:
     return names
 
 
-def _joined(name: str, parts: list[Scores]) -> Scores:
-    if not parts:
-        raise RunError(f"Set {name!r} holds no rows.")
+def _empty(like: Scores, rows: int) -> Scores:
+    """Return room for all rows of a set, of the types of one block."""
     arrays = [
-        np.concatenate([getattr(part, field) for part in parts])
+        np.empty(rows, getattr(like, field).dtype)
         for field in ("index", "path", "label", "predicted")
     ]
-    columns = {
-        column: np.concatenate([part.columns[column] for part in parts])
-        for column in parts[0].columns
-    }
-    return Scores(name, *arrays, columns)
+    return Scores(like.set, *arrays, {column: np.empty(rows) for column in like.columns})
 
 
 def _check_finite(block: Block, name: str, fields: Iterable[str], passes: Iterable[str]) -> None:

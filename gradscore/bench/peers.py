@@ -75,7 +75,6 @@ def pytorch_ood(model: nn.Module, names: Sequence[str], images: Tensor) -> Run:
 
     require_only(model, names)
     detector = GradNorm(model, param_filter=set(names).__contains__)
-    detector.device = images.device
     return lambda: detector.predict(images)
 
 

@@ -65,6 +65,11 @@ def test_blocks_of_features_give_the_same_fit():
     torch.testing.assert_close(parts.score(x), whole.score(x))
 
 
+def test_one_option_serves_both_fitted_methods(confounded):
+    alone = confounded.score("digits", "mahalanobis", fit="train")
+    assert torch.equal(confounded.score("digits", "mahalanobis", fit="train,photos"), alone)
+
+
 def test_the_set_to_fit_to_is_no_part_of_the_evaluation(run):
     questions = [Question("msp"), Question("mahalanobis", fit="train")]
     rows = evaluate_run(run, questions, replicates=0).rows
@@ -126,7 +131,7 @@ def test_recorded_norms_are_those_of_the_confounding_label(tmp_path):
 def test_what_lee_alregib_cannot_learn_from_is_refused(run, confounded):
     with pytest.raises(NotRecorded, match="`gradscore extract --target all-ones -p 2"):
         run.score("digits", "lee_alregib", fit="train,noise")
-    with pytest.raises(InvalidArgument, match="expected fit as ID,NOISE, got 'train'"):
+    with pytest.raises(NotRecorded, match="expected fit as ID,NOISE, got 'train'"):
         confounded.score("digits", "lee_alregib", fit="train")
     with pytest.raises(InvalidArgument, match="Unknown set 'absent' to fit to"):
         confounded.score("digits", "lee_alregib", fit="train,absent")

@@ -21,12 +21,13 @@ TARGET = "all-ones"
 
 
 def _plan(question: Question, run: Any) -> Needs:
+    needs = Needs(passes=(_pass(run),))
     for name in _fit_sets(question):
         if name not in run.sets:
             raise InvalidArgument(
                 f"Unknown set {name!r} to fit to; the run holds: {', '.join(run.sets)}."
             )
-    return Needs(passes=(_pass(run),))
+    return needs
 
 
 def _fit(question: Question, run: Any) -> Any:
@@ -62,7 +63,7 @@ def squared(norms: NDArray) -> NDArray[np.float64]:
 def _fit_sets(question: Question) -> tuple[str, str]:
     names = tuple(question.fit.split(","))
     if len(names) != 2:
-        raise InvalidArgument(
+        raise NotRecorded(
             f"Method lee_alregib learns from an ID set and a set of noise: expected fit as "
             f"ID,NOISE, got {question.fit!r}."
         )

@@ -79,16 +79,21 @@ def fit_gaussians(features: list[Tensor], labels: list[Tensor], classes: int) ->
 
 def _plan(question: Question, run: Any) -> Needs:
     require_closed_form(question, run)
-    if question.fit not in run.sets:
+    if _fit_set(question) not in run.sets:
         raise InvalidArgument(
-            f"Unknown set {question.fit!r} to fit to; the run holds: {', '.join(run.sets)}."
+            f"Unknown set {_fit_set(question)!r} to fit to; the run holds: {', '.join(run.sets)}."
         )
     return Needs(("features",))
 
 
+def _fit_set(question: Question) -> str:
+    """Return the ID set, also where a set of noise follows that another method needs."""
+    return question.fit.split(",")[0]
+
+
 def _fit(question: Question, run: Any) -> ClassGaussians:
     features, labels = [], []
-    for block in run.blocks(question.fit, fields=("features", "label")):
+    for block in run.blocks(_fit_set(question), fields=("features", "label")):
         known = torch.as_tensor(block["label"]) >= 0
         features.append(torch.as_tensor(block["features"])[known])
         labels.append(torch.as_tensor(block["label"])[known])

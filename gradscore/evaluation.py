@@ -90,8 +90,8 @@ def evaluate(
     Raises:
         InvalidArgument: If either side is empty, not a vector, or holds a non-finite score.
 
-    >>> print(evaluate([3, 4, 5], [0, 1, 4]))
-    auroc 83.33 [50.00, 100.00], fpr95 33.33 [0.00, 100.00], ...
+    >>> evaluate([3, 4, 5], [0, 1, 2]).auroc
+    Estimate(value=1.0, low=1.0, high=1.0)
     """
     point = point_metrics(id_scores, ood_scores)
     samples = bootstrap(id_scores, [ood_scores], replicates=replicates, seed=seed)[:, 0, 0]

@@ -87,4 +87,5 @@ class Block:
         if wanted.target is None:
             return feature_norm(self.features, p=wanted.p)
         how = {"temperature": wanted.temperature, "target": wanted.target}
-        return deviation_norm(self.logits, p=wanted.p, **how)
+        # In float64: confident inputs differ in V by less than float32 tells apart.
+        return deviation_norm(self.logits.double(), p=wanted.p, **how)

@@ -9,7 +9,7 @@ from gradscore.engine import gradient_norms
 from gradscore.errors import InvalidArgument, ModelError, NotRecorded, RunError
 from gradscore.extraction import extract
 from gradscore.models.preprocessing import Preprocessing
-from gradscore.replay import replay_norms
+from gradscore.replay import Replay
 from gradscore.run import RunStore, check
 
 DIGITS = {"digits": ("id", "digits:test")}
@@ -61,10 +61,14 @@ def test_the_tail_answers_as_the_network_does(tmp_path, dtype, tolerance):
     ]:
         chosen = list(entry.parameters) if layers == "all" else ["inner.weight", "inner.bias"]
         how = {"layers": chosen, "p": p, "temperature": temperature, "target": target}
-        parts = list(replay_norms(store, "digits", "body", model=model, rows=4, **how))
-        norms = torch.cat([part for _, part in parts])
+        replay = Replay(store, "body", how["layers"], model=model)
+        blocks = store.blocks("digits", fields=("index",), norms=(replay.name,), rows=4)
+        asked = {key: value for key, value in how.items() if key != "layers"}
+        norms = torch.cat(
+            [replay.norms(torch.from_numpy(block[replay.name]), **asked) for block in blocks]
+        )
         expected = gradient_norms(Residual(), images_of(model), **how)
-        assert parts[0][0] == expected.parameters
+        assert replay.parameters == expected.parameters
         torch.testing.assert_close(norms, expected.norms, rtol=tolerance, atol=tolerance)
 
 
@@ -84,11 +88,11 @@ def test_unknown_modules_and_types_are_refused(tmp_path):
 def test_questions_that_the_kept_input_cannot_answer(tmp_path):
     store = extract(Residual(), DIGITS, tmp_path, layers="last", keep=["body"], limit=10)
     with pytest.raises(NotRecorded, match="record it with `gradscore extract --keep fc`"):
-        next(replay_norms(store, "digits", "fc", layers="last"))
+        Replay(store, "fc", "last")
     with pytest.raises(NotRecorded, match=r"Parameter stem.weight does not lie behind"):
-        next(replay_norms(store, "digits", "body", layers="all"))
+        Replay(store, "body", "all")
     with pytest.raises(RunError, match="Expected the run's weights"):
-        next(replay_norms(store, "digits", "body", layers="last", model=Residual(1)))
+        Replay(store, "body", "last", model=Residual(1))
 
 
 def test_kept_activations_are_those_that_entered(tmp_path):

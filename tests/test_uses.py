@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from gradscore.engine import gradient_norms
 from gradscore.errors import ModelError
@@ -137,6 +138,49 @@ def no_gradient_here(m, x):
     return F.linear(x, m.w) * gate
 
 
+def expanded_as(m, x):
+    return F.linear(x * m.gain.expand_as(x), m.w).tanh().sum(dim=1)
+
+
+def broadcast_together(m, x):
+    x, gain = torch.broadcast_tensors(x, m.gain)
+    return (F.linear((x * gain).tanh() + x, m.w) * gain.sum(dim=(1, 2))[:, None, None]).sum(dim=1)
+
+
+def one_output_made_of_another(m, x):
+    hidden = cell = x.new_zeros(len(x), 4)
+    for step in x.unbind(1):
+        hidden, cell = torch.lstm_cell(step, (hidden, cell), m.w, m.u, m.b, m.b)
+    return hidden
+
+
+def packed(m, x):
+    lengths = torch.full((len(x),), x.shape[1])
+    data, sizes, *_ = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+    state = x.new_zeros(1, len(x), 4), x.new_zeros(1, len(x), 4)
+    return torch.lstm(data, sizes, state, [m.w, m.u], False, 1, 0.0, False, False)[1][0]
+
+
+def copied_for_each(m, x):
+    return x * m.s.repeat_interleave(len(x), dim=0) + torch.stack([m.b] * len(x))
+
+
+def changed_by_the_generic_rule(m, x):
+    x = F.linear(x, m.w)
+    x /= m.s
+    return x.div_(m.t)
+
+
+def changed_after_repeat(m, x):
+    token = m.token.repeat(len(x), 1)
+    token += x
+    return F.linear(token, m.w)
+
+
+def transformed_inside(m, x):
+    return torch.func.vmap(torch.func.grad(lambda row: (m.w @ row).tanh().sum()))(x) * m.s
+
+
 CASES = {
     "shared": (shared, {"w": (5, 5)}, (3, 5)),
     "tied and transposed": (tied_and_transposed, {"w": (4, 5)}, (3, 5)),
@@ -156,9 +200,23 @@ CASES = {
     "deep derivation": (deep_derivation, {"w": (4, 5)}, (3, 5)),
     "made with the batch": (batched_noise, {"b": (5,)}, (3, 5)),
     "einsum": (einsum, {"w": (5, 4)}, (3, 4, 5)),
+    "expanded as data": (expanded_as, {"gain": (1, 1, 5), "w": (4, 5)}, (3, 6, 5)),
+    "broadcast together": (broadcast_together, {"gain": (1, 1, 5), "w": (4, 5)}, (3, 6, 5)),
+    "cell": (one_output_made_of_another, {"w": (16, 5), "u": (16, 4), "b": (16,)}, (3, 6, 5)),
+    "packed": (packed, {"w": (16, 5), "u": (16, 4)}, (3, 6, 5)),
+    "copied": (copied_for_each, {"s": (1, 5), "b": (5,)}, (3, 5)),
+    "divided": (changed_by_the_generic_rule, {"w": (4, 5), "s": (4,), "t": (4,)}, (3, 5)),
+    "changed after repeat": (changed_after_repeat, {"token": (1, 5), "w": (4, 5)}, (3, 5)),
+    "transformed": (transformed_inside, {"w": (4, 5), "s": (5,)}, (3, 5)),
     "no gradient": (no_gradient_here, {"gate": (4, 5), "w": (4, 5)}, (3, 5)),
 }
-BY_REFERENCE = {"assigned": {"b"}, "made with the batch": {"b"}}
+BY_REFERENCE = {
+    "assigned": {"b"},
+    "made with the batch": {"b"},
+    "packed": {"w", "u"},
+    "copied": {"s", "b"},
+    "transformed": {"w"},
+}
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 5])
@@ -246,6 +304,16 @@ def test_scripted_modules_fall_to_the_reference():
     rules = hold_to_reference(Mixed().eval(), images(3, 5))
     assert rules["scripted.weight"] == "reference"
     assert rules["head.weight"] == "linear"
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing_is_refused(reentrant):
+    def kept(m, x):
+        hidden = F.linear(x, m.w)
+        return checkpoint(lambda x: F.linear(x, m.u).tanh(), hidden, use_reentrant=reentrant)
+
+    with pytest.raises(ModelError, match="activation checkpointing"):
+        gradient_norms(Model(kept, w=(5, 5), u=(5, 5)), images(3, 5))
 
 
 def test_a_model_that_mixes_samples_is_refused():

@@ -9,10 +9,14 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import (
+    GradientEdge,
+    disable_saved_tensors_hooks,
+    get_gradient_edge,
+)
 
 from gradscore.errors import InvalidArgument, ModelError
-from gradscore.uses.derivation import leaves_below
+from gradscore.uses.derivation import leaves_below, nodes_below
 from gradscore.uses.layout import (
     UseLayout,
     batch_first_layout,
@@ -23,6 +27,11 @@ from gradscore.uses.layout import (
 )
 from gradscore.uses.recorder import Recorder
 from gradscore.uses.use import Use
+
+CHECKPOINTED = (
+    "Expected a model that keeps what its backward needs, got one with activation checkpointing "
+    "or other hooks on saved tensors; turn them off to score it."
+)
 
 _PROVED: WeakKeyDictionary[nn.Module, dict[Any, list[UseLayout | None]]] = WeakKeyDictionary()
 """Layouts that a second forward proved, by model and shapes: one proof serves a whole run."""
@@ -145,12 +154,19 @@ def _run(
     wanted = {id(parameter) for parameter in selected.values()}
     constants = [*model.buffers(), *(p for p in model.parameters() if id(p) not in wanted)]
     recorder = Recorder(selected.values(), constants, len(images), expansions, survey)
-    with torch.enable_grad(), recorder:
-        logits = model(images)
+    try:
+        with torch.enable_grad(), recorder, disable_saved_tensors_hooks(CHECKPOINTED):
+            logits = model(images)
+    except RuntimeError as error:
+        if str(error) == CHECKPOINTED:
+            raise ModelError(CHECKPOINTED) from None
+        raise
     if not isinstance(logits, Tensor):
         raise ModelError(
             f"Expected a tensor of logits from the model, got {type(logits).__name__}."
         )
+    if any(node.name() == "CheckpointFunctionBackward" for node in nodes_below([logits.grad_fn])):
+        raise ModelError(CHECKPOINTED)
     return recorder, logits
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.func import vjp, vmap
 
 from gradscore.uses.arguments import Slot, tensors_in
+from gradscore.uses.functions import is_in_place
 from gradscore.uses.layout import UseLayout
 from gradscore.uses.use import Use
 
@@ -42,37 +43,48 @@ def call_gradients(
     arrived = [index for index, grad in enumerate(grads) if grad is not None]
     sliced_grads = [_by_sample(grads[i], layout.outputs[i], part) for i in arrived]
 
-    def one_sample(rows: list[Tensor], row_grads: list[Tensor]) -> list[Tensor]:
-        values = {
+    def values_of(rows: list[Tensor]) -> dict[Slot, Tensor]:
+        return {
             slot: row.movedim(0, at.axis)
             for slot, row, at in zip(data_slots, rows, data, strict=True)
         }
 
-        def outputs_of(*parameters: Tensor) -> list[Tensor]:
-            replaced = values | dict(zip(slots, parameters, strict=True))
-            outputs = _differentiable(use.arguments.replaced(tensors | replaced).call())
-            return [outputs[i] for i in arrived]
+    def cotangents_of(row_grads: list[Tensor]) -> list[Tensor]:
+        return [
+            g.movedim(0, layout.outputs[i].axis) for g, i in zip(row_grads, arrived, strict=True)
+        ]
 
-        _, pull = vjp(outputs_of, *operands)
-        return list(
-            pull(
-                [
-                    g.movedim(0, layout.outputs[i].axis)
-                    for g, i in zip(row_grads, arrived, strict=True)
-                ]
-            )
-        )
+    def outputs_of(values: dict[Slot, Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
+        replaced = values | dict(zip(slots, parameters, strict=True))
+        if is_in_place(use.arguments.function):
+            replaced[0,] = replaced.get((0,), tensors[0,]).clone()
+        outputs = _differentiable(use.arguments.replaced(tensors | replaced).call())
+        return [outputs[i] for i in arrived]
+
+    def transformed(rows: list[Tensor], row_grads: list[Tensor]) -> list[Tensor]:
+        values = values_of(rows)
+        _, pull = vjp(lambda *parameters: outputs_of(values, parameters), *operands)
+        return list(pull(cotangents_of(row_grads)))
+
+    def plain(rows: list[Tensor], row_grads: list[Tensor]) -> list[Tensor]:
+        with torch.enable_grad():
+            parameters = [operand.detach().requires_grad_() for operand in operands]
+            outputs = outputs_of(values_of(rows), parameters)
+        pairs = zip(outputs, cotangents_of(row_grads), strict=True)
+        reached = [(output, g) for output, g in pairs if output.requires_grad]
+        if not reached:
+            return [torch.zeros_like(parameter) for parameter in parameters]
+        outputs, cotangents = zip(*reached, strict=True)
+        return list(torch.autograd.grad(outputs, parameters, cotangents, materialize_grads=True))
 
     samples = part.stop - part.start
     if samples > 1 or not sliced:
         try:
-            return vmap(one_sample)(sliced, sliced_grads)
+            return vmap(transformed)(sliced, sliced_grads)
         except RuntimeError:
             # Some functions cannot be vmapped: recurrent kernels, calls that read a value.
             pass
-    parts = [
-        one_sample([x[i] for x in sliced], [g[i] for g in sliced_grads]) for i in range(samples)
-    ]
+    parts = [plain([x[i] for x in sliced], [g[i] for g in sliced_grads]) for i in range(samples)]
     return [torch.stack(gradients) for gradients in zip(*parts, strict=True)]
 
 

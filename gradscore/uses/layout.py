@@ -91,6 +91,9 @@ def proved_layout(use: Use, other: Use, batch: int, other_batch: int) -> UseLayo
             return None
         twin = others[slot]
         if tensor.shape == twin.shape:
+            counts = not (tensor.is_floating_point() or tensor.is_complex() or tensor.is_meta)
+            if counts and not torch.equal(tensor, twin):
+                return None
             continue
         place = _place(tensor.shape, twin.shape, batch, other_batch)
         if place is None or slot in owned:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import maybe_current_level
 from torch.overrides import TorchFunctionMode
 
 from gradscore.errors import ModelError
@@ -86,6 +87,10 @@ class Recorder(TorchFunctionMode):
         kwargs = dict(kwargs) if kwargs else {}
         if func in PASSIVE:
             return func(*args, **kwargs)
+        if maybe_current_level() is not None:
+            # Inside the model's own vmap or grad; what it uses there, the graph tells.
+            self.batch_first = False
+            return func(*args, **kwargs)
         touched = data = False
         for tensor in tensors_in(args, kwargs):
             if id(tensor) in self._owned:
@@ -131,6 +136,9 @@ class Recorder(TorchFunctionMode):
                 self.batch_first = False
                 return self._record(Arguments(func, args, kwargs), self._expansion)
         result = func(*args, **kwargs)
+        if isinstance(result, Tensor) and result.shape[:1] == (self._batch,):
+            # It may have been copied for every sample, by an index or repeat_interleave.
+            self.batch_first = False
         self._keep(args[0] if func is Tensor.__setitem__ else result)
         return result
 
@@ -166,12 +174,19 @@ class Recorder(TorchFunctionMode):
             t
             for t in tensors_in((result,), {})
             if (t.is_floating_point() or t.is_complex())
-            and (in_place or all(t is not other for other in data.values()))
+            and (in_place or t is not result or all(t is not other for other in data.values()))
         ]
         if not outputs:
             return result
         if not self._survey:
-            result, outputs = self._attach(result, outputs, in_place, expansion is not None)
+            if expansion is not None:
+                result = Root.apply(result, self.start, result._base is None)
+                outputs = [result]
+            elif not in_place and (len(outputs) > 1 or _shares_memory(outputs[0], plain)):
+                result, outputs = _copied(result, outputs)
+            for output in outputs:
+                if not output.requires_grad:
+                    Root.apply(output, self.start, True)
         if self.batch_first and not keeps_batch_first(func, arguments.args, arguments.kwargs):
             self.batch_first = False
         self.uses.append(
@@ -196,18 +211,6 @@ class Recorder(TorchFunctionMode):
             if t.ndim > 1 and len(t) != self._batch
         }
 
-    def _attach(
-        self, result: Any, outputs: list[Tensor], in_place: bool, apart: bool
-    ) -> tuple[Any, list[Tensor]]:
-        """Make the outputs parts of the graph where they are not yet."""
-        if apart:
-            result = Root.apply(result, self.start, False)
-            return result, [result]
-        for output in outputs:
-            if not output.requires_grad:
-                Root.apply(output, self.start, True)
-        return result, outputs
-
     def _alias(self, tensor: Tensor) -> Tensor:
         if id(tensor) not in self._aliases:
             self._aliases[id(tensor)] = tensor.detach()
@@ -217,6 +220,26 @@ class Recorder(TorchFunctionMode):
 def _outside(tensor: Tensor) -> Tensor:
     """Return a tensor of the same shape without memory."""
     return torch.empty_like(tensor, device="meta")
+
+
+def _shares_memory(output: Tensor, arguments: Arguments) -> bool:
+    """Say whether an output is a view of an argument, such as a parameter expanded as data."""
+    base = output._base
+    return base is not None and any(base is t or base is t._base for _, t in arguments.tensors())
+
+
+def _copied(result: Any, outputs: list[Tensor]) -> tuple[Any, list[Tensor]]:
+    """Give each output a node of its own in the graph.
+
+    One output may be made of another, as a cell's hidden state of its state: the gradient that
+    arrives where the other was made would hold what came through the first.
+    """
+    copies = {id(output): output.clone() for output in outputs}
+    if not isinstance(result, Tensor):
+        result = type(result)([copies.get(id(entry), entry) for entry in result])
+    else:
+        result = copies[id(result)]
+    return result, [copies[id(output)] for output in outputs]
 
 
 def _can_change(target: Tensor, owned: Mapping[int, Tensor]) -> bool:

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from gradscore.last_layer import last_layer_score
-from gradscore.models.head import Head, find_head, observe_features
+from gradscore.last_layer import check_finite, last_layer_score
+from gradscore.models.head import Head, check_logits, find_head, observe_features
 from gradscore.norms import check_order, vector_norm
 from gradscore.objective import check_target, check_temperature, logit_gradient
-from gradscore.uses import check_eval_mode
+from gradscore.uses import check_eval_mode, check_images
 
 
 class GradNorm(nn.Module):
@@ -64,9 +64,10 @@ class GradNorm(nn.Module):
             ModelError: If a layer is in train mode, or the model cannot be scored so.
             InvalidArgument: If features or logits are not finite.
         """
+        check_images(images)
         check_eval_mode(self.model)
         if not len(images):
-            logits = self.model(images)
+            logits = check_logits(self.model(images), 0)
             return logits, logits.new_zeros(0, dtype=torch.float32)
         if self._head is None:
             self._head = find_head(self.model, images[:2])
@@ -105,5 +106,5 @@ class GradNorm(nn.Module):
         recording = record(self.model, images, self._names)
         cotangent = logit_gradient(recording.logits, self.temperature, self.target)
         (norms,) = recording.norms(cotangent, (self.p,), last=True)
-        score = vector_norm(norms, self.p)
+        score = check_finite(vector_norm(norms, self.p), "images and logits")
         return recording.logits, score if self.target == "uniform" else -score

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from gradscore.engine import gradient_norms
+from gradscore.errors import InvalidArgument
 from gradscore.last_layer import last_layer_score
 from gradscore.models.head import Head, find_head, observe_features
 from gradscore.norms import vector_norm
 from gradscore.reference import one_backward_a_sample
+from gradscore.uses import check_images
 
 NOISE = 1e-12
 """Share of a sample's whole norm below which a tensor's gradient is rounding noise, in any method:
@@ -74,11 +76,16 @@ def verify(
         The errors, and what served each parameter.
 
     Raises:
-        InvalidArgument: If a setting is outside its range.
+        InvalidArgument: If a setting is outside its range, or there are no samples.
         ModelError: If the model is in train mode, or its output is not a matrix of logits.
     """
     how = {"p": p, "temperature": temperature, "target": target}
-    model, images = deepcopy(model).to(dtype), images.to(dtype)
+    check_images(images)
+    if not len(images):
+        raise InvalidArgument("Expected at least one image, got an empty batch.")
+    with torch.no_grad():
+        model = deepcopy(model).to(dtype)
+    images = images.to(dtype) if images.is_floating_point() else images
     got = gradient_norms(model, images, layers=layers, **how)
     expected = one_backward_a_sample(model, images, layers=got.parameters, **how)
     whole = vector_norm(expected.norms, p)

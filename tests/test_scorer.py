@@ -131,6 +131,25 @@ def test_bad_settings_are_refused_at_once(settings, message):
         gs.GradNorm(small_net(), **settings)
 
 
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_what_is_not_finite_is_refused(layers):
+    images = torch.randn(3, 1, 6, 6)
+    scorer = gs.GradNorm(small_net(), layers=layers)
+    with pytest.raises(InvalidArgument, match="finite"):
+        scorer(images * math.nan)
+    scorer(images)
+    images[2] = math.nan
+    with pytest.raises(InvalidArgument, match="row 2"):
+        scorer(images)
+
+
+def test_parameters_that_cannot_require_a_gradient_are_refused():
+    with torch.inference_mode():
+        model = small_net()
+    with pytest.raises(ModelError, match="inference mode"):
+        gs.gradient_norms(model, torch.randn(2, 1, 6, 6))
+
+
 def test_unknown_layers_are_refused():
     with pytest.raises(InvalidArgument, match="block9"):
         gs.GradNorm(small_net(), layers="block9")(IMAGES)

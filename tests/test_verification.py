@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from gradscore.errors import InvalidArgument
 from gradscore.rules import RULES, Rule
 from gradscore.verification import verify
 
@@ -25,6 +26,21 @@ def test_right_rules_pass(p, target):
     assert found.rules["3.weight"] == "linear"
     assert set(found.errors) == {"0.weight", "0.bias", "3.weight", "3.bias"}
     assert model[0].weight.dtype == torch.float32
+
+
+def test_scripted_models_and_indices_are_verified():
+    model, images = model_and_images()
+    with pytest.warns((DeprecationWarning, FutureWarning)):
+        scripted = torch.jit.script(model)
+    assert verify(scripted, images).max_relative_error < 1e-9
+    tokens = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 3)).eval()
+    assert verify(tokens, torch.randint(0, 9, (2, 3))).max_relative_error < 1e-9
+
+
+def test_an_empty_batch_verifies_nothing():
+    model, images = model_and_images()
+    with pytest.raises(InvalidArgument, match="at least one image"):
+        verify(model, images[:0])
 
 
 def test_a_wrong_rule_is_found(monkeypatch):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import linear
 
-from gradscore.errors import ModelError
+from gradscore.errors import InvalidArgument, ModelError
 
 LINEAR_LIKE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 REASONS = 2
@@ -104,9 +104,12 @@ def find_head(model: nn.Module, images: Tensor) -> Head:
     Raises:
         ModelError: If the model does not return logits ``[batch, classes]``, has no parameters,
             or has batch norm or dropout in training mode, which a forward would change.
+        InvalidArgument: If the logits are NaN: they tell nothing of the head.
     """
     _check_evaluation(model)
     logits, calls = _forward(model, images, {})
+    if logits.isnan().any():
+        raise InvalidArgument("Expected images with finite logits, got logits that are NaN.")
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     if not names:
         raise ModelError("Expected a model with parameters, got one without.")

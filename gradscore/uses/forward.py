@@ -132,7 +132,18 @@ def _drop_rate(module: nn.Module) -> float:
 
 @contextmanager
 def requiring_grad(model: nn.Module, selected: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let the selected parameters alone require a gradient, and restore all of them after."""
+    """Let the selected parameters alone require a gradient, and restore all of them after.
+
+    Raises:
+        ModelError: If one cannot: it was made in inference mode, or computed from others.
+    """
+    for name, parameter in selected.items():
+        if parameter.is_inference() or not parameter.is_leaf:
+            made = "made in inference mode" if parameter.is_inference() else "computed from others"
+            raise ModelError(
+                f"Expected parameters that can require a gradient, got {name!r}, {made}; "
+                "make or convert the model outside inference mode and under torch.no_grad()."
+            )
     wanted = {id(parameter) for parameter in selected.values()}
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:

@@ -118,6 +118,13 @@ def test_a_second_extract_adds_a_pass_to_the_runs_own_sets(run, tmp_path, capsys
     assert call("score", "--run", run, "--layers", "block4", "-p", "2") == 0
 
 
+def test_a_further_pass_keeps_to_the_rows_of_the_run(tmp_path, capsys):
+    into = ("--model", "digits", "--run", tmp_path / "r")
+    assert call("extract", "--id", "a=digits:test", "--limit", "1", *into) == 0
+    assert "1 image in 1 set recorded." in capsys.readouterr().err
+    assert call("extract", "-p", "2", *into) == 0
+
+
 def test_run_info_and_check(run, capsys):
     assert call("run", "info", run) == 0
     assert "norms-uniform-T1-p1" in capsys.readouterr().out
@@ -215,6 +222,20 @@ class TestMistakes:
         )
         assert "--id" in message
 
+    def test_a_file_where_the_run_should_be(self, capsys, tmp_path):
+        (tmp_path / "file").write_text("x")
+        assert "directory" in fails(capsys, "extract", "--run", tmp_path / "file")
+
+    def test_sets_without_a_model(self, capsys, tmp_path):
+        sets = ("--id", "a=digits:test", "--run", tmp_path / "r")
+        assert "--model" in fails(capsys, "extract", *sets, code=2)
+
+    def test_a_model_of_other_channels_into_the_run(self, run, capsys):
+        model = ("--model", "cifar:resnet20", "--weights", "random")
+        message = fails(capsys, "extract", *model, "--data", "x=digits:test", "--run", run)
+        assert "cifar:resnet20" in message
+        assert "digits" in message
+
     def test_paths_that_are_no_set(self, capsys, tmp_path):
         (tmp_path / "empty").mkdir()
         (tmp_path / "list.csv").write_text("path,label\n../secret.png,0\n")
@@ -227,7 +248,8 @@ class TestMistakes:
             ("broken", "a.png"),
         ]:
             path = tmp_path / name
-            message = fails(capsys, "extract", "--id", f"x={path}", "--run", tmp_path / "r")
+            into = ("--model", "digits", "--run", tmp_path / "r")
+            message = fails(capsys, "extract", "--id", f"x={path}", *into)
             assert word in message
 
     def test_another_model_into_the_run(self, run, capsys):
@@ -243,8 +265,8 @@ class TestMistakes:
         folder.mkdir()
         Image.new("L", (8, 8), 100).save(folder / "good.png")
         (folder / "bad.png").write_bytes(b"not a picture")
-        arguments = ("--data", f"x={folder}", "--run", tmp_path / "r", "--on-error", "skip")
-        assert call("extract", *arguments) == 0
+        into = ("--model", "digits", "--run", tmp_path / "r")
+        assert call("extract", "--data", f"x={folder}", "--on-error", "skip", *into) == 0
         assert "bad.png" in capsys.readouterr().err
 
 
@@ -269,7 +291,8 @@ def test_real_process_pipes_and_exit_codes(run):
 def test_ctrl_c_keeps_what_is_finished_and_the_same_command_resumes(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (6000, 8, 8, 1), dtype=np.uint8)
     np.savez(tmp_path / "many.npz", images=images, labels=np.zeros(6000, int))
-    arguments = ["extract", "--data", f"many={tmp_path}/many.npz", "--run", str(tmp_path / "r")]
+    into = ["--model", "digits", "--run", str(tmp_path / "r")]
+    arguments = ["extract", "--data", f"many={tmp_path}/many.npz", *into]
     command = [sys.executable, "-c", "from gradscore.cli import main; main()", *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120

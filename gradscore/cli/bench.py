@@ -21,7 +21,7 @@ def bench() -> None:
     """Measure how fast this machine scores, beside its limits and the alternatives."""
 
 
-@bench.command("closed-form")
+@bench.command("closed-form", short_help="The last layer's closed form.")
 @device_option
 @click.option("--peers/--no-peers", default=True, help="The ways others compute it, too.")
 @written
@@ -32,12 +32,10 @@ def closed_form(device, peers, output, quiet) -> None:
     _report(compare(device=device, peers=peers), output, quiet)
 
 
-@bench.command()
+@bench.command(short_help="Gradient norms beside an ordinary backward.")
 @click.option("--model", metavar="SPEC", multiple=True, default=tuple(MODELS), show_default=True)
 @click.option("--subset", type=click.Choice(["last", "block", "all"]), multiple=True)
-@click.option(
-    "--batch-size", metavar="N", type=click.IntRange(1), help="Default: 16; CIFAR 64."
-)
+@click.option("--batch-size", metavar="N", type=click.IntRange(1), help="Default: 16; CIFAR 64.")
 @click.option("--peers/--no-peers", default=True, help="The ways others compute it, too.")
 @device_option
 @written
@@ -62,7 +60,7 @@ def norms(model, subset, batch_size, peers, device, output, quiet) -> None:
     _report(rows, output, quiet)
 
 
-@bench.command()
+@bench.command(short_help="Extraction beside the bare forward.")
 @click.option("--model", metavar="SPEC", multiple=True, default=tuple(MODELS), show_default=True)
 @click.option("--images", metavar="N", type=click.IntRange(1), default=500, show_default=True)
 @click.option("--layers", metavar="L", default="last", show_default=True)
@@ -78,7 +76,7 @@ def extract(model, images, layers, device, output, quiet) -> None:
     _report((asdict(entry) for entry in found), output, quiet)
 
 
-@bench.command()
+@bench.command(short_help="Scoring a run beside plainly reading it.")
 @click.option("--run", "run_path", metavar="DIR", help="A run to score. Default: a drawn one.")
 @click.option("--rows", metavar="N", type=click.IntRange(1), default=50_000, show_default=True)
 @written

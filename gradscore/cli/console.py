@@ -23,13 +23,21 @@ def print_table(
 
     table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
     for place, column in enumerate(columns):
-        table.add_column(column, justify="left" if place < left else "right")
+        text = place < left
+        table.add_column(
+            column, justify="left" if text else "right", overflow="fold", no_wrap=not text
+        )
     for row in rows:
         table.add_row(*row)
     console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False)
     with console.capture() as captured:
         console.print(table)
     click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def counted(n: int, noun: str) -> str:
+    """Return ``n`` with its noun, in the plural where it is not one."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def wide(columns: int) -> bool:

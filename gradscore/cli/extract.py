@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from gradscore.cli.console import Progress, notice
+from gradscore.cli.console import Progress, counted, notice
 from gradscore.cli.options import (
     ORDER,
     TARGET,
@@ -57,33 +57,65 @@ class BatchSize(click.ParamType):
     help="Parameters whose norms are recorded: all (default), last (forward only), a group, a "
     "glob.",
 )
-@click.option("-p", "p", metavar="P", type=ORDER, multiple=True, help="Order, repeatable.")
 @click.option(
-    "-T", "--temperature", metavar="T", type=TEMPERATURE, multiple=True, help="Repeatable."
+    "-p", "p", metavar="P", type=ORDER, multiple=True, help="Order, repeatable; default 1."
+)
+@click.option(
+    "-T",
+    "--temperature",
+    metavar="T",
+    type=TEMPERATURE,
+    multiple=True,
+    help="Repeatable; default 1.",
 )
 @click.option(
     "--target",
     type=click.Choice([*TARGET.choices, "all-ones"]),
     multiple=True,
-    help="Repeatable; all-ones (with -p 2) is what the method lee_alregib reads.",
+    help="Repeatable; default uniform. all-ones (with -p 2) is what the method lee_alregib reads.",
 )
 @click.option(
     "--keep", metavar="MODULE", multiple=True, help="Store what enters this module, to ask later."
 )
 @click.option(
-    "--keep-dtype", type=click.Choice(["float32", "float16"]), default="float32", help="Stored in."
+    "--keep-dtype",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    help="How --keep stores.",
 )
 @click.option(
-    "--blocks", metavar="NAME=PATTERN", type=Pair("PATTERN"), multiple=True, help="Name a group."
+    "--blocks",
+    metavar="NAME=PATTERN",
+    type=Pair("PATTERN"),
+    multiple=True,
+    help="Name a group of parameters by a glob.",
 )
 @preprocessing_options
-@click.option("--batch-size", type=BatchSize(), default=64, show_default=True)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
-@click.option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]))
+@click.option(
+    "--batch-size", type=BatchSize(), default=64, show_default=True, help="Images a forward."
+)
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+)
+@click.option(
+    "--precision", type=click.Choice(["float32", "bfloat16", "float16"]), help="Default: float32."
+)
 @click.option("--workers", metavar="N", type=click.IntRange(0), help="Decoding processes.")
 @click.option("--limit", metavar="N", type=click.IntRange(1), help="First N images of each set.")
-@click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", show_default=True)
-@click.option("--gradients", type=click.Choice(["rules", "vmap", "reference"]), default="rules")
+@click.option(
+    "--on-error",
+    type=click.Choice(["fail", "skip"]),
+    default="fail",
+    show_default=True,
+    help="At an image that cannot be read.",
+)
+@click.option(
+    "--gradients",
+    type=click.Choice(["rules", "vmap", "reference"]),
+    default="rules",
+    show_default=True,
+    help="How inner norms are computed; the results agree.",
+)
 @quiet_option
 def extract(model, weights, run_path, ids, oods, data, quiet, **how) -> None:
     """Run the model over image sets and record features, logits and gradient norms.
@@ -105,8 +137,12 @@ def extract(model, weights, run_path, ids, oods, data, quiet, **how) -> None:
         raise click.UsageError("Expected a different name for each set.")
     if model is None and known is not None:
         model, weights = known.model, weights or known.weights
+    if sets and model is None:
+        raise click.UsageError("Expected --model SPEC for these sets, as no run is there yet.")
     if not sets and known is not None and model == known.model:
         sets = {entry.name: (entry.role, entry.source) for entry in known.sets.values()}
+        rows = max((entry.rows for entry in known.sets.values()), default=None)
+        how["limit"] = how["limit"] or rows
     if not sets and model not in (None, "digits"):
         raise click.UsageError("Expected at least one set: --id, --ood or --data NAME=PATH.")
     store = record(
@@ -115,7 +151,7 @@ def extract(model, weights, run_path, ids, oods, data, quiet, **how) -> None:
         run_path,
         weights=weights,
         progress=Progress(quiet=quiet),
-        **_settings(known, **how),
+        **_settings(known if known and model == known.model else None, **how),
     )
     _report(store, list(sets or EMBEDDED), quiet)
 
@@ -157,8 +193,9 @@ def _report(store, sets: list[str], quiet: bool) -> None:
         if entry.notice:
             notice(f"{name}: {entry.notice}", quiet=quiet)
         if entry.failed:
-            notice(f"{name}: {len(entry.failed)} images skipped:")
+            notice(f"{name}: {counted(len(entry.failed), 'image')} skipped:")
         for row in entry.failed:
             notice(f"  {row.path}: {row.reason}")
     images = sum(store.sets[name].recorded() for name in sets)
-    notice(f"{store.path}: {images:,} images in {len(sets)} sets recorded.", quiet=quiet)
+    what = f"{counted(images, 'image')} in {counted(len(sets), 'set')} recorded."
+    notice(f"{store.path}: {what}", quiet=quiet)

@@ -123,7 +123,14 @@ preprocessing_options = chained(
 
 question_options = chained(
     click.option("--set", "sets", metavar="NAME", multiple=True, help="Only these sets."),
-    click.option("--method", "methods", metavar="M", multiple=True, help="Score, repeatable."),
+    click.option(
+        "--method",
+        "methods",
+        metavar="M",
+        multiple=True,
+        help="gradnorm, u, v, kl, msp, max_logit, energy, odin, mahalanobis or lee_alregib; "
+        "repeatable.",
+    ),
     click.option("--layers", metavar="L", help="last, block1, ..., all, or a glob over names."),
     click.option("-p", "p", metavar="P", type=ORDER, help="Order of the norm; inf is allowed."),
     click.option(

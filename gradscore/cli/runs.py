@@ -10,7 +10,7 @@ def run() -> None:
     """Inspect a run, and verify every byte of it."""
 
 
-@run.command()
+@run.command(short_help="Show what a run holds.")
 @click.argument("path", metavar="[DIR]", default="gradscore-run")
 def info(path) -> None:
     """Show what a run holds: its model, its sets, and the questions it recorded."""
@@ -38,16 +38,16 @@ def info(path) -> None:
                 (
                     entry.name,
                     entry.role or "",
+                    entry.source,
                     name,
                     f"{entry.done(name):,} of {entry.rows:,}",
                     str(len(entry.failed)),
-                    entry.source,
                 )
             )
-    print_table(("set", "role", "pass", "images", "failed", "source"), rows, left=3)
+    print_table(("set", "role", "source", "pass", "images", "failed"), rows, left=4)
 
 
-@run.command()
+@run.command(short_help="Verify every byte of a run.")
 @click.argument("path", metavar="[DIR]", default="gradscore-run")
 def check(path) -> None:
     """Verify every checksum and row range of a run; exit with 1 if anything is wrong."""

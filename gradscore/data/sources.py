@@ -149,11 +149,13 @@ def folder_labels(
     elif "" not in folders and len(folders) == (len(class_names) if class_names else classes):
         number = {name: place for place, name in enumerate(folders)}
     else:
-        told = f"{len(folders)} sub-folders" if folders != [""] else "no sub-folders"
-        notice = (
-            f"labels are unknown: {told}, whose names are not the model's classes and whose "
-            f"number is not theirs ({classes or 'unknown'})"
-        )
+        told = "no sub-folders"
+        if folders != [""]:
+            told = (
+                f"{len(folders)} sub-folders, whose names are not the model's classes and whose "
+                f"number is not theirs ({classes or 'unknown'})"
+            )
+        notice = f"labels are unknown: {told}"
         return np.full(len(paths), UNKNOWN, np.int64), notice
     return np.array([number[top] for top in tops], np.int64), ""
 

@@ -66,6 +66,8 @@ class WriterLock:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / LOCK_FILE
+        if directory.exists() and not directory.is_dir():
+            raise RunError(f"Expected a directory for the run, got the file {directory}.")
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

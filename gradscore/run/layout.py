@@ -148,7 +148,9 @@ def check_name(name: str, what: str) -> str:
         RunError: If it is empty, or holds more than letters, digits and ``. _ + -``.
     """
     if not _NAME.fullmatch(name):
-        raise RunError(f"Expected a {what} of letters, digits and . _ + - only, got {name!r}.")
+        raise RunError(
+            f"Expected a {what} of letters a-z A-Z, digits and . _ + - only, got {name!r}."
+        )
     return name
 
 

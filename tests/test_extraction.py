@@ -390,7 +390,7 @@ def test_lower_precision_is_stored_in_float32(tmp_path, precision):
         ({"layers": "block7"}, "got 'block7'"),
         ({"p": (0,)}, "p > 0"),
         ({"temperature": (-1,)}, "temperature > 0"),
-        ({"target": ("cat",)}, "target uniform or one-hot, got 'cat'"),
+        ({"target": ("cat",)}, "target uniform or one-hot or all-ones, got 'cat'"),
         ({"weights": "file.pth"}, "weights with a model's spec only"),
         ({"model": 3}, "a model's spec or an nn.Module, got 3"),
         ({"model": nn.Linear(2, 2)}, "preprocessing with a module of your own"),

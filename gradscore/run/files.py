@@ -93,4 +93,6 @@ class WriterLock:
             _held.discard(self._descriptor)
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, 0)
+            # Closing alone would leave it to a child that was forked a moment ago.
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             os.close(self._descriptor)

@@ -1,4 +1,4 @@
-"""The floors hold, heavy packages stay where they belong, and nothing loads before it is needed."""
+"""Floors hold, heavy packages stay where they belong, nothing loads before it is needed."""
 
 import ast
 import subprocess

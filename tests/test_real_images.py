@@ -1,4 +1,4 @@
-"""On real images and real weights the digits of every score hold, and published accuracies are met.
+"""On real images and weights the digits of every score hold, and known accuracies are met.
 
 The images and weights are found through the environment variable GRADSCORE_DATA.
 """

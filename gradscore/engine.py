@@ -162,13 +162,14 @@ class Recording:
             )
         with torch.inference_mode(False), torch.no_grad():
             cotangent = cotangent.clone() if cotangent.is_inference() else cotangent.detach()
+            cotangent, scale = _scaled(cotangent, self.logits.dtype)
             found: dict[str, Tensor] = {}
             self._backward(cotangent, orders, last, found)
             self._ask_reference(cotangent, orders, found)
         dtype = torch.promote_types(self.logits.dtype, torch.float32)
         zeros = self.logits.new_zeros(len(self.logits), len(orders), dtype=dtype)
         columns = [found.get(name, zeros).to(dtype) for name in self.names]
-        return torch.stack(columns, dim=-1).movedim(1, 0)
+        return torch.stack(columns, dim=-1).movedim(1, 0) * scale
 
     def _backward(
         self, cotangent: Tensor, orders: tuple[float, ...], last: bool, found: dict[str, Tensor]
@@ -209,6 +210,19 @@ class Recording:
             orders,
         )
         found |= {name: norms[:, :, k].T for k, name in enumerate(names)}
+
+
+def _scaled(cotangent: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | float]:
+    """Return the cotangent in the type of the logits, and what the norms are then to be scaled by.
+
+    A norm grows with the cotangent of its sample alone. In half precision each sample's largest
+    entry is brought to one, so that small gradients do not round to zero.
+    """
+    if torch.finfo(dtype).eps <= torch.finfo(torch.float32).eps:
+        return cotangent.to(dtype), 1.0
+    largest = cotangent.abs().amax(dim=1, keepdim=True).float()
+    scale = torch.where(largest > 0, largest, 1)
+    return (cotangent / scale).to(dtype), scale
 
 
 class Collector:

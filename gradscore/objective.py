@@ -82,8 +82,8 @@ def logit_gradient(logits: Tensor, temperature: float = 1.0, target: str = "unif
         target: One of :data:`RECORDED_TARGETS`.
 
     Returns:
-        Gradients in nats per unit of logit, shape ``[batch, classes]``, computed in at least
-        float32 and returned in the type of ``logits``.
+        Gradients in nats per unit of logit, shape ``[batch, classes]``, in at least float32: at a
+        high temperature half precision would round them to zero.
 
     Raises:
         InvalidArgument: If ``temperature`` is not positive or ``target`` is unknown.
@@ -96,7 +96,7 @@ def logit_gradient(logits: Tensor, temperature: float = 1.0, target: str = "unif
         gradient = -torch.sigmoid(-f / temperature) / (f.shape[1] * temperature)
     else:
         gradient = one_hot_deviation(f, temperature) / temperature
-    return gradient.to(logits.dtype)
+    return gradient
 
 
 def uniform_deviation(logits: Tensor, temperature: float) -> Tensor:

@@ -128,8 +128,9 @@ def backward_norms(
                 gradients = (None,) * len(selected)
             else:
                 _straighten_batch_norm(logits)
+                cotangent = objective(logits.detach()).to(logits.dtype)
                 gradients = torch.autograd.grad(
-                    logits, list(selected.values()), objective(logits.detach()), allow_unused=True
+                    logits, list(selected.values()), cotangent, allow_unused=True
                 )
             norms.append(
                 [

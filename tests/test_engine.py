@@ -201,3 +201,19 @@ def test_unknown_names_and_shapes_are_shown():
         ModelError, match=r"logits \[3, classes\] from the model, got \[3, 2, 6, 6"
     ):
         gradient_norms(nn.Conv2d(2, 2, 1).double(), images())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("temperature", "target"), [(1e4, "uniform"), (0.05, "one-hot")])
+def test_half_precision_does_not_round_small_gradients_to_zero(dtype, temperature, target):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 5)).eval()
+    images = torch.randn(4, 3, 2, 2)
+    half = gradient_norms(
+        model.to(dtype), images.to(dtype), temperature=temperature, target=target
+    )
+    logits = model(images.to(dtype)).float()
+    cotangent = logit_gradient(logits, temperature, target)
+    exact = record(model.float(), images.to(dtype).float(), half.parameters)
+    expected = exact.norms(cotangent, (1.0,))[0]
+    torch.testing.assert_close(half.norms, expected, rtol=0.05, atol=0)

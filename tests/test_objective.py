@@ -53,8 +53,8 @@ def test_logit_gradient_equals_autograd(target, temperature, classes):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-def test_logit_gradient_comes_back_in_the_type_of_the_logits(dtype):
-    assert logit_gradient(drawn(2, 4).to(dtype)).dtype == dtype
+def test_logit_gradient_comes_back_in_at_least_float32(dtype):
+    assert logit_gradient(drawn(2, 4).to(dtype)).dtype == torch.float32
 
 
 @pytest.mark.parametrize("deviation", [uniform_deviation, one_hot_deviation])

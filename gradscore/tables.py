@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,8 @@ def _aside(path: str | os.PathLike) -> Iterator[Path]:
     except OSError as error:
         raise RunError(f"Cannot write {final}: {error.strerror or error}.") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # on a read-only system there is nothing to remove
+            part.unlink(missing_ok=True)
 
 
 def _text(value: Any) -> str:

@@ -1,12 +1,14 @@
 """The command line as a user meets it: what it prints, what it writes, how it fails."""
 
 import csv
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -200,6 +202,15 @@ class TestMistakes:
     def test_output_folder_absent(self, run, capsys, tmp_path):
         message = fails(capsys, "evaluate", "--run", run, "-o", tmp_path / "no" / "e.csv", "-q")
         assert "Cannot write" in message
+
+    def test_output_that_cannot_be_written(self, run, capsys, monkeypatch, tmp_path):
+        def refuse(self, *args, **kwargs):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        monkeypatch.setattr(Path, "open", refuse)
+        monkeypatch.setattr(Path, "unlink", refuse)
+        message = fails(capsys, "score", "--run", run, "-o", tmp_path / "s.csv")
+        assert "Read-only file system" in message
 
     @pytest.mark.parametrize(
         ("arguments", "words"),

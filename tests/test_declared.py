@@ -86,3 +86,10 @@ def test_a_bad_declaration_is_refused(tmp_path):
         read_declaration(tmp_path / "bad.json")
     with pytest.raises(DataError, match="Cannot read"):
         read_declaration(tmp_path / "absent.json")
+
+
+def test_a_list_that_cannot_be_written_is_one_line(benchmark, tmp_path):
+    declared, root = benchmark
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="Cannot write the list"):
+        build_list(declared, root, tmp_path / "file" / "birds.csv")

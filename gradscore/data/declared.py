@@ -75,7 +75,7 @@ def build_list(declared: DeclaredSet, root: str | Path, output: str | Path) -> i
     The list can be given to ``gradscore extract`` as ``LIST@ROOT``.
 
     Raises:
-        DataError: If no image is found, or a file cannot be read.
+        DataError: If no image is found, a file cannot be read, or the list cannot be written.
     """
     root, output = Path(root), Path(output)
     images = declared.images(root)
@@ -86,13 +86,16 @@ def build_list(declared: DeclaredSet, root: str | Path, output: str | Path) -> i
         )
     folders = {folder: label for label, folder in enumerate(_folders(images))}
     labelled = declared.labels == "folders"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for image in images:
-            label = folders[image.parent] if labelled else -1
-            writer.writerow((image.as_posix(), label, _sha256(root / image)))
+    rows = [
+        (image.as_posix(), folders[image.parent] if labelled else -1, _sha256(root / image))
+        for image in images
+    ]
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with output.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+    except OSError as error:
+        raise DataError(f"Cannot write the list {output}: {error.strerror}.") from None
     return len(images)
 
 

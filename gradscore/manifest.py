@@ -1,4 +1,4 @@
-"""Lists of images: read, written, built from a folder, and held to the SHA-256 of their files.
+"""Lists of images: read and written, with the SHA-256 of their files where it is wanted.
 
 A manifest is a .csv or .parquet with the columns ``path`` and ``label`` (and ``sha256``, if
 wanted), or an OpenOOD imglist (.txt, ``path label`` a line). Paths are relative to the manifest's
@@ -8,7 +8,7 @@ own folder, or to ROOT where it is given as ``MANIFEST@ROOT``, and may not leave
 import csv
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -128,36 +128,6 @@ def find_images(folder: str | Path) -> list[str]:
         endings = " ".join(IMAGE_SUFFIXES)
         raise DataError(f"No images ({endings}) in the folder {str(folder)!r}.")
     return sorted(found)
-
-
-def build_manifest(folder: str | Path, label: Callable[[str], int] | None = None) -> Manifest:
-    """Return the list of a folder's images, with the SHA-256 of each file.
-
-    Args:
-        folder: Searched with its sub-folders.
-        label: From a relative path to its label; without it every label is -1.
-
-    Raises:
-        DataError: If there is no image, or one cannot be read.
-    """
-    paths = find_images(folder)
-    labels = [label(path) if label else UNKNOWN for path in paths]
-    digests = [file_sha256(Path(folder) / path) for path in paths]
-    return Manifest(Path(folder), paths, np.array(labels, np.int64), digests)
-
-
-def check_manifest(manifest: Manifest) -> list[str]:
-    """Return what is wrong with a list's files: absent, or not of the recorded SHA-256."""
-    faults = []
-    for place, path in enumerate(manifest.paths):
-        try:
-            digest = file_sha256(manifest.root / path)
-        except DataError as error:
-            faults.append(str(error))
-            continue
-        if manifest.sha256 and digest != manifest.sha256[place]:
-            faults.append(f"{path}: its SHA-256 is not the recorded one.")
-    return faults
 
 
 def file_sha256(path: Path) -> str:

@@ -93,3 +93,10 @@ def test_a_list_that_cannot_be_written_is_one_line(benchmark, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="Cannot write the list"):
         build_list(declared, root, tmp_path / "file" / "birds.csv")
+
+
+def test_a_list_without_checksums_is_refused(benchmark, tmp_path):
+    declared, root = benchmark
+    (tmp_path / "plain.csv").write_text("path,label\nbirds/crow/a.png,0\n")
+    with pytest.raises(DataError, match="sha256 column"):
+        list(problems(declared, root, tmp_path / "plain.csv"))

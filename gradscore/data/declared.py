@@ -3,16 +3,15 @@
 The declarations stand in ``data_manifests/``; its README explains the fields.
 """
 
-import csv
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradscore.errors import DataError
+import numpy as np
 
-COLUMNS = ("path", "label", "sha256")
+from gradscore.errors import DataError
+from gradscore.manifest import UNKNOWN, Manifest, file_sha256, read_manifest, write_manifest
 
 
 @dataclass(frozen=True)
@@ -86,16 +85,14 @@ def build_list(declared: DeclaredSet, root: str | Path, output: str | Path) -> i
         )
     folders = {folder: label for label, folder in enumerate(_folders(images))}
     labelled = declared.labels == "folders"
-    rows = [
-        (image.as_posix(), folders[image.parent] if labelled else -1, _sha256(root / image))
-        for image in images
-    ]
+    labels = [folders[image.parent] if labelled else UNKNOWN for image in images]
+    digests = [file_sha256(root / image) for image in images]
+    paths = [image.as_posix() for image in images]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with output.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
     except OSError as error:
         raise DataError(f"Cannot write the list {output}: {error.strerror}.") from None
+    write_manifest(output, Manifest(root, paths, np.array(labels, np.int64), digests))
     return len(images)
 
 
@@ -127,27 +124,17 @@ def problems(
 
 
 def _differences(images: list[Path], root: Path, listed: Path) -> Iterator[str]:
-    try:
-        with listed.open(newline="", encoding="utf-8") as file:
-            expected = {row["path"]: row["sha256"] for row in csv.DictReader(file)}
-    except OSError as error:
-        raise DataError(f"Cannot read the list {listed}: {error.strerror}.") from None
-    except (KeyError, csv.Error) as error:
-        raise DataError(f"Expected a list with columns {', '.join(COLUMNS)}: {error}.") from None
+    recorded = read_manifest(f"{listed}@{root}")
+    if not recorded.sha256:
+        raise DataError(f"Expected a list with a sha256 column, such as `build` writes: {listed}.")
+    expected = dict(zip(recorded.paths, recorded.sha256, strict=True))
     there = {image.as_posix() for image in images}
     yield from (f"missing: {path}" for path in sorted(expected.keys() - there))
     yield from (f"not in the list: {path}" for path in sorted(there - expected.keys()))
     for path in sorted(there & expected.keys()):
-        if _sha256(root / path) != expected[path]:
+        if file_sha256(root / path) != expected[path]:
             yield f"differs from the list: {path}"
 
 
 def _folders(images: list[Path]) -> list[Path]:
     return sorted({image.parent for image in images})
-
-
-def _sha256(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror}.") from None

@@ -28,7 +28,10 @@ from gradscore.uses import (
     record_forward,
 )
 
-__all__ = ["GradientNorms", "Recording", "gradient_norms", "record"]
+__all__ = ["GradientNorms", "Recording", "gradient_norms", "parts_of", "record"]
+
+PART_ELEMENTS = 2**21
+"""Input elements of one part on a CPU: 13 images of 224 by 224 pixels."""
 
 
 def gradient_norms(
@@ -73,10 +76,32 @@ def gradient_norms(
         dtype = torch.promote_types(images.dtype, torch.float32)
         empty = images.new_zeros(0, len(names), dtype=dtype)
         return GradientNorms(names, empty, p, dict.fromkeys(names, "no samples"), groups)
-    recording = record(model, images, names)
-    cotangent = logit_gradient(recording.logits, temperature, target)
-    norms = recording.norms(cotangent, (p,), last=True)
-    return GradientNorms(names, norms[0], p, recording.rules, groups)
+    norms, rules = [], {}
+    for part in parts_of(images):
+        recording = record(model, part, names)
+        cotangent = logit_gradient(recording.logits, temperature, target)
+        norms.append(recording.norms(cotangent, (p,), last=True)[0])
+        rules = recording.rules
+    return GradientNorms(names, torch.cat(norms), p, rules, groups)
+
+
+def parts_of(images: Tensor) -> tuple[Tensor, ...]:
+    """Return the images in parts that one forward and backward take at once.
+
+    On a CPU what a forward leaves for the backward of many large images is more than the memory
+    that the allocator keeps: each page would be had from the system, and cleared, again and
+    again, which can take a third of the time. Parts also bound the memory.
+
+    Args:
+        images: Shape ``[batch, ...]``, at least one.
+
+    Returns:
+        Consecutive parts of about one size, on other devices all images at once.
+    """
+    if images.device.type != "cpu":
+        return (images,)
+    most = max(1, PART_ELEMENTS // max(1, images[0].numel()))
+    return images.split(-(-len(images) // -(-len(images) // most)))
 
 
 def record(model: nn.Module, images: Tensor, names: Sequence[str]) -> "Recording":

@@ -168,7 +168,7 @@ def batched(x):
 def hold_to_autograd(function, args, kwargs, samples=N):
     """Compare every rule of a call with autograd, and return how many there were."""
     given = Arguments(function, args, kwargs)
-    named, slots = given.named(), dict(given.tensors())
+    named, slots = given.named(), dict(given.tensors)
     ruled = {s: find_rule(function, given.name(s)) for s in slots}
     data_first = function not in (Tensor.expand, Tensor.repeat, torch.tile, Tensor.tile)
     output = given.replaced({s: x.clone() for s, x in slots.items()}).call()
@@ -236,7 +236,7 @@ def test_every_rule_has_a_case():
         given = Arguments(function, args, kwargs)
         return {
             given.name(slot).partition("[")[0]
-            for slot, x in given.tensors()
+            for slot, x in given.tensors
             if not batched(x) or given.name(slot) in ("weight", "bias")
         }
 
@@ -291,6 +291,6 @@ def test_a_second_rule_for_an_argument_is_refused():
 def test_names_of_arguments_are_known():
     assert signature(F.linear) == ("input", "weight", "bias")
     call = Arguments(torch.einsum, ("ij,jk->ik", draw(2, 2), draw(2, 3)), {})
-    assert [call.name(slot) for slot, _ in call.tensors()] == ["operands[0]", "operands[1]"]
+    assert [call.name(slot) for slot, _ in call.tensors] == ["operands[0]", "operands[1]"]
     call = Arguments(torch.einsum, ("ij,jk->ik", [draw(2, 2), draw(2, 3)]), {})
-    assert [call.name(slot) for slot, _ in call.tensors()] == ["operands[0]", "operands[1]"]
+    assert [call.name(slot) for slot, _ in call.tensors] == ["operands[0]", "operands[1]"]

@@ -11,15 +11,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gradscore.rules.linear_forms import product_tiles
-from gradscore.rules.tile_forms import Tile, reduce_tiles, tile_elements
+from gradscore.rules.tile_forms import (
+    Tile,
+    Tiling,
+    matrix_product,
+    reduce_tiles,
+    spans,
+)
 
-FEW_POSITIONS = 256
-"""Below this many output positions, the library's weight gradient of one sample is slow."""
+FEW_POSITIONS = 1024
+"""Up to so many output positions, the library's weight gradient of one sample is slow."""
 FEW_CHANNELS = 4
-"""Up to this many input channels, as in a first layer, folding the batch into groups is slow."""
-
-LEAST_BAND = 32
-"""Output channels below which a product of matrices no longer runs at full speed."""
+"""Up to so many input channels, as in a first layer, folding the batch into groups is slow."""
+MANY_OUTPUTS = 64
+"""From so many output channels, products of matrices are worth the copies they read."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,12 @@ class Geometry:
     groups: int = 1
     transposed: bool = False
     output_padding: tuple[int, ...] = (0, 0, 0)
+
+    @property
+    def tiles_the_image(self) -> bool:
+        """Whether the kernel's places lie side by side, as those of a patch embedding."""
+        adjacent = tuple(self.shape[2:]) == self.stride and set(self.dilation) == {1}
+        return adjacent and not any(self.padding)
 
 
 def conv_weight_norms(
@@ -68,16 +79,20 @@ def conv_form(
 ) -> Callable[[], Iterator[Tile]]:
     """Choose the form for a convolution: a function that yields the gradients in tiles.
 
-    Products of matrices serve kernels of one entry (0.3 to 1.1) and, by rows of the kernel,
-    those with few positions (0.95 at 49, 1.2 at 196, where the library needs 1.3 to 1.8); the
-    library's weight gradient with the batch folded into groups serves the others (0.7 to 1.2),
-    above all depthwise ones.
+    Products of matrices serve kernels of one entry (0.95 to 1.3), kernels that tile the image
+    (0.9), and on a CPU, by rows of the kernel, those with few positions (0.9 to 1.4, where the
+    library's weight gradient of one sample needs 1.3 to 8); the library's weight gradient with
+    the batch folded into groups serves the others (0.7 to 1.4), above all depthwise ones.
     """
-    ungrouped = geometry.groups == 1 and not geometry.transposed
-    if ungrouped and geometry.shape[2:].numel() == 1 and not any(geometry.padding):
+    if geometry.groups > 1 or geometry.transposed:
+        return lambda: folded_tiles(x, g, geometry, samples)
+    if geometry.shape[2:].numel() == 1 and not any(geometry.padding):
         return lambda: pointwise_tiles(x, g, geometry, samples)
-    few = g.shape[2:].numel() < FEW_POSITIONS and x.device.type == "cpu"
-    if ungrouped and few and x.ndim == 4 and len(x) == samples:
+    if geometry.tiles_the_image:
+        return lambda: patch_tiles(x, g, geometry, samples)
+    worth = geometry.shape[0] >= MANY_OUTPUTS or geometry.shape[1] <= FEW_CHANNELS
+    few = g.shape[2:].numel() <= FEW_POSITIONS and x.device.type == "cpu"
+    if worth and few and x.ndim == 4 and len(x) == samples:
         return lambda: kernel_row_tiles(x, g, geometry)
     return lambda: folded_tiles(x, g, geometry, samples)
 
@@ -99,6 +114,18 @@ def pointwise_tiles(x: Tensor, g: Tensor, geometry: Geometry, samples: int) -> I
     return product_tiles(_by_sample(g, samples), _by_sample(x, samples).transpose(1, 2))
 
 
+def patch_tiles(x: Tensor, g: Tensor, geometry: Geometry, samples: int) -> Iterator[Tile]:
+    """Yield the gradients of a kernel whose places lie side by side: products over patches."""
+    dims, kernel = x.ndim - 2, geometry.shape[2:]
+    for axis, (steps, size) in enumerate(zip(g.shape[2:], kernel, strict=True)):
+        # Each axis becomes its steps and the places within one.
+        at = 2 + 2 * axis
+        x = x.narrow(at, 0, steps * size).unflatten(at, (steps, size))
+    steps, places = range(2, 2 + 2 * dims, 2), range(3, 3 + 2 * dims, 2)
+    patches = x.permute(0, *steps, 1, *places).reshape(samples, -1, geometry.shape[1:].numel())
+    return product_tiles(_by_sample(g, samples), patches)
+
+
 def _by_sample(x: Tensor, samples: int) -> Tensor:
     """Bring ``[samples * k, channels, ...]`` to ``[samples, channels, k * positions]``."""
     x = x.flatten(2)
@@ -117,29 +144,20 @@ def kernel_row_tiles(x: Tensor, g: Tensor, geometry: Geometry) -> Iterator[Tile]
     n, channels, (height, width) = len(x), g.shape[1], g.shape[2:]
     (kernel_h, kernel_w), in_channels = geometry.shape[2:], x.shape[1]
     columns, positions = kernel_w * in_channels, height * width
-    budget = max(1, tile_elements(x) // (kernel_h * columns))
-    at_once, band = max(1, min(n, budget // channels)), channels
-    if budget < channels:
-        band = max(min(channels, LEAST_BAND), budget - budget % LEAST_BAND)
-    memory = x.new_empty(at_once * kernel_h * band * columns)
-    for start in range(0, n, at_once):
-        samples = slice(start, min(start + at_once, n))
-        count = samples.stop - start
+    tiling = Tiling.of(x, n, channels, kernel_h * columns)
+    memory = x.new_empty(tiling.samples * kernel_h * tiling.channels * columns)
+    for samples in spans(n, tiling.samples):
+        count = samples.stop - samples.start
         shifted = _shifted(x[samples], geometry, height, width)
         left = g[samples].reshape(count, channels, positions)
-        for top in range(0, channels, band):
-            rows = slice(top, min(top + band, channels))
-            size = rows.stop - top
+        for rows in spans(channels, tiling.channels):
+            size = rows.stop - rows.start
             tile = memory[: count * kernel_h * size * columns]
             tile = tile.view(kernel_h, count, size, columns)
             for i in range(kernel_h):
                 down, remainder = divmod(i * geometry.dilation[0], geometry.stride[0])
                 right = shifted[:, remainder, :, down * width : down * width + positions]
-                right = right.transpose(1, 2)
-                if count == 1:
-                    torch.mm(left[0, rows], right[0], out=tile[i, 0])
-                else:
-                    torch.bmm(left[:, rows], right, out=tile[i])
+                matrix_product(left[:, rows], right.transpose(1, 2), tile[i])
             yield Tile(samples, rows, tile.transpose(0, 1))
 
 
@@ -165,12 +183,12 @@ def folded_tiles(x: Tensor, g: Tensor, geometry: Geometry, samples: int) -> Iter
     """Yield the library's weight gradients, the samples being groups of one image."""
     k, shape = len(x) // max(1, samples), geometry.shape
     first_layer = shape[1] <= FEW_CHANNELS and geometry.groups == 1
-    at_once = 1 if first_layer else tile_elements(x) // max(1, shape.numel())
-    at_once = max(1, min(samples, at_once))
-    for start in range(0, samples, at_once):
-        part = slice(start, min(start + at_once, samples))
-        n = part.stop - start
-        inside = slice(start * k, part.stop * k)
+    # The library copies what it reads, so that a part's input should stay in cache as well.
+    each = max(shape.numel(), x[:k].numel() // 2)
+    at_once = 1 if first_layer else Tiling.of(x, samples, 1, each).samples
+    for part in spans(samples, at_once):
+        n = part.stop - part.start
+        inside = slice(part.start * k, part.stop * k)
         gradient = folded_gradient(x[inside], g[inside], geometry, n)
         yield Tile(part, slice(0, shape[0]), gradient.reshape(n, 1, shape[0], -1))
 

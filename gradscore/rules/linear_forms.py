@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gradscore.norms import vector_norm
-from gradscore.rules.tile_forms import Tile, reduce_tiles, tile_elements
+from gradscore.rules.tile_forms import Tile, Tiling, matrix_product, reduce_tiles, spans
 
 
 def linear_weight_norms(x: Tensor, g: Tensor, orders: Sequence[float]) -> Tensor:
@@ -32,8 +32,6 @@ def linear_weight_norms(x: Tensor, g: Tensor, orders: Sequence[float]) -> Tensor
 def product_tiles(left: Tensor, right: Tensor) -> Iterator[Tile]:
     """Yield ``left @ right`` of each sample in tiles.
 
-    One product a sample is faster than a batched one as long as it fills a tile.
-
     Args:
         left: Shape ``[n, channels, positions]``.
         right: Shape ``[n, positions, columns]``.
@@ -42,19 +40,11 @@ def product_tiles(left: Tensor, right: Tensor) -> Iterator[Tile]:
         Tiles with one row of ``columns`` entries for every channel.
     """
     n, channels, columns = len(left), left.shape[1], right.shape[2]
-    budget = tile_elements(left)
-    height = max(1, min(channels, budget // max(1, columns)))
-    at_once = max(1, min(n, budget // max(1, height * columns))) if height == channels else 1
-    memory = left.new_empty(at_once * height * columns)
-    for start in range(0, n, at_once):
-        samples = slice(start, min(start + at_once, n))
-        count = samples.stop - start
-        for top in range(0, channels, height):
-            rows = slice(top, min(top + height, channels))
-            size = rows.stop - top
+    tiling = Tiling.of(left, n, channels, columns)
+    memory = left.new_empty(tiling.samples * tiling.channels * columns)
+    for samples in spans(n, tiling.samples):
+        for rows in spans(channels, tiling.channels):
+            count, size = samples.stop - samples.start, rows.stop - rows.start
             tile = memory[: count * size * columns].view(count, size, columns)
-            if count == 1:
-                torch.mm(left[start, rows], right[start], out=tile[0])
-            else:
-                torch.bmm(left[samples, rows], right[samples], out=tile)
+            matrix_product(left[samples, rows], right[samples], tile)
             yield Tile(samples, rows, tile.unsqueeze(1))

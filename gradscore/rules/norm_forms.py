@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gradscore.rules.tile_forms import abs_norms, tile_elements
+from gradscore.rules.tile_forms import Tiling, abs_norms, spans
 
 
 def batch_norm_weight_norms(
@@ -73,10 +73,9 @@ def scale_norms(
         Norms, shape ``[samples, len(orders)]``.
     """
     x, g = (tensor.unflatten(0, (samples, -1)) for tensor in (x, g))
-    step = max(1, tile_elements(x) // max(1, 2 * x[:1].numel()))
+    step = Tiling.of(x, samples, 1, x[:1].numel()).samples
     parts = []
-    for start in range(0, samples, step):
-        part = slice(start, start + step)
+    for part in spans(samples, step):
         normalized = normalize(x[part].flatten(0, 1)).view(g[part].shape)
         if normalized.dtype == g.dtype:
             normalized = normalized.mul_(g[part])

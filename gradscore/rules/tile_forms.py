@@ -4,7 +4,7 @@ A form that multiplies matrices yields tiles; reducing each before the next one 
 tensor of ``[batch, parameters]`` from existing, and the tile's second reading out of main memory.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,10 +12,21 @@ from torch import Tensor
 
 from gradscore.norms import vector_norm
 
-__all__ = ["Tile", "abs_norms", "reduce_tiles", "tile_elements"]
+__all__ = [
+    "Tile",
+    "Tiling",
+    "abs_norms",
+    "matrix_product",
+    "reduce_tiles",
+    "spans",
+    "tile_elements",
+]
 
 TILE_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}
-"""Elements of one tile: about the second-level caches of two cores; on a GPU, to fill it."""
+"""Elements of one tile: for each thread of a CPU about its cache; on a GPU, to fill it."""
+
+LEAST_BAND = 256
+"""Output channels below which a product of matrices no longer runs at full speed."""
 
 
 class Tile(NamedTuple):
@@ -34,9 +45,52 @@ class Tile(NamedTuple):
     gradient: Tensor
 
 
+class Tiling(NamedTuple):
+    """How many samples and output channels a tile holds.
+
+    A batched product gives each thread whole samples, so that their number is a multiple of the
+    threads: with three samples on two threads, one of them would wait for a third of the time.
+
+    Attributes:
+        samples: At most so many samples.
+        channels: At most so many output channels of each.
+    """
+
+    samples: int
+    channels: int
+
+    @classmethod
+    def of(cls, x: Tensor, samples: int, channels: int, columns: int) -> "Tiling":
+        """Return how gradients ``[samples, channels, columns]`` are cut where ``x`` is."""
+        threads = torch.get_num_threads() if x.device.type == "cpu" else 1
+        budget = tile_elements(x)
+        each = max(1, budget // max(1, channels * columns))
+        at_once = max(1, min(samples, threads * _even(-(-samples // threads), each)))
+        band = max(LEAST_BAND, budget // max(1, columns))
+        return cls(at_once, max(1, _even(channels, band)))
+
+
+def _even(total: int, most: int) -> int:
+    """Return the size of as few parts of a total as ``most`` allows, all of about one size."""
+    return -(-total // max(1, -(-total // most)))
+
+
+def spans(total: int, step: int) -> Iterator[slice]:
+    """Yield consecutive slices of at most ``step`` that make up ``total``."""
+    return (slice(start, min(start + step, total)) for start in range(0, total, step))
+
+
 def tile_elements(x: Tensor) -> int:
-    """Return how many elements a tile of gradients should have on the device of ``x``."""
+    """Return how many elements a tile should have, for each thread, on the device of ``x``."""
     return TILE_ELEMENTS.get(x.device.type, TILE_ELEMENTS["cpu"])
+
+
+def matrix_product(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """Write ``left @ right`` of each sample to ``out``; that of one is shared by the threads."""
+    if len(out) == 1:
+        torch.mm(left[0], right[0], out=out[0])
+    else:
+        torch.bmm(left, right, out=out)
 
 
 def abs_norms(gradient: Tensor, orders: Sequence[float]) -> Tensor:

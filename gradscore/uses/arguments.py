@@ -1,5 +1,6 @@
 """The arguments of a call: found by name, replaced by slot."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,33 +32,26 @@ class Arguments:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
-    def tensors(self) -> Iterator[tuple[Slot, Tensor]]:
-        """Yield every tensor with its slot."""
+    @functools.cached_property
+    def tensors(self) -> tuple[tuple[Slot, Tensor], ...]:
+        """Every tensor with its slot."""
+        found: list[tuple[Slot, Tensor]] = []
         for key, value in (*enumerate(self.args), *self.kwargs.items()):
             if isinstance(value, Tensor):
-                yield (key,), value
+                found.append(((key,), value))
             elif isinstance(value, (list, tuple)):
-                for index, entry in enumerate(value):
-                    if isinstance(entry, Tensor):
-                        yield (key, index), entry
+                found += [((key, i), t) for i, t in enumerate(value) if isinstance(t, Tensor)]
+        return tuple(found)
 
     def name(self, slot: Slot) -> str:
         """Return a slot's name: ``weight``, ``operands[1]``, or its position if unknown."""
-        key = slot[0]
-        names = signature(self.function)
-        index = f"[{slot[1]}]" if len(slot) > 1 else ""
-        if isinstance(key, str):
-            return key + index
-        variadic = next((i for i, name in enumerate(names) if name.startswith("*")), len(names))
-        if variadic < len(names) and key >= variadic:
-            return names[variadic][1:] + (index or f"[{key - variadic}]")
-        return (names[key] if key < len(names) else str(key)) + index
+        return _name(self.function, slot)
 
     def named(self) -> dict[str, Any]:
         """Return all arguments by name; lists stay whole, and their tensors are named besides."""
         values = {self.name((key,)): value for key, value in enumerate(self.args)}
         values |= self.kwargs
-        return values | {self.name(slot): value for slot, value in self.tensors()}
+        return values | {self.name(slot): value for slot, value in self.tensors}
 
     def replaced(self, values: Mapping[Slot, Any]) -> "Arguments":
         """Return the arguments with the values of some slots replaced."""
@@ -75,3 +69,16 @@ class Arguments:
     def call(self) -> Any:
         """Call the function."""
         return self.function(*self.args, **self.kwargs)
+
+
+@functools.cache
+def _name(function: Callable[..., Any], slot: Slot) -> str:
+    key = slot[0]
+    names = signature(function)
+    index = f"[{slot[1]}]" if len(slot) > 1 else ""
+    if isinstance(key, str):
+        return key + index
+    variadic = next((i for i, name in enumerate(names) if name.startswith("*")), len(names))
+    if variadic < len(names) and key >= variadic:
+        return names[variadic][1:] + (index or f"[{key - variadic}]")
+    return (names[key] if key < len(names) else str(key)) + index

@@ -187,7 +187,7 @@ def call_for_rule(use: Use, layout: UseLayout, grads: Grads, part: slice) -> tup
     assert grad is not None, "contributions whose gradient did not arrive are left out"
     grad = _rows(grad, layout.outputs[0], part)
     values = {}
-    for slot, tensor in use.arguments.tensors():
+    for slot, tensor in use.arguments.tensors:
         if slot not in layout.arguments:
             continue
         rows = _rows(tensor, layout.arguments[slot], part)
@@ -209,7 +209,7 @@ def _rows(x: Tensor, layout: Layout, part: slice) -> Tensor:
 
 
 def _check_unchanged(use: Use) -> None:
-    tensors = dict(use.arguments.tensors())
+    tensors = dict(use.arguments.tensors)
     for slot, version in use.versions.items():
         if tensors[slot]._version != version:
             raise ModelError(

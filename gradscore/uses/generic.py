@@ -32,7 +32,7 @@ def call_gradients(
     tensors = {
         # Data that were let go have no influence on the gradient: any values will do.
         slot: torch.zeros_like(x, device=use.operands[0][1].device) if x.is_meta else x
-        for slot, x in use.arguments.tensors()
+        for slot, x in use.arguments.tensors
     }
     operands = [tensors[slot] for slot in slots]
     data_slots = list(layout.arguments)

@@ -53,7 +53,7 @@ def batch_first_layout(use: Use, batch: int) -> UseLayout | None:
     """
     owned = {slot for slot, _ in use.operands}
     arguments: dict[Slot, Layout] = {}
-    for slot, tensor in use.arguments.tensors():
+    for slot, tensor in use.arguments.tensors:
         if slot in owned or slot in use.constants:
             continue
         if tensor.ndim and tensor.shape[0] == batch:
@@ -83,10 +83,10 @@ def proved_layout(use: Use, other: Use, batch: int, other_batch: int) -> UseLayo
         The layouts, or ``None`` where the shapes and values do not tell.
     """
     owned = {slot for slot, _ in use.operands}
-    others = dict(other.arguments.tensors())
+    others = dict(other.arguments.tensors)
     places: dict[Slot, tuple[int, int]] = {}
     told: set[bool] = set()
-    for slot, tensor in use.arguments.tensors():
+    for slot, tensor in use.arguments.tensors:
         if slot not in others:
             return None
         twin = others[slot]
@@ -171,7 +171,7 @@ def signature_of(uses: Sequence[Use]) -> tuple[object, ...]:
         (
             use.arguments.function,
             use.output_shapes,
-            tuple(tensor.shape for _, tensor in use.arguments.tensors()),
+            tuple(tensor.shape for _, tensor in use.arguments.tensors),
         )
         for use in uses
     )

@@ -155,7 +155,7 @@ class Recorder(TorchFunctionMode):
         """Run a call in which parameters meet data, cut off from how they were made."""
         func = arguments.function
         _refuse_training(func, arguments.args, arguments.kwargs)
-        tensors = dict(arguments.tensors())
+        tensors = dict(arguments.tensors)
         operands = tuple((slot, t) for slot, t in tensors.items() if id(t) in self._owned)
         data = {slot: t for slot, t in tensors.items() if id(t) not in self._owned}
         in_place = is_in_place(func)
@@ -225,7 +225,7 @@ def _outside(tensor: Tensor) -> Tensor:
 def _shares_memory(output: Tensor, arguments: Arguments) -> bool:
     """Say whether an output is a view of an argument, such as a parameter expanded as data."""
     base = output._base
-    return base is not None and any(base is t or base is t._base for _, t in arguments.tensors())
+    return base is not None and any(base is t or base is t._base for _, t in arguments.tensors)
 
 
 def _copied(result: Any, outputs: list[Tensor]) -> tuple[Any, list[Tensor]]:

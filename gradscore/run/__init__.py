@@ -4,21 +4,25 @@ The only package that imports h5py.
 """
 
 from gradscore.run.checking import Problem, check
+from gradscore.run.fits import describe_fit, read_fit, write_fit
 from gradscore.run.layout import (
     BASE,
     FailedRow,
+    FitInfo,
     HeadInfo,
     PassInfo,
     RunInfo,
     SetInfo,
     Shard,
     norms_name,
+    pass_field,
 )
 from gradscore.run.store import RunStore
 
 __all__ = [
     "BASE",
     "FailedRow",
+    "FitInfo",
     "HeadInfo",
     "PassInfo",
     "Problem",
@@ -27,5 +31,9 @@ __all__ = [
     "SetInfo",
     "Shard",
     "check",
+    "describe_fit",
     "norms_name",
+    "pass_field",
+    "read_fit",
+    "write_fit",
 ]

@@ -19,7 +19,15 @@ FORMAT = 1
 RUN_FILE = "run.json"
 HEAD_FILE = "head.safetensors"
 LOCK_FILE = ".lock"
+FITS = "fits"
 BASE = "base"
+FIELDS = {
+    "norms": "norms",
+    "keep": "activations",
+    "odin": "logits",
+    "mahalanobis": "confidences",
+}
+"""Kind of a pass, with which its name begins, to the dataset that holds its values."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _CHECKSUM = re.compile(rb'"checksum": "([0-9a-f]{64})"\n}\n\Z')
 
@@ -47,14 +55,16 @@ class FailedRow:
 
 @dataclass
 class PassInfo:
-    """One recorded question: norms of a target, temperature and order, or a module's input.
+    """One recorded question: norms of a target, temperature and order, or what a method reads.
 
     Attributes:
         name: Its folder's name.
-        kind: ``norms`` or ``keep``.
+        kind: One of :data:`FIELDS`.
+        temperature: Of ``norms`` and ``odin``.
         parameters: Of ``norms``: the parameter behind each column.
         rules: Of ``norms``: what computed each parameter's norm.
-        details: Of ``keep``: module, precision and shape.
+        details: Of ``keep``: module, precision and shape. Of ``odin``: epsilon. Of
+            ``mahalanobis``: the fit, its magnitude, and the stage behind each column.
     """
 
     name: str
@@ -66,6 +76,27 @@ class PassInfo:
     parameters: tuple[str, ...] = ()
     rules: dict[str, str] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class FitInfo:
+    """What a method learned from sets of the run.
+
+    Attributes:
+        name: Its file's name below ``fits/``; it tells the method, the sets, and by a digest also
+            the settings and what the sets hold.
+        sets: The sets it was learned from, and the SHA-256 of their lists.
+        settings: Everything else that the result depends on.
+        notice: What the user should know about the fit, or empty.
+        sha256: Of the file; None as long as there is none.
+    """
+
+    name: str
+    method: str
+    sets: dict[str, str]
+    settings: dict[str, Any]
+    notice: str = ""
+    sha256: str | None = None
 
 
 @dataclass
@@ -122,6 +153,7 @@ class RunInfo:
         parameters: Name of every parameter and its number of entries, in the model's order.
         groups: Parameter names of ``last``, ``block1`` and so on.
         passes: Every recorded question but the base pass, by name.
+        fits: What was learned from sets of the run, by name.
     """
 
     model: str
@@ -138,6 +170,7 @@ class RunInfo:
     versions: dict[str, str] = field(default_factory=dict)
     passes: dict[str, PassInfo] = field(default_factory=dict)
     sets: dict[str, SetInfo] = field(default_factory=dict)
+    fits: dict[str, FitInfo] = field(default_factory=dict)
     format: int = FORMAT
 
 
@@ -166,6 +199,20 @@ def norms_name(target: str, temperature: float, p: float, layers: str = "all") -
     if not _NAME.fullmatch(layers):
         layers = f"selection-{hashlib.sha256(layers.encode()).hexdigest()[:8]}"
     return f"{name}-{layers}"
+
+
+def pass_field(name: str) -> str:
+    """Return which dataset of a pass holds its values.
+
+    >>> pass_field("base"), pass_field("norms-uniform-T1-p1"), pass_field("keep-layer4")
+    ('logits', 'norms', 'activations')
+    """
+    return "logits" if name == BASE else FIELDS[name.partition("-")[0]]
+
+
+def fit_file(name: str) -> str:
+    """Return a fit's path below the run."""
+    return f"{FITS}/{name}.safetensors"
 
 
 def shard_file(set_name: str, pass_name: str, number: int) -> str:
@@ -210,6 +257,7 @@ def decode(content: bytes, path: Path) -> RunInfo:
     fields["groups"] = {name: tuple(members) for name, members in fields["groups"].items()}
     fields["passes"] = {name: _pass(entry) for name, entry in fields["passes"].items()}
     fields["sets"] = {name: _set(entry) for name, entry in fields["sets"].items()}
+    fields["fits"] = {name: FitInfo(**entry) for name, entry in fields.get("fits", {}).items()}
     return RunInfo(**fields)
 
 

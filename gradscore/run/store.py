@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gradscore.errors import NotRecorded, RunError
 from gradscore.norms import number_name
 from gradscore.run import layout
-from gradscore.run.files import WriterLock, write_whole
+from gradscore.run.files import WriterLock, read_verified, write_whole
 from gradscore.run.layout import BASE, FailedRow, PassInfo, RunInfo, SetInfo, Shard
 from gradscore.run.reading import BASE_FIELDS, Block, ahead, read_blocks
 from gradscore.run.shard import build_shard
@@ -160,7 +160,7 @@ class RunStore:
             )
         from safetensors.numpy import load
 
-        return load(_verified(self.path / layout.HEAD_FILE, self.info.head.sha256))
+        return load(read_verified(self.path / layout.HEAD_FILE, self.info.head.sha256))
 
     def require_complete(self, set_name: str, passes: Sequence[str] = (BASE,)) -> SetInfo:
         """Return a set's entry, or raise unless it and those passes are there to the last image.
@@ -287,13 +287,3 @@ def _read_info(path: Path) -> RunInfo:
     except OSError as error:
         raise RunError(f"Cannot read {file}: {error.strerror}.") from error
     return layout.decode(content, file)
-
-
-def _verified(path: Path, sha256: str) -> bytes:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise RunError(f"Cannot read {path}: {error.strerror}.") from error
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise RunError(f"{path} is damaged: its SHA-256 is not the recorded one.")
-    return content

@@ -22,6 +22,10 @@ class ClassGaussians:
     means: Tensor
     precision: Tensor
 
+    def to(self, device: torch.device | str) -> "ClassGaussians":
+        """Return the same on a device."""
+        return ClassGaussians(self.means.to(device), self.precision.to(device))
+
     @cached_property
     def _root(self) -> Tensor:
         """A matrix ``R`` with ``P = R R^T``, which turns the distance into a Euclidean one."""

@@ -14,7 +14,9 @@ from gradscore.run.layout import (
     RunInfo,
     SetInfo,
     Shard,
+    mahalanobis_name,
     norms_name,
+    odin_name,
     pass_field,
 )
 from gradscore.run.store import RunStore
@@ -32,7 +34,9 @@ __all__ = [
     "Shard",
     "check",
     "describe_fit",
+    "mahalanobis_name",
     "norms_name",
+    "odin_name",
     "pass_field",
     "read_fit",
     "write_fit",

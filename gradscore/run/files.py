@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from gradscore.errors import RunError
-from gradscore.run.layout import LOCK_FILE
+from gradscore.run.names import LOCK_FILE
 
 _held: set[int] = set()
 

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscore.run.files import read_verified, write_whole
-from gradscore.run.layout import FitInfo, RunInfo, fit_file
+from gradscore.run.layout import FitInfo, RunInfo
+from gradscore.run.names import fit_file
 from gradscore.run.store import RunStore
 
 Arrays = dict[str, NDArray]

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscore.errors import RunError
-from gradscore.run.layout import BASE, SetInfo, pass_field
+from gradscore.run.layout import SetInfo
+from gradscore.run.names import BASE, pass_field
 from gradscore.run.shard import OpenShard, open_shard
 
 Block = dict[str, NDArray]

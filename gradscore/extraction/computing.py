@@ -18,7 +18,7 @@ GRADIENTS = ("rules", *REFERENCES)
 
 Rows = dict[str, dict[str, Tensor]]
 Probe = Callable[[Tensor], dict[str, Tensor]]
-"""From a batch of images to the values of some passes, by their names; with forwards of its own."""
+"""From a batch of images to the values of some passes, by their names; runs its own forwards."""
 
 
 class Computer:

@@ -21,9 +21,14 @@ class Progress(Protocol):
 class Silent:
     """Tells nobody."""
 
-    def start(self, total: int, description: str) -> None: ...
-    def advance(self, n: int) -> None: ...
-    def finish(self) -> None: ...
+    def start(self, total: int, description: str) -> None:
+        """Do nothing."""
+
+    def advance(self, n: int) -> None:
+        """Do nothing."""
+
+    def finish(self) -> None:
+        """Do nothing."""
 
 
 @contextmanager

@@ -5,20 +5,8 @@ The only package that imports h5py.
 
 from gradscore.run.checking import Problem, check
 from gradscore.run.fits import describe_fit, read_fit, write_fit
-from gradscore.run.layout import (
-    BASE,
-    FailedRow,
-    FitInfo,
-    HeadInfo,
-    PassInfo,
-    RunInfo,
-    SetInfo,
-    Shard,
-    mahalanobis_name,
-    norms_name,
-    odin_name,
-    pass_field,
-)
+from gradscore.run.layout import FailedRow, FitInfo, HeadInfo, PassInfo, RunInfo, SetInfo, Shard
+from gradscore.run.names import BASE, mahalanobis_name, norms_name, odin_name, pass_field
 from gradscore.run.store import RunStore
 
 __all__ = [

@@ -37,7 +37,7 @@ def check_name(name: str, what: str) -> str:
 def norms_name(target: str, temperature: float, p: float, layers: str = "all") -> str:
     """Return the name of the pass that records norms; the numbers are canonical.
 
-    >>> norms_name("uniform", 1.0, math.inf), norms_name("one-hot", 0.50, 2, "block4")
+    >>> norms_name("uniform", 1.0, float("inf")), norms_name("one-hot", 0.50, 2, "block4")
     ('norms-uniform-T1-pinf', 'norms-one-hot-T0.5-p2-block4')
     """
     name = f"norms-{target}-T{number_name(temperature)}-p{number_name(p)}"

@@ -9,12 +9,17 @@ from torch import Tensor
 
 from gradscore.errors import InvalidArgument
 from gradscore.norms import check_order, number_name
-from gradscore.objective import check_target, check_temperature
+from gradscore.objective import check_epsilon, check_target, check_temperature
 from gradscore.scores.block import Block, Shared
 
-OPTIONS = ("layers", "p", "temperature", "target", "fit")
+OPTIONS = ("layers", "p", "temperature", "target", "epsilon", "fit")
 _SHORT = {"temperature": "T"}
-_CHECKS = {"p": check_order, "temperature": check_temperature, "target": check_target}
+_CHECKS = {
+    "p": check_order,
+    "temperature": check_temperature,
+    "target": check_target,
+    "epsilon": check_epsilon,
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class Question:
         p: Order of the norm.
         temperature: Softmax temperature.
         target: ``uniform`` or ``one-hot``.
+        epsilon: Magnitude of the input perturbation, in units of the normalised input.
         fit: Name of the labelled ID set that a fitted method learns from.
 
     Raises:
@@ -41,6 +47,7 @@ class Question:
     p: float | None = None
     temperature: float | None = None
     target: str | None = None
+    epsilon: float | None = None
     fit: str | None = None
 
     def __post_init__(self) -> None:

@@ -92,7 +92,7 @@ def observe_stages(
                 if isinstance(output, tuple | list) and output:
                     output = output[0]
                 if isinstance(output, Tensor) and output.ndim > 1 and len(output) == len(images):
-                    # At once: what follows may write into the output.
+                    # At once, and never a view: what follows may write into the output.
                     found[stage] = pool(output, images)
 
             module = model.get_submodule(name)
@@ -111,7 +111,7 @@ def pool(output: Tensor, images: Tensor) -> Tensor:
     """
     output = output.to(torch.promote_types(output.dtype, torch.float32))
     if output.ndim == 2:
-        return output
+        return output.clone()
     if output.ndim == 3:
         return output.mean(dim=1)
     first, second = _distortion(output.shape[1:3], images), _distortion(output.shape[2:4], images)

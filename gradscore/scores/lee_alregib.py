@@ -42,16 +42,18 @@ def _fit(question: Question, run: Any) -> Arrays:
     name = _pass(run)
 
     def learn() -> Arrays:
-        sides = [
-            np.concatenate([squared(block[name]) for block in run.blocks(side, norms=(name,))])
-            for side in _fit_sets(question)
-        ]
+        sides = [_features(run, side, name) for side in _fit_sets(question)]
         if not all(np.isfinite(side).all() for side in sides):
             raise RunError(f"Expected finite norms in the sets {question.fit}, got others.")
         return fit_classifier(*sides)
 
     settings = {"pass": name, **CLASSIFIER}
     return fitted(run, "lee_alregib", _fit_sets(question), settings, learn)
+
+
+def _features(run: Any, side: str, name: str) -> NDArray[np.float64]:
+    blocks = run.blocks(side, fields=("index",), norms=(name,))
+    return np.concatenate([squared(block[name]) for block in blocks])
 
 
 def fit_classifier(ids: NDArray, noise: NDArray) -> Arrays:

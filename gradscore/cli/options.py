@@ -137,6 +137,13 @@ question_options = chained(
         "-T", "--temperature", metavar="T", type=TEMPERATURE, help="Softmax temperature."
     ),
     click.option("--target", type=TARGET, help="Target distribution of the loss."),
-    click.option("--epsilon", metavar="E", type=float, help="Input perturbation of odin."),
+    click.option(
+        "--epsilon",
+        metavar="E",
+        type=click.FloatRange(min=0),
+        multiple=True,
+        callback=lambda ctx, param, values: values or None,
+        help="Input perturbation of odin, 0 by default; repeatable.",
+    ),
     click.option("--fit", metavar="SET", help="Labelled ID set that fitted methods learn from."),
 )

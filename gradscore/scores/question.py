@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import product
 from typing import Any
 
 from torch import Tensor
@@ -145,7 +146,8 @@ def make_questions(methods: Iterable[str], **options: Any) -> list[Question]:
 
     Args:
         methods: Names of methods; repeated ones count once.
-        **options: Options of :class:`Question`; None stands for one not given.
+        **options: Options of :class:`Question`; None stands for one not given, a tuple for
+            several values, each asked.
 
     Raises:
         InvalidArgument: If a method or an option is unknown, or no method honours an option.
@@ -162,7 +164,13 @@ def make_questions(methods: Iterable[str], **options: Any) -> list[Question]:
                 f"None of the chosen methods ({', '.join(m.name for m in chosen)}) "
                 f"honours {option}."
             )
-    return [
-        Question(m.name, **{name: value for name, value in options.items() if name in m.options})
-        for m in chosen
-    ]
+    questions = []
+    for method in chosen:
+        honoured = {
+            name: value if isinstance(value, tuple) else (value,)
+            for name, value in options.items()
+            if name in method.options
+        }
+        for values in product(*honoured.values()):
+            questions.append(Question(method.name, **dict(zip(honoured, values, strict=True))))
+    return questions

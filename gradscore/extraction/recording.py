@@ -131,7 +131,8 @@ class Reader:
         waiting: list[Batch] = []
         for number, batch in enumerate(loader, start=1):
             if batch.failed and not self.skip:
-                raise DataError(batch.failed[0][1])
+                hint = "Leave such images out with --on-error skip."
+                raise DataError(f"{batch.failed[0][1]} {hint}")
             if len(batch.index):
                 waiting.append(batch)
             if waiting and (len(waiting) == size or number == len(single)):

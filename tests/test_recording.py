@@ -231,9 +231,9 @@ def test_a_stored_fit_is_read_not_learned_again(recorded, tmp_path, monkeypatch)
 def test_a_changed_setting_is_another_fit(tmp_path, monkeypatch):
     extract(Staged(), SETS, tmp_path, **STAGES, **SMALL)
     monkeypatch.setattr("gradscore.extraction.stage_fit.FGSM_STEP", 0.1)
-    with pytest.raises(RunError, match=r"Pass mahalanobis-train of the run has details.fit"):
+    with pytest.raises(RunError, match=r"Pass mahalanobis-train of the run has fit 'mahala"):
         extract(Staged(), SETS, tmp_path, **STAGES, **SMALL)
-    assert len(RunStore(tmp_path).info.fits) == 2
+    assert len(RunStore(tmp_path).info.fits) == 1
 
 
 def test_damage_to_a_fit_is_found(tmp_path):

@@ -12,6 +12,7 @@ from torch import Tensor
 from gradscore.data import Batch, ImageSet, load_batches, open_set
 from gradscore.errors import DataError, InvalidArgument, NotRecorded
 from gradscore.extraction.batching import AUTO
+from gradscore.extraction.identity import require_equal
 from gradscore.extraction.network import Network
 from gradscore.extraction.progress import Progress, piece_of_work
 from gradscore.extraction.stage_fit import (
@@ -25,7 +26,14 @@ from gradscore.extraction.stage_fit import (
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.models.stages import find_stages
 from gradscore.objective import check_epsilon
-from gradscore.run import FitInfo, RunStore, describe_fit, read_fit, write_fit
+from gradscore.run import (
+    FitInfo,
+    RunStore,
+    describe_fit,
+    mahalanobis_name,
+    read_fit,
+    write_fit,
+)
 from gradscore.run.names import RUN_FILE
 
 RECORDED = ("odin", "mahalanobis")
@@ -159,10 +167,14 @@ def fit_to(
     Raises:
         ModelError: If the network has no stages to tell apart.
         DataError: If too few images can be read.
-        RunError: If the stored fit is damaged, or cannot be written.
+        RunError: If the run was recorded with another fit, or the fit is damaged or cannot be
+            written.
     """
     stages = find_stages(network.model, network.head, torch.cat([image, image.flip(-1)]))
     entry = describe_fit(store.info, "mahalanobis_stages", [name], settings(stages))
+    known = store.info.passes.get(mahalanobis_name(name))
+    if known is not None:  # before the work, not after it
+        require_equal(f"Pass {known.name} of the run", "fit", known.details["fit"], entry.name)
     arrays = read_fit(store, entry.name)
     if arrays is not None:
         return store.info.fits[entry.name], StageFit.from_arrays(stages, arrays)

@@ -122,7 +122,7 @@ def extract(
     """
     _check_options(sets, device, precision, workers, on_error, gradients, shard_rows)
     check_batch_size(batch_size)
-    record = check_recording(record, epsilon, fit)
+    check_recording(record, epsilon, fit)
     progress = progress or Silent()
     subject = resolve_model(model, weights, preprocessing)
     place = torch.device(_device_type(device))

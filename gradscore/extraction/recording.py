@@ -43,14 +43,14 @@ FITTING_BATCH = 64
 
 
 def check_recording(
-    record: Sequence[str], epsilon: Sequence[float], fit: str | None
-) -> tuple[str, ...]:
-    """Return the methods to record, each once, or raise where their options are amiss.
+    record: str | Sequence[str], epsilon: Sequence[float], fit: str | None
+) -> None:
+    """Raise where the methods to record, or their options, are amiss.
 
     Raises:
         InvalidArgument: If a method is unknown, lacks its option, or an option has no method.
     """
-    methods = tuple(dict.fromkeys([record] if isinstance(record, str) else record))
+    methods = [record] if isinstance(record, str) else record
     for method in methods:
         if method not in RECORDED:
             raise InvalidArgument(f"Expected record {' or '.join(RECORDED)}, got {method!r}.")
@@ -65,7 +65,6 @@ def check_recording(
         )
     if "mahalanobis" in methods and fit is None:
         raise InvalidArgument("Expected a labelled ID set to fit to, to record mahalanobis with.")
-    return methods
 
 
 def open_fit_set(run: Path, name: str, opened: Mapping[str, ImageSet], classes: int) -> ImageSet:

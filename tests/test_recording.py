@@ -14,7 +14,7 @@ from gradscore.extraction import extract
 from gradscore.extraction.stage_fit import FGSM_STEP, MAGNITUDES, SEED, images_a_side
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.recorded import Run
-from gradscore.run import RunStore, check
+from gradscore.run import RunStore, check, read_fit
 
 SETS = {
     "digits": ("id", "digits:test"),
@@ -91,7 +91,7 @@ def test_a_perturbation_answers_for_its_own_temperature_only(tmp_path):
     assert Run(tmp_path).score("digits", "odin", temperature=3).shape == (LIMIT,)
 
 
-def literal_fit(model):
+def literal_fit(model, magnitudes):
     """Lee et al., Algorithm 1, with FGSM images as OOD; returns magnitudes' FPR95 and a scorer."""
     images, labels = inputs("digits:train")
 
@@ -134,7 +134,7 @@ def literal_fit(model):
     half = images_a_side(LIMIT)
     fitting, choosing = np.sort(drawn[:half]), np.sort(drawn[half : 2 * half])
     rates, scorers = [], []
-    for magnitude in MAGNITUDES:
+    for magnitude in magnitudes:
         x = np.concatenate(
             [
                 confidences(images[fitting], magnitude),
@@ -163,16 +163,19 @@ def recorded(tmp_path_factory):
     return run
 
 
-def test_mahalanobis_over_stages_is_the_papers(recorded):
-    rates, score = literal_fit(Staged())
-    store = RunStore(recorded)
+@pytest.mark.parametrize("magnitudes", [MAGNITUDES, (0.1, 0.3), (0.3, 0.1)], ids=str)
+def test_mahalanobis_over_stages_is_the_papers(tmp_path, monkeypatch, magnitudes):
+    monkeypatch.setattr("gradscore.extraction.stage_fit.MAGNITUDES", magnitudes)
+    store = extract(Staged(), SETS, tmp_path, **STAGES, **SMALL)
+    rates, score = literal_fit(Staged(), magnitudes)
     details = store.info.passes["mahalanobis-train"].details
-    assert details["magnitude"] == MAGNITUDES[int(np.argmin(rates))]
+    np.testing.assert_allclose(read_fit(store, details["fit"])["fpr95"], rates)
+    assert details["magnitude"] == magnitudes[int(np.argmin(rates))]
     assert details["stages"] == {"block1": "layer1", "block2": "layer2"}
     for name in ("digits", "noise"):
-        got = Run(recorded).score(name, "mahalanobis_stages", fit="train").numpy()
+        got = Run(tmp_path).score(name, "mahalanobis_stages", fit="train").numpy()
         np.testing.assert_allclose(got, score(inputs(SETS[name][1])[0]), rtol=1e-4, atol=1e-4)
-    assert check(recorded) == []
+    assert check(tmp_path) == []
 
 
 def test_a_small_labelled_set_is_told_of(recorded):

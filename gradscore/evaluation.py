@@ -61,8 +61,8 @@ class Evaluation:
         id_accuracy: Share of labelled ID inputs whose largest logit is their label; None where
             none has a label. A low figure shows at once that labels or preprocessing do not fit.
         rows: One row a question and OOD set, and one with ``ood`` = ``mean`` a question; keys are
-            :data:`COLUMNS`, then ``fit`` where a method learns from a set; an option that the
-            method does not honour is None.
+            :data:`COLUMNS`, then ``epsilon`` and ``fit`` where a question perturbs inputs or
+            learns from a set; an option that the method does not honour is None.
     """
 
     id_accuracy: float | None
@@ -131,10 +131,11 @@ def evaluate_run(
         for question, of_question in zip(questions, figures, strict=True):
             for ood, of_ood in zip([*oods, "mean"], of_question, strict=True):
                 rows.append(_row(question, name, ood, of_ood))
-    if any(question.fit is not None for question in questions):
-        each = len(rows) // len(questions) // len(ids)
-        for place, row in enumerate(rows):
-            row["fit"] = questions[place // each % len(questions)].fit
+    each = len(rows) // len(questions) // len(ids)
+    for option in ("epsilon", "fit"):
+        if any(getattr(question, option) for question in questions):
+            for place, row in enumerate(rows):
+                row[option] = getattr(questions[place // each % len(questions)], option)
     return Evaluation(accuracy(scored[name] for name in ids), rows)
 
 

@@ -37,6 +37,21 @@ def check_temperature(temperature: float) -> float:
     return value
 
 
+def check_epsilon(epsilon: float) -> float:
+    """Return the magnitude of a perturbation as a float, or raise unless finite and not negative.
+
+    Raises:
+        InvalidArgument: If it is not a number, negative, or infinite.
+    """
+    try:
+        value = float(epsilon)
+    except (TypeError, ValueError):
+        raise InvalidArgument(f"Expected epsilon >= 0, got {epsilon!r}.") from None
+    if not 0 <= value < math.inf:
+        raise InvalidArgument(f"Expected epsilon >= 0, got {epsilon}.")
+    return value
+
+
 def check_target(target: str, known: Sequence[str] = TARGETS) -> str:
     """Return ``target``, or raise unless it is one of ``known``.
 

@@ -55,7 +55,8 @@ class Run:
         Args:
             name: Name of the set.
             method: A method of :data:`gradscore.scores.METHODS`.
-            **how: Its options, such as ``layers``, ``p``, ``temperature``, ``target``, ``fit``.
+            **how: Its options, such as ``layers``, ``p``, ``temperature``, ``target``,
+                ``epsilon``, ``fit``.
 
         Returns:
             Scores, shape ``[rows]``, float64, rows in the order of the set's manifest.

@@ -120,6 +120,39 @@ def test_a_second_extract_adds_a_pass_to_the_runs_own_sets(run, tmp_path, capsys
     assert call("score", "--run", run, "--layers", "block4", "-p", "2") == 0
 
 
+def test_recorded_methods_stand_beside_the_others(tmp_path, capsys):
+    sets = (
+        "--id",
+        "digits=digits:test",
+        "--ood",
+        "noise=digits:noise",
+        "--data",
+        "t=digits:train",
+    )
+    how = ("--run", tmp_path / "run", "--limit", 40, "--layers", "last")
+    assert call("extract", "--model", "digits", *sets, *how) == 0
+    capsys.readouterr()
+    lacking = fails(capsys, "score", "--run", tmp_path / "run", "--method", "odin", "--epsilon", 1)
+    assert "`gradscore extract --layers last --record odin -T 1000 --epsilon 1`" in lacking
+    more = ("--record", "odin", "--epsilon", 0.01, "--record", "mahalanobis", "--fit", "t")
+    assert call("extract", *how, *more) == 0
+    assert "t: 40 labelled images, fewer than 1000: 20 fit" in capsys.readouterr().err
+    asked = ("--run", tmp_path / "run", "--fit", "t", "--epsilon", 0, "--epsilon", 0.01)
+    assert call("evaluate", *asked, "-o", tmp_path / "e.csv") == 0
+    assert "Left out lee_alregib. The run holds no gradient norms" in capsys.readouterr().err
+    rows = [row for row in read_csv(tmp_path / "e.csv") if row["ood"] == "mean"]
+    assert [(row["method"], row["epsilon"], row["fit"]) for row in rows[-4:]] == [
+        ("odin", "0", ""),
+        ("odin", "0.01", ""),
+        ("mahalanobis", "", "t"),
+        ("mahalanobis_stages", "", "t"),
+    ]
+    assert call("run", "check", tmp_path / "run") == 0
+    assert "shards and 2 fits verified" in capsys.readouterr().out
+    assert call("run", "info", tmp_path / "run") == 0
+    assert "mahalanobis_stages-t-" in capsys.readouterr().out
+
+
 def test_a_further_pass_keeps_to_the_rows_of_the_run(tmp_path, capsys):
     into = ("--model", "digits", "--run", tmp_path / "r")
     assert call("extract", "--id", "a=digits:test", "--limit", "1", *into) == 0
@@ -190,6 +223,14 @@ class TestMistakes:
     def test_option_that_no_method_honours(self, run, capsys):
         message = fails(capsys, "score", "--run", run, "--method", "max_logit", "-p", "2")
         assert "honours p" in message
+
+    def test_recording_options_without_their_method(self, run, capsys):
+        words = fails(capsys, "extract", "--run", run, "--epsilon", 0.1)
+        assert "Expected epsilon with record odin only" in words
+        words = fails(capsys, "extract", "--run", run, "--fit", "digits")
+        assert "Expected fit with record mahalanobis only" in words
+        words = fails(capsys, "evaluate", "--run", run, "--method", "msp", "--epsilon", 0.1)
+        assert "None of the chosen methods (msp) honours epsilon" in words
 
     @pytest.mark.parametrize("p", ["0", "-1", "nan", "two"])
     def test_order_out_of_range(self, run, capsys, p):

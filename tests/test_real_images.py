@@ -111,3 +111,50 @@ def test_cifar_accuracy_is_the_published_one(tmp_path):
     )
     (block,) = run.blocks("test", fields=("logits", "label"))
     assert (block["logits"].argmax(axis=1) == block["label"]).mean() == pytest.approx(0.918)
+
+
+def test_recorded_methods_are_their_equations_on_real_images(tmp_path):
+    """Stored values against float64, an image at a time; a few signs of float32 may differ."""
+    weights = Path(DATA, "cifar10/resnet20_cifar10.safetensors")
+    sets = {"train": "id_cifar10_train_subset", "gtsrb": "ood_gtsrb"}
+    sets = {name: (None, Path(DATA, "cifar10", at, "manifest.csv")) for name, at in sets.items()}
+    how = {"layers": "last", "record": ("odin", "mahalanobis"), "epsilon": (0.0014,)}
+    run = gs.extract(
+        "cifar:resnet20", sets, tmp_path, weights=weights, fit="train", limit=100, **how
+    )
+    (block,) = run.blocks("gtsrb", ("index",), ("odin-T1000-eps0.0014", "mahalanobis-train"))
+    odin, stages = (torch.from_numpy(block[name]).double() for name in list(block)[1:])
+    magnitude = run.info.passes["mahalanobis-train"].details["magnitude"]
+    model = gs.create_model("cifar:resnet20", weights).double()
+    train, gtsrb = (open_set(source, limit=100) for _, source in sets.values())
+
+    def image(images, place):
+        return model.preprocessing(images[place])[None].double().requires_grad_()
+
+    seen = {}
+    for layer in ("layer1", "layer2", "layer3"):
+        model.get_submodule(layer).register_forward_hook(
+            lambda _, __, output, layer=layer: seen.update({layer: output.mean(dim=(2, 3))})
+        )
+    with torch.no_grad():
+        model(torch.cat([image(train, k) for k in range(100)]))
+    learned, labels = dict(seen), torch.from_numpy(train.labels)
+    for place in range(4):
+        x = image(gtsrb, place)
+        torch.softmax(model(x) / 1000, dim=1).max().log().backward()
+        logits = model(x + 0.0014 * x.grad.sign())[0]
+        torch.testing.assert_close(odin[place], logits, rtol=2e-3, atol=2e-3)
+        for column, (layer, known) in enumerate(learned.items()):
+            means = torch.stack([known[labels == c].mean(dim=0) for c in range(10)])
+            centred = known - means[labels]
+            precision = torch.linalg.pinv(centred.T @ centred / 100, hermitian=True)
+
+            def distance(layer=layer, means=means, precision=precision):
+                d = seen[layer] - means
+                return 0.5 * ((d @ precision) * d).sum(dim=1).min()
+
+            x = image(gtsrb, place)
+            model(x)
+            distance().backward()
+            model(x.detach() - magnitude * x.grad.sign())
+            torch.testing.assert_close(stages[place, column], -distance(), rtol=1e-2, atol=0)

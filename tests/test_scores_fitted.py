@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from recorded_run import drawn_norms, drawn_set, make_run
-from sklearn.covariance import EmpiricalCovariance
-from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from test_gaussians import literal_confidence
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -15,9 +16,10 @@ from gradscore.evaluation import evaluate_run
 from gradscore.extraction import extract
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.recorded import Run
+from gradscore.run import RunStore, check
 from gradscore.scores import Question
 from gradscore.scores.answer import score_sets
-from gradscore.scores.mahalanobis import fit_gaussians
+from gradscore.scores.lee_alregib import CLASSIFIER, fit_classifier, log_odds
 
 
 @pytest.fixture(scope="module")
@@ -25,44 +27,15 @@ def run(tmp_path_factory):
     return Run(make_run(tmp_path_factory.mktemp("runs") / "run"))
 
 
-def literal_mahalanobis(z, features, labels):
-    """Lee et al., Eqs. 1 and 2, over the classes that have a row."""
-    known = labels >= 0
-    x, y = features[known].astype(np.float64), labels[known]
-    classes = np.unique(y)
-    means = np.stack([x[y == c].mean(0) for c in classes])
-    centred = x - means[np.searchsorted(classes, y)]
-    precision = EmpiricalCovariance(assume_centered=True).fit(centred).precision_
-    distances = [((z - mu) @ precision * (z - mu)).sum(1) for mu in means]
-    return -0.5 * np.min(distances, axis=0)
-
-
 def test_mahalanobis_is_the_papers_equation(run):
     train = drawn_set("train")
+    known = train["label"] >= 0
+    x, y = train["features"][known].astype(np.float64), train["label"][known]
     scored = score_sets(run.store, ["digits", "noise"], [Question("mahalanobis", fit="train")])
     for name, scores in scored.items():
         z = drawn_set(name)["features"].astype(np.float64)
-        expected = literal_mahalanobis(z, train["features"], train["label"])
+        expected = literal_confidence(z, x, y)
         np.testing.assert_allclose(scores.columns["mahalanobis"], expected, rtol=1e-9)
-
-
-def test_a_singular_covariance_has_a_pseudo_inverse():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(30, 6))
-    x[:, 4], x[:, 5] = x[:, 0], 0
-    y = np.repeat([0, 2, 3], 10)
-    fitted = fit_gaussians([torch.from_numpy(x)], [torch.from_numpy(y)], 5)
-    assert fitted.means.shape == (3, 6)
-    got = fitted.score(torch.from_numpy(x[:7]))
-    np.testing.assert_allclose(got, literal_mahalanobis(x[:7], x, y), rtol=1e-9)
-
-
-def test_blocks_of_features_give_the_same_fit():
-    x, y = torch.randn(40, 3, dtype=torch.float64), torch.arange(40) % 4
-    whole = fit_gaussians([x], [y], 4)
-    parts = fit_gaussians(list(x.split(7)), list(y.split(7)), 4)
-    torch.testing.assert_close(parts.precision, whole.precision)
-    torch.testing.assert_close(parts.score(x), whole.score(x))
 
 
 def test_one_option_serves_both_fitted_methods(confounded):
@@ -84,8 +57,6 @@ def test_what_cannot_be_fitted_is_refused(run, tmp_path):
         run.score("digits", "mahalanobis", fit="absent")
     with pytest.raises(RunError, match="no row of set 'photos' has one"):
         run.score("digits", "mahalanobis", fit="photos")
-    with pytest.raises(InvalidArgument, match="labelled rows to fit to, got none"):
-        fit_gaussians([torch.zeros(0, 3)], [torch.zeros(0, dtype=torch.long)], 2)
     bare = Run(make_run(tmp_path / "run", closed_form=False))
     with pytest.raises(ModelError, match="needs logits"):
         bare.score("digits", "mahalanobis", fit="train")
@@ -100,11 +71,83 @@ def confounded(tmp_path_factory):
 def test_lee_alregib_classifies_squared_norms(confounded):
     sides = [np.square(2 * drawn_norms(name).astype(float)) for name in ("train", "photos")]
     x, y = np.concatenate(sides), np.repeat([1, 0], [len(side) for side in sides])
-    scaler = StandardScaler().fit(x)
-    model = LogisticRegression(max_iter=1000).fit(scaler.transform(x), y)
-    z = np.square(2 * drawn_norms("noise").astype(float))
+    model = make_pipeline(StandardScaler(), MLPClassifier(**CLASSIFIER)).fit(x, y)
+    log_p = model.predict_log_proba(np.square(2 * drawn_norms("noise").astype(float)))
     got = confounded.score("noise", "lee_alregib", fit="train,photos")
-    np.testing.assert_allclose(got, model.decision_function(scaler.transform(z)), rtol=1e-9)
+    np.testing.assert_allclose(got, log_p[:, 1] - log_p[:, 0], rtol=1e-6, atol=1e-9)
+
+
+def test_lee_alregib_tells_apart_what_no_plane_does(confounded):
+    rng = np.random.default_rng(0)
+    noise = rng.uniform(0, 1, (200, 2))
+    ids = rng.uniform(0, 1, (200, 2)) + rng.choice([-2, 2], (200, 1))
+    classifier = fit_classifier(ids, noise)
+    assert (log_odds(classifier, ids) > 0).all()
+    assert (log_odds(classifier, noise) < 0).all()
+
+
+FITTED = {"mahalanobis": "train", "lee_alregib": "train,photos"}
+
+
+def fit_files(path):
+    return {file.name: file.read_bytes() for file in sorted((path / "fits").iterdir())}
+
+
+def scored_run(path):
+    passes = (("uniform", 1.0, 1.0), ("all-ones", 1.0, 2.0))
+    make_run(path, passes=passes)
+    return {method: Run(path).score("noise", method, fit=fit) for method, fit in FITTED.items()}
+
+
+def test_a_fit_is_stored_once_and_two_fits_are_equal(tmp_path, monkeypatch):
+    first = scored_run(tmp_path / "run")
+    scored_run(tmp_path / "other")
+    files = fit_files(tmp_path / "run")
+    assert files == fit_files(tmp_path / "other")
+    assert [name.rsplit("-", 1)[0] for name in files] == [
+        "lee_alregib-train-photos",
+        "mahalanobis-train",
+    ]
+    assert check(tmp_path / "run") == []
+
+    def never(*_):
+        raise AssertionError("fitted again")
+
+    monkeypatch.setattr("gradscore.scores.mahalanobis.fit_gaussians", never)
+    monkeypatch.setattr("gradscore.scores.lee_alregib.fit_classifier", never)
+    for method, fit in FITTED.items():
+        again = Run(tmp_path / "run").score("noise", method, fit=fit)
+        assert torch.equal(again, first[method])
+    with pytest.raises(AssertionError, match="fitted again"):
+        Run(tmp_path / "run").score("noise", "mahalanobis", fit="digits")
+
+
+def test_a_changed_setting_is_another_fit(tmp_path, monkeypatch):
+    scored_run(tmp_path / "run")
+    monkeypatch.setitem(CLASSIFIER, "alpha", 2.0)
+    Run(tmp_path / "run").score("noise", "lee_alregib", fit="train,photos")
+    Run(tmp_path / "run").score("noise", "lee_alregib", fit="train,noise")
+    names = [name.rsplit("-", 1)[0] for name in fit_files(tmp_path / "run")]
+    assert names.count("lee_alregib-train-photos") == 2
+    assert names.count("lee_alregib-train-noise") == 1
+
+
+def test_a_run_in_use_is_scored_without_storing_the_fit(tmp_path):
+    make_run(tmp_path / "run")
+    with RunStore.open_for_writing(tmp_path / "run"):
+        scores = Run(tmp_path / "run").score("noise", "mahalanobis", fit="train")
+    assert not (tmp_path / "run" / "fits").exists()
+    assert torch.equal(Run(tmp_path / "run").score("noise", "mahalanobis", fit="train"), scores)
+    assert len(fit_files(tmp_path / "run")) == 1
+
+
+def test_a_damaged_fit_is_refused_by_name(tmp_path):
+    scored_run(tmp_path / "run")
+    file = next((tmp_path / "run" / "fits").glob("mahalanobis-*"))
+    file.write_bytes(file.read_bytes()[:-1])
+    assert [problem.file for problem in check(tmp_path / "run")] == [f"fits/{file.name}"]
+    with pytest.raises(RunError, match=r"mahalanobis-train-\w+.safetensors is damaged"):
+        Run(tmp_path / "run").score("noise", "mahalanobis", fit="train")
 
 
 def test_recorded_norms_are_those_of_the_confounding_label(tmp_path):

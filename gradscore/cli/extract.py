@@ -11,6 +11,7 @@ from gradscore.cli.options import (
     TARGET,
     TEMPERATURE,
     Pair,
+    Positive,
     chained,
     model_options,
     preprocessing_options,
@@ -66,7 +67,7 @@ class BatchSize(click.ParamType):
     metavar="T",
     type=TEMPERATURE,
     multiple=True,
-    help="Repeatable; default 1.",
+    help="Repeatable; default 1, for odin 1000.",
 )
 @click.option(
     "--target",
@@ -82,6 +83,23 @@ class BatchSize(click.ParamType):
     type=click.Choice(["float32", "float16"]),
     default="float32",
     help="How --keep stores.",
+)
+@click.option(
+    "--record",
+    type=click.Choice(["odin", "mahalanobis"]),
+    multiple=True,
+    help="Store what this method reads: odin the logits of perturbed inputs (--epsilon), "
+    "mahalanobis every stage's confidence (--fit). Repeatable.",
+)
+@click.option(
+    "--epsilon",
+    metavar="E",
+    type=Positive("E"),
+    multiple=True,
+    help="Perturbation of --record odin, in units of the normalised input; repeatable.",
+)
+@click.option(
+    "--fit", metavar="SET", help="Labelled ID set that --record mahalanobis learns from."
 )
 @click.option(
     "--blocks",
@@ -153,7 +171,7 @@ def extract(model, weights, run_path, ids, oods, data, quiet, **how) -> None:
         progress=Progress(quiet=quiet),
         **_settings(known if known and model == known.model else None, **how),
     )
-    _report(store, list(sets or EMBEDDED), quiet)
+    _report(store, list(sets or EMBEDDED), how["fit"], quiet)
 
 
 def _existing(run_path: str):
@@ -178,16 +196,17 @@ def _settings(known, **how) -> dict:
     else:
         how["preprocessing"] = overrides
         how["precision"] = how["precision"] or "float32"
-    defaults = {"layers": ("all",), "p": (1.0,), "temperature": (1.0,), "target": ("uniform",)}
+    defaults = {"layers": ("all",), "p": (1.0,), "target": ("uniform",)}
     for name, default in defaults.items():
         how[name] = how[name] or default
+    how["temperature"] = how["temperature"] or None
     how["blocks"] = dict(how["blocks"])
     if how["workers"] is None:
         how["workers"] = min(4, (os.cpu_count() or 1) - 1)
     return how
 
 
-def _report(store, sets: list[str], quiet: bool) -> None:
+def _report(store, sets: list[str], fit: str | None, quiet: bool) -> None:
     for name in sets:
         entry = store.sets[name]
         if entry.notice:
@@ -196,6 +215,9 @@ def _report(store, sets: list[str], quiet: bool) -> None:
             notice(f"{name}: {counted(len(entry.failed), 'image')} skipped:")
         for row in entry.failed:
             notice(f"  {row.path}: {row.reason}")
+    for entry in store.info.fits.values():
+        if entry.notice and fit in entry.sets:
+            notice(f"{fit}: {entry.notice}.", quiet=quiet)
     images = sum(store.sets[name].recorded() for name in sets)
     what = f"{counted(images, 'image')} in {counted(len(sets), 'set')} recorded."
     notice(f"{store.path}: {what}", quiet=quiet)

@@ -128,8 +128,8 @@ question_options = chained(
         "methods",
         metavar="M",
         multiple=True,
-        help="gradnorm, u, v, kl, msp, max_logit, energy, odin, mahalanobis or lee_alregib; "
-        "repeatable.",
+        help="gradnorm, u, v, kl, msp, max_logit, energy, odin, mahalanobis, mahalanobis_stages "
+        "or lee_alregib; repeatable.",
     ),
     click.option("--layers", metavar="L", help="last, block1, ..., all, or a glob over names."),
     click.option("-p", "p", metavar="P", type=ORDER, help="Order of the norm; inf is allowed."),
@@ -137,5 +137,13 @@ question_options = chained(
         "-T", "--temperature", metavar="T", type=TEMPERATURE, help="Softmax temperature."
     ),
     click.option("--target", type=TARGET, help="Target distribution of the loss."),
+    click.option(
+        "--epsilon",
+        metavar="E",
+        type=click.FloatRange(min=0),
+        multiple=True,
+        callback=lambda ctx, param, values: values or None,
+        help="Input perturbation of odin, 0 by default; repeatable.",
+    ),
     click.option("--fit", metavar="SET", help="Labelled ID set that fitted methods learn from."),
 )

@@ -2,7 +2,7 @@
 
 import click
 
-from gradscore.cli.console import print_table
+from gradscore.cli.console import counted, print_table
 
 
 @click.group(short_help="Inspect and verify a run.")
@@ -45,6 +45,9 @@ def info(path) -> None:
                 )
             )
     print_table(("set", "role", "source", "pass", "images", "failed"), rows, left=4)
+    if about.fits:
+        fits = [(name, entry.method, ", ".join(entry.sets)) for name, entry in about.fits.items()]
+        print_table(("fit", "method", "sets"), fits, left=3)
 
 
 @run.command(short_help="Verify every byte of a run.")
@@ -58,5 +61,9 @@ def check(path) -> None:
     if problems:
         print_table(("file", "problem"), problems, left=2)
         raise click.exceptions.Exit(1)
-    shards = sum(len(s) for e in RunStore(path).sets.values() for s in e.passes.values())
-    click.echo(f"{path}: sound; {shards} shards verified.")
+    about = RunStore(path).info
+    shards = sum(len(s) for e in about.sets.values() for s in e.passes.values())
+    verified = counted(shards, "shard") + (
+        f" and {counted(len(about.fits), 'fit')}" if about.fits else ""
+    )
+    click.echo(f"{path}: sound; {verified} verified.")

@@ -7,7 +7,7 @@ thread) overlap. Whatever ends it, finished shards stay, and the same call resum
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,36 +20,29 @@ from gradscore.extraction.batching import (
     find_batch_size,
     recorded_batch_size,
 )
-from gradscore.extraction.computing import GRADIENTS, PRECISIONS, Computer
+from gradscore.extraction.computing import GRADIENTS, Computer
 from gradscore.extraction.identity import describe, open_run, require_equal, resolve_model
 from gradscore.extraction.keeping import prove_replay
-from gradscore.extraction.plan import agree_on_passes, keep_passes, norm_passes, stretches
+from gradscore.extraction.network import PRECISIONS, Network
+from gradscore.extraction.plan import (
+    agree_on_passes,
+    keep_passes,
+    mahalanobis_pass,
+    norm_passes,
+    odin_passes,
+    stretches,
+)
+from gradscore.extraction.probes import make_probes
+from gradscore.extraction.progress import Progress, Silent, piece_of_work
+from gradscore.extraction.recording import Reader, check_recording, fit_to, open_fit_set
 from gradscore.extraction.writing import Computed, ShardWriter
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.run import BASE, RunStore, SetInfo
-from gradscore.run.layout import check_name
+from gradscore.run.names import check_name
 
 ROLES = ("id", "ood", None)
 DEVICES = ("auto", "cpu", "cuda")
-
-
-class Progress(Protocol):
-    """What is told how far the work has come."""
-
-    def start(self, total: int, description: str) -> None:
-        """Begin a piece of work of ``total`` images."""
-
-    def advance(self, n: int) -> None:
-        """Count ``n`` more images as done."""
-
-    def finish(self) -> None:
-        """End the piece of work, also after an error."""
-
-
-class _Silent:
-    def start(self, total: int, description: str) -> None: ...
-    def advance(self, n: int) -> None: ...
-    def finish(self) -> None: ...
+ODIN_TEMPERATURE = 1000.0
 
 
 def extract(
@@ -59,10 +52,13 @@ def extract(
     *,
     layers: str | Sequence[str] = "all",
     p: Sequence[float] = (1.0,),
-    temperature: Sequence[float] = (1.0,),
+    temperature: Sequence[float] | None = None,
     target: Sequence[str] = ("uniform",),
     keep: Sequence[str] = (),
     keep_dtype: str = "float32",
+    record: str | Sequence[str] = (),
+    epsilon: Sequence[float] = (),
+    fit: str | None = None,
     preprocessing: Preprocessing | Mapping[str, Any] | None = None,
     weights: str | os.PathLike | None = None,
     batch_size: int | str = 64,
@@ -89,11 +85,16 @@ def extract(
         layers: Group, glob or comma list (or several) whose norms are recorded. ``last`` needs
             no backward where the last layer has a closed form.
         p: Orders of the norms.
-        temperature: Softmax temperatures.
+        temperature: Softmax temperatures; by default 1 for the norms, and 1000 for ODIN.
         target: ``uniform``, ``one-hot`` or both.
         keep: Modules whose input is stored, so that any later question about them and what is
             above them needs no images; see :mod:`gradscore.replay`.
         keep_dtype: ``float32`` or ``float16``, what they are stored in.
+        record: What methods read beside features, logits and norms, each in its own pass:
+            ``odin`` the logits of perturbed inputs, for each ``epsilon`` and temperature;
+            ``mahalanobis`` every stage's confidence, fitted first to the set ``fit``.
+        epsilon: Magnitudes of ODIN's perturbation, in units of the normalised input.
+        fit: The labelled ID set that Mahalanobis learns from: of ``sets``, or of the run.
         preprocessing: From pictures to the model's input; by default the model's own. A mapping
             overrides some of its fields.
         weights: Weight file, ``random``, or None for the library's own.
@@ -121,31 +122,53 @@ def extract(
     """
     _check_options(sets, device, precision, workers, on_error, gradients, shard_rows)
     check_batch_size(batch_size)
+    check_recording(record, epsilon, fit)
+    progress = progress or Silent()
     subject = resolve_model(model, weights, preprocessing)
     place = torch.device(_device_type(device))
     _, first_source = next(iter(sets.values()))
     image = first_readable(open_set(first_source, labelled=False), subject.preprocessing)
-    network = subject.model.to(place)
+    subject.model.to(place)
+    image_there = image.to(place)
     blocks = blocks or {}
-    info, head, arrays = describe(subject, image.to(place), precision=precision, blocks=blocks)
+    info, head, arrays = describe(subject, image_there, precision=precision, blocks=blocks)
+    network = Network(subject.model, head, place, precision)
     opened = {
         name: open_set(source, classes=info.classes, labelled=role == "id", limit=limit)
         for name, (role, source) in sets.items()
     }
-    asked = norm_passes(info, layers, p, temperature, target, gradients)
+    labelled = open_fit_set(Path(run), fit, opened, info.classes) if fit is not None else None
+    asked = norm_passes(info, layers, p, temperature or (1.0,), target, gradients)
     kept = keep_passes(keep, keep_dtype)
-    prove_replay(network, kept, image.to(place))
+    prove_replay(network.model, kept, image_there)
+    perturbed = odin_passes(temperature or (ODIN_TEMPERATURE,), epsilon)
+    fits = {}
     with open_run(Path(run), info, arrays, blocks=bool(blocks)) as store:
-        passes = agree_on_passes(store.info, [*asked, *kept])
+        passes = agree_on_passes(store.info, [*asked, *kept, *perturbed])
         for name, (role, _) in sets.items():
             _agree_on_set(store, name, role, opened[name])
+        if labelled is not None:
+            _agree_on_set(store, fit, store.sets[fit].role, labelled)
+            read = Reader(
+                labelled,
+                subject.preprocessing,
+                info.input_shape,
+                batch_size,
+                workers,
+                on_error == "skip",
+            )
+            about, learned = fit_to(store, network, image_there, fit, read, progress)
+            entry = mahalanobis_pass(fit, about, learned)
+            passes += agree_on_passes(store.info, [entry])
+            fits[entry.name] = learned
         for entry in passes:
             store.add_pass(entry)
         store.save()
         for name in sets:
             entry = store.sets[name]
             for start, stop, base, active in stretches(entry, passes):
-                computer = Computer(network, head, place, precision, base=base, passes=active)
+                probes = make_probes(network, active, fits)
+                computer = Computer(network, base=base, passes=active, probes=probes)
                 names = [*([BASE] if base else []), *(known.name for known in active)]
                 size = batch_size
                 if size == AUTO:
@@ -171,7 +194,8 @@ def extract(
                     shard_rows=shard_rows,
                     skip=on_error == "skip",
                 )
-                _record(loader, computer, writer, name, stop - start, progress or _Silent())
+                with piece_of_work(progress, stop - start, name):
+                    _record(loader, computer, writer, progress)
     return store
 
 
@@ -179,24 +203,18 @@ def _record(
     loader: torch.utils.data.DataLoader,
     computer: Computer,
     writer: ShardWriter,
-    name: str,
-    total: int,
     progress: Progress,
 ) -> None:
     """Compute one stretch of a set."""
-    progress.start(total, name)
-    try:
-        with writer:
-            for batch in _batches(loader):
-                writer.check_failures(batch.failed)
-                rows = computer(batch.images) if len(batch.index) else {}
-                ready = torch.cuda.Event() if computer.on_cuda else None
-                if ready is not None:
-                    ready.record()
-                writer.put(Computed(batch.span, batch.index.numpy(), rows, batch.failed, ready))
-                progress.advance(batch.span[1] - batch.span[0])
-    finally:
-        progress.finish()
+    with writer:
+        for batch in _batches(loader):
+            writer.check_failures(batch.failed)
+            rows = computer(batch.images) if len(batch.index) else {}
+            ready = torch.cuda.Event() if computer.on_cuda else None
+            if ready is not None:
+                ready.record()
+            writer.put(Computed(batch.span, batch.index.numpy(), rows, batch.failed, ready))
+            progress.advance(batch.span[1] - batch.span[0])
 
 
 def _batches(loader: torch.utils.data.DataLoader) -> Iterator[Batch]:

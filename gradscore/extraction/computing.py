@@ -1,58 +1,50 @@
 """One batch of images to the rows of each pass: one forward, one backward for each question."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gradscore.errors import ModelError
 from gradscore.extraction.keeping import observe_inputs
-from gradscore.models.head import Head, check_logits, observe_features
+from gradscore.extraction.network import Network, memory_for
+from gradscore.models.head import observe_features
 from gradscore.objective import logit_gradient
 from gradscore.reference import backward_norms, differentiable_parameters, vmap_norms
-from gradscore.run import BASE, PassInfo
+from gradscore.run import BASE, PassInfo, pass_field
 
-PRECISIONS = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 REFERENCES = {"reference": backward_norms, "vmap": vmap_norms}
 GRADIENTS = ("rules", *REFERENCES)
 
 Rows = dict[str, dict[str, Tensor]]
+Probe = Callable[[Tensor], dict[str, Tensor]]
+"""From a batch of images to the values of some passes, by their names; runs its own forwards."""
 
 
 class Computer:
     """Computes the rows of a batch.
 
     Args:
-        model: The classifier, on its device.
-        head: Its last layer.
-        device: Where it is.
-        precision: One of :data:`PRECISIONS`; below float32 the forward runs under autocast.
+        network: The classifier.
         base: Whether features and logits are wanted.
         passes: The norm and keep passes wanted.
+        probes: What computes the other passes wanted.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        head: Head,
-        device: torch.device,
-        precision: str,
+        network: Network,
         *,
         base: bool,
         passes: Sequence[PassInfo],
+        probes: Sequence[Probe] = (),
     ) -> None:
-        self._model, self._head, self._device = model, head, device
-        self._type = PRECISIONS[precision]
-        self._base = base
+        self._network, self._model = network, network.model
+        self._base, self._probes = base, probes
         self._passes = [entry for entry in passes if entry.kind == "norms"]
         self._kept = [entry for entry in passes if entry.kind == "keep"]
         wanted = {name for entry in self._passes for name in entry.parameters}
-        parameters = differentiable_parameters(model)
+        parameters = differentiable_parameters(self._model)
         self._selected = {name: parameters[name] for name in parameters if name in wanted}
         self._columns = {
             entry.name: [list(self._selected).index(name) for name in entry.parameters]
@@ -62,7 +54,7 @@ class Computer:
     @property
     def on_cuda(self) -> bool:
         """Whether results are copied from a GPU."""
-        return self._device.type == "cuda"
+        return self._network.device.type == "cuda"
 
     def __call__(self, images: Tensor) -> Rows:
         """Return the rows of a batch: pass name to array name to tensor ``[batch, ...]``.
@@ -74,35 +66,39 @@ class Computer:
         Raises:
             ModelError: If the model does not return logits, or memory does not suffice.
         """
-        images = images.to(self._device, non_blocking=True)
+        images = images.to(self._network.device, non_blocking=True)
+        with memory_for(images):
+            rows = self._base_and_norms(images)
+            for probe in self._probes:
+                rows |= {name: {pass_field(name): v} for name, v in probe(images).items()}
+        return {
+            name: {field: _to_host(values) for field, values in arrays.items()}
+            for name, arrays in rows.items()
+        }
+
+    def _base_and_norms(self, images: Tensor) -> Rows:
+        if not (self._base or self._passes or self._kept):
+            return {}
+        head = self._network.head
         observing = (
-            observe_features(self._model, self._head, len(images))
-            if self._base and self._head.closed_form
+            observe_features(self._model, head, len(images))
+            if self._base and head.closed_form
             else nullcontext()
         )
-        try:
-            with observing as observed, observe_inputs(self._model, self._kept, images) as kept:
-                norms, logits = self._ask(images)
-        except torch.OutOfMemoryError as error:
-            raise ModelError(
-                f"Out of memory with {len(images)} images at once; choose a smaller --batch-size, "
-                "or --batch-size auto."
-            ) from error
+        with observing as observed, observe_inputs(self._model, self._kept, images) as kept:
+            norms, logits = self._ask(images)
         rows: Rows = {name: {"norms": values} for name, values in norms.items()}
         rows |= {name: {"activations": values} for name, values in kept.items()}
         if self._base:
             rows[BASE] = {"logits": logits.float()}
             if observed is not None:
                 rows[BASE]["features"] = observed.features.float()
-        return {
-            name: {field: _to_host(values) for field, values in arrays.items()}
-            for name, arrays in rows.items()
-        }
+        return rows
 
     def _ask(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         if not self._passes:
-            with torch.inference_mode(), self._autocast():
-                return {}, check_logits(self._model(images), len(images))
+            with torch.inference_mode():
+                return {}, self._network(images)
         if self._passes[0].gradients == "rules":
             return self._ask_rules(images)
         return self._ask_reference(images)
@@ -110,7 +106,7 @@ class Computer:
     def _ask_rules(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         from gradscore.engine import record
 
-        with self._autocast():
+        with self._network.autocast():
             recording = record(self._model, images, tuple(self._selected))
         found = {}
         questions = _by_question(self._passes)
@@ -134,19 +130,14 @@ class Computer:
                 return logit_gradient(logits, T, t)
 
             orders = [entry.p for entry in entries]
-            with self._autocast():
+            with self._network.autocast():
                 norms = REFERENCES[method](self._model, images, self._selected, objective, orders)
             for entry, values in zip(entries, norms, strict=True):
                 found[entry.name] = values[:, self._columns[entry.name]]
                 entry.rules = dict.fromkeys(entry.parameters, method)
         # Last, so that the features observed are those of the whole batch.
-        with torch.inference_mode(), self._autocast():
-            return found, check_logits(self._model(images), len(images))
-
-    def _autocast(self) -> AbstractContextManager:
-        if self._type is torch.float32:
-            return nullcontext()
-        return torch.autocast(self._device.type, self._type)
+        with torch.inference_mode():
+            return found, self._network(images)
 
 
 def _by_question(passes: Sequence[PassInfo]) -> dict[tuple[str, float], list[PassInfo]]:

@@ -21,7 +21,16 @@ from gradscore.models.weights import weights_sha256
 from gradscore.reference import differentiable_parameters
 from gradscore.run import HeadInfo, RunInfo, RunStore
 
-LIBRARIES = ("gradscore", "torch", "torchvision", "timm", "numpy", "h5py", "pillow")
+LIBRARIES = (
+    "gradscore",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "scikit-learn",
+    "h5py",
+    "pillow",
+)
 IDENTITY = (
     "model",
     "weights_sha256",

@@ -4,9 +4,24 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 
 from gradscore.extraction.identity import require_equal
+from gradscore.extraction.stage_fit import StageFit
 from gradscore.norms import check_order
-from gradscore.objective import RECORDED_TARGETS, check_target, check_temperature
-from gradscore.run import BASE, PassInfo, RunInfo, SetInfo, norms_name
+from gradscore.objective import (
+    RECORDED_TARGETS,
+    check_epsilon,
+    check_target,
+    check_temperature,
+)
+from gradscore.run import (
+    BASE,
+    FitInfo,
+    PassInfo,
+    RunInfo,
+    SetInfo,
+    mahalanobis_name,
+    norms_name,
+    odin_name,
+)
 from gradscore.selection import select
 
 
@@ -46,6 +61,37 @@ def norm_passes(
         PassInfo(norms_name(t, T, order, name), "norms", t, T, order, gradients, parameters)
         for t, T, order in questions
     ]
+
+
+def odin_passes(temperature: Sequence[float], epsilon: Sequence[float]) -> list[PassInfo]:
+    """Return the passes that store the logits of inputs perturbed as ODIN does.
+
+    The perturbation depends on the temperature, so that each has passes of its own.
+
+    Args:
+        temperature: Softmax temperatures.
+        epsilon: Magnitudes in units of the normalised input, positive.
+    """
+    questions = product(
+        dict.fromkeys(check_temperature(t) for t in temperature),
+        dict.fromkeys(check_epsilon(e) for e in epsilon),
+    )
+    return [
+        PassInfo(odin_name(T, e), "odin", temperature=T, details={"epsilon": e})
+        for T, e in questions
+    ]
+
+
+def mahalanobis_pass(fit_set: str, fit: FitInfo, learned: StageFit) -> PassInfo:
+    """Return the pass that stores every stage's confidence.
+
+    Args:
+        fit_set: Name of the labelled set.
+        fit: The run's entry of what was learned from it.
+        learned: The same itself.
+    """
+    details = {"fit": fit.name, "magnitude": learned.magnitude, "stages": dict(learned.stages)}
+    return PassInfo(mahalanobis_name(fit_set), "mahalanobis", details=details)
 
 
 def keep_passes(keep: Sequence[str], dtype: str) -> list[PassInfo]:

@@ -42,8 +42,7 @@ def parameter_groups(
             what ``last`` or another override holds.
     """
     names = [name for name, _ in model.named_parameters()]
-    # Where two heads are averaged, neither is `head.bias`, but both biases are left out alike.
-    biases = {f"{weight.rpartition('.')[0]}.bias".lstrip(".") for weight in head.weights}
+    biases = head_biases(head)
     home = _homes(names, find_blocks(model, biases.union(head.weights)))
     home |= dict.fromkeys(head.weights, "last")
     home = {name: group for name, group in home.items() if name not in biases}
@@ -57,6 +56,14 @@ def parameter_groups(
         if group in home.values()
     }
     return groups | {"all": tuple(names)}
+
+
+def head_biases(head: Head) -> set[str]:
+    """Return the names that biases of the last layer would have.
+
+    Where two heads are averaged, neither is ``head.bias``, but both are left out alike.
+    """
+    return {f"{weight.rpartition('.')[0]}.bias".lstrip(".") for weight in head.weights}
 
 
 class ModelGroups(Mapping[str, tuple[str, ...]]):

@@ -4,21 +4,15 @@ The only package that imports h5py.
 """
 
 from gradscore.run.checking import Problem, check
-from gradscore.run.layout import (
-    BASE,
-    FailedRow,
-    HeadInfo,
-    PassInfo,
-    RunInfo,
-    SetInfo,
-    Shard,
-    norms_name,
-)
+from gradscore.run.fits import describe_fit, read_fit, write_fit
+from gradscore.run.layout import FailedRow, FitInfo, HeadInfo, PassInfo, RunInfo, SetInfo, Shard
+from gradscore.run.names import BASE, mahalanobis_name, norms_name, odin_name, pass_field
 from gradscore.run.store import RunStore
 
 __all__ = [
     "BASE",
     "FailedRow",
+    "FitInfo",
     "HeadInfo",
     "PassInfo",
     "Problem",
@@ -27,5 +21,11 @@ __all__ = [
     "SetInfo",
     "Shard",
     "check",
+    "describe_fit",
+    "mahalanobis_name",
     "norms_name",
+    "odin_name",
+    "pass_field",
+    "read_fit",
+    "write_fit",
 ]

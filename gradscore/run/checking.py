@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gradscore.errors import RunError
-from gradscore.run import layout
-from gradscore.run.layout import BASE, RunInfo, SetInfo, Shard
+from gradscore.run import names
+from gradscore.run.layout import RunInfo, SetInfo, Shard
 from gradscore.run.shard import open_shard
 from gradscore.run.store import RunStore
 
@@ -36,13 +36,13 @@ def check(path: str | Path) -> list[Problem]:
         RunError: If there is no run in ``path``.
     """
     root = Path(path)
-    if not (root / layout.RUN_FILE).is_file():
+    if not (root / names.RUN_FILE).is_file():
         raise RunError(f"No run in {root}; make one with `gradscore extract`.")
     try:
         info = RunStore(root).info
     except RunError as error:
-        return [Problem(layout.RUN_FILE, str(error))]
-    problems = list(_check_head(root, info))
+        return [Problem(names.RUN_FILE, str(error))]
+    problems = [*_check_head(root, info), *_check_fits(root, info)]
     for entry in info.sets.values():
         for name, shards in entry.passes.items():
             problems += _check_ranges(entry, name, shards)
@@ -53,9 +53,16 @@ def check(path: str | Path) -> list[Problem]:
 
 def _check_head(root: Path, info: RunInfo) -> Iterator[Problem]:
     if info.head.sha256 is not None:
-        reason = _digest_fault(root / layout.HEAD_FILE, info.head.sha256)
+        reason = _digest_fault(root / names.HEAD_FILE, info.head.sha256)
         if reason:
-            yield Problem(layout.HEAD_FILE, reason)
+            yield Problem(names.HEAD_FILE, reason)
+
+
+def _check_fits(root: Path, info: RunInfo) -> Iterator[Problem]:
+    for name, fit in info.fits.items():
+        reason = _digest_fault(root / names.fit_file(name), fit.sha256)
+        if reason:
+            yield Problem(names.fit_file(name), reason)
 
 
 def _check_ranges(entry: SetInfo, name: str, shards: list[Shard]) -> Iterator[Problem]:
@@ -92,7 +99,7 @@ def _check_shard(root: Path, entry: SetInfo, name: str, shard: Shard) -> Iterato
         return
     if lost:
         yield Problem(shard.file, f"holds image {min(lost)}, which is recorded as failed")
-    wanted = "logits" if name == BASE else "activations" if name.startswith("keep-") else "norms"
+    wanted = names.pass_field(name)
     if wanted not in fields and shard.rows:
         yield Problem(shard.file, f"expected a dataset {wanted}, got {', '.join(fields)}")
 

@@ -2,11 +2,12 @@
 
 import contextlib
 import fcntl
+import hashlib
 import os
 from pathlib import Path
 
 from gradscore.errors import RunError
-from gradscore.run.layout import LOCK_FILE
+from gradscore.run.names import LOCK_FILE
 
 _held: set[int] = set()
 
@@ -42,6 +43,21 @@ def write_whole(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
         raise cannot_write(path, error) from error
+
+
+def read_verified(path: Path, sha256: str) -> bytes:
+    """Return a file's content.
+
+    Raises:
+        RunError: If it cannot be read, or its SHA-256 is another.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RunError(f"Cannot read {path}: {error.strerror}.") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise RunError(f"{path} is damaged: its SHA-256 is not the recorded one.")
+    return content
 
 
 def sync_directory(path: Path) -> None:

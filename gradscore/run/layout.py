@@ -1,4 +1,4 @@
-"""What ``run.json`` says, as dataclasses, and the names of everything in a run's directory.
+"""What ``run.json`` says, as dataclasses.
 
 The file carries a SHA-256 of its own bytes (taken with the checksum's digits as zeros), so that
 no altered character goes unnoticed.
@@ -13,14 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from gradscore.errors import RunError
-from gradscore.norms import number_name
+from gradscore.run.names import BASE
 
 FORMAT = 1
-RUN_FILE = "run.json"
-HEAD_FILE = "head.safetensors"
-LOCK_FILE = ".lock"
-BASE = "base"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _CHECKSUM = re.compile(rb'"checksum": "([0-9a-f]{64})"\n}\n\Z')
 
 
@@ -47,14 +42,16 @@ class FailedRow:
 
 @dataclass
 class PassInfo:
-    """One recorded question: norms of a target, temperature and order, or a module's input.
+    """One recorded question: norms of a target, temperature and order, or what a method reads.
 
     Attributes:
         name: Its folder's name.
-        kind: ``norms`` or ``keep``.
+        kind: One of :data:`gradscore.run.names.FIELDS`.
+        temperature: Of ``norms`` and ``odin``.
         parameters: Of ``norms``: the parameter behind each column.
         rules: Of ``norms``: what computed each parameter's norm.
-        details: Of ``keep``: module, precision and shape.
+        details: Of ``keep``: module, precision and shape. Of ``odin``: epsilon. Of
+            ``mahalanobis``: the fit, its magnitude, and the stage behind each column.
     """
 
     name: str
@@ -66,6 +63,27 @@ class PassInfo:
     parameters: tuple[str, ...] = ()
     rules: dict[str, str] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class FitInfo:
+    """What a method learned from sets of the run.
+
+    Attributes:
+        name: Its file's name below ``fits/``; it tells the method, the sets, and by a digest also
+            the settings and what the sets hold.
+        sets: The sets it was learned from, and the SHA-256 of their lists.
+        settings: Everything else that the result depends on.
+        notice: What the user should know about the fit, or empty.
+        sha256: Of the file; None as long as there is none.
+    """
+
+    name: str
+    method: str
+    sets: dict[str, str]
+    settings: dict[str, Any]
+    notice: str = ""
+    sha256: str | None = None
 
 
 @dataclass
@@ -122,6 +140,7 @@ class RunInfo:
         parameters: Name of every parameter and its number of entries, in the model's order.
         groups: Parameter names of ``last``, ``block1`` and so on.
         passes: Every recorded question but the base pass, by name.
+        fits: What was learned from sets of the run, by name.
     """
 
     model: str
@@ -138,43 +157,8 @@ class RunInfo:
     versions: dict[str, str] = field(default_factory=dict)
     passes: dict[str, PassInfo] = field(default_factory=dict)
     sets: dict[str, SetInfo] = field(default_factory=dict)
+    fits: dict[str, FitInfo] = field(default_factory=dict)
     format: int = FORMAT
-
-
-def check_name(name: str, what: str) -> str:
-    """Return ``name`` if it can name a folder of the run.
-
-    Raises:
-        RunError: If it is empty, or holds more than letters, digits and ``. _ + -``.
-    """
-    if not _NAME.fullmatch(name):
-        raise RunError(
-            f"Expected a {what} of letters a-z A-Z, digits and . _ + - only, got {name!r}."
-        )
-    return name
-
-
-def norms_name(target: str, temperature: float, p: float, layers: str = "all") -> str:
-    """Return the name of the pass that records norms; the numbers are canonical.
-
-    >>> norms_name("uniform", 1.0, math.inf), norms_name("one-hot", 0.50, 2, "block4")
-    ('norms-uniform-T1-pinf', 'norms-one-hot-T0.5-p2-block4')
-    """
-    name = f"norms-{target}-T{number_name(temperature)}-p{number_name(p)}"
-    if layers == "all":
-        return name
-    if not _NAME.fullmatch(layers):
-        layers = f"selection-{hashlib.sha256(layers.encode()).hexdigest()[:8]}"
-    return f"{name}-{layers}"
-
-
-def shard_file(set_name: str, pass_name: str, number: int) -> str:
-    """Return a shard's path below the run.
-
-    >>> shard_file("cifar10", "base", 3)
-    'cifar10/base/shard-00003.h5'
-    """
-    return f"{set_name}/{pass_name}/shard-{number:05d}.h5"
 
 
 def encode(info: RunInfo) -> bytes:
@@ -210,6 +194,7 @@ def decode(content: bytes, path: Path) -> RunInfo:
     fields["groups"] = {name: tuple(members) for name, members in fields["groups"].items()}
     fields["passes"] = {name: _pass(entry) for name, entry in fields["passes"].items()}
     fields["sets"] = {name: _set(entry) for name, entry in fields["sets"].items()}
+    fields["fits"] = {name: FitInfo(**entry) for name, entry in fields.get("fits", {}).items()}
     return RunInfo(**fields)
 
 

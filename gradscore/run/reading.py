@@ -11,17 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscore.errors import RunError
-from gradscore.run.layout import BASE, SetInfo
+from gradscore.run.layout import SetInfo
+from gradscore.run.names import BASE, pass_field
 from gradscore.run.shard import OpenShard, open_shard
 
 Block = dict[str, NDArray]
 BASE_FIELDS = ("index", "path", "label", "features", "logits")
 T = TypeVar("T")
-
-
-def pass_field(name: str) -> str:
-    """Return which dataset of a pass holds its values."""
-    return "activations" if name.startswith("keep-") else "norms"
 
 
 def read_blocks(

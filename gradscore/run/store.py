@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from gradscore.errors import NotRecorded, RunError
 from gradscore.norms import number_name
-from gradscore.run import layout
-from gradscore.run.files import WriterLock, write_whole
-from gradscore.run.layout import BASE, FailedRow, PassInfo, RunInfo, SetInfo, Shard
+from gradscore.run import layout, names
+from gradscore.run.files import WriterLock, read_verified, write_whole
+from gradscore.run.layout import FailedRow, PassInfo, RunInfo, SetInfo, Shard
+from gradscore.run.names import BASE
 from gradscore.run.reading import BASE_FIELDS, Block, ahead, read_blocks
 from gradscore.run.shard import build_shard
 
@@ -52,15 +53,15 @@ class RunStore:
         path = Path(path)
         lock = WriterLock(path)
         try:
-            if (path / layout.RUN_FILE).exists():
+            if (path / names.RUN_FILE).exists():
                 raise RunError(f"There is a run in {path} already.")
             if head:
                 from safetensors.numpy import save
 
                 content = save({name: np.ascontiguousarray(head[name]) for name in head})
                 info.head.sha256 = hashlib.sha256(content).hexdigest()
-                write_whole(path / layout.HEAD_FILE, content)
-            write_whole(path / layout.RUN_FILE, layout.encode(info))
+                write_whole(path / names.HEAD_FILE, content)
+            write_whole(path / names.RUN_FILE, layout.encode(info))
             store = cls(path)
         except BaseException:
             lock.release()
@@ -160,7 +161,7 @@ class RunStore:
             )
         from safetensors.numpy import load
 
-        return load(_verified(self.path / layout.HEAD_FILE, self.info.head.sha256))
+        return load(read_verified(self.path / names.HEAD_FILE, self.info.head.sha256))
 
     def require_complete(self, set_name: str, passes: Sequence[str] = (BASE,)) -> SetInfo:
         """Return a set's entry, or raise unless it and those passes are there to the last image.
@@ -227,11 +228,11 @@ class RunStore:
 
     def add_set(self, entry: SetInfo) -> None:
         """Add a set without rows; part of the next written ``run.json``."""
-        self.info.sets[layout.check_name(entry.name, "set name")] = entry
+        self.info.sets[names.check_name(entry.name, "set name")] = entry
 
     def add_pass(self, entry: PassInfo) -> None:
         """Add a recorded question; part of the next written ``run.json``."""
-        self.info.passes[layout.check_name(entry.name, "pass name")] = entry
+        self.info.passes[names.check_name(entry.name, "pass name")] = entry
 
     def add_shards(
         self,
@@ -259,7 +260,7 @@ class RunStore:
         entry = self.info.sets[set_name]
         for name, content in arrays.items():
             shards = entry.passes.setdefault(name, [])
-            file = layout.shard_file(set_name, name, len(shards))
+            file = names.shard_file(set_name, name, len(shards))
             built = build_shard(content)
             write_whole(self.path / file, built)
             digest = hashlib.sha256(built).hexdigest()
@@ -271,7 +272,7 @@ class RunStore:
     def save(self) -> None:
         """Write ``run.json``."""
         self._require_lock()
-        write_whole(self.path / layout.RUN_FILE, layout.encode(self.info))
+        write_whole(self.path / names.RUN_FILE, layout.encode(self.info))
 
     def _require_lock(self) -> None:
         if self._lock is None:
@@ -279,7 +280,7 @@ class RunStore:
 
 
 def _read_info(path: Path) -> RunInfo:
-    file = path / layout.RUN_FILE
+    file = path / names.RUN_FILE
     try:
         content = file.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -287,13 +288,3 @@ def _read_info(path: Path) -> RunInfo:
     except OSError as error:
         raise RunError(f"Cannot read {file}: {error.strerror}.") from error
     return layout.decode(content, file)
-
-
-def _verified(path: Path, sha256: str) -> bytes:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise RunError(f"Cannot read {path}: {error.strerror}.") from error
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise RunError(f"{path} is damaged: its SHA-256 is not the recorded one.")
-    return content

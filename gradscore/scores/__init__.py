@@ -4,7 +4,7 @@ from gradscore.errors import InvalidArgument
 from gradscore.scores.confidence import ENERGY, KL, MAX_LOGIT, MSP
 from gradscore.scores.gradnorm import GRADNORM, U, V
 from gradscore.scores.lee_alregib import LEE_ALREGIB
-from gradscore.scores.mahalanobis import MAHALANOBIS
+from gradscore.scores.mahalanobis import MAHALANOBIS, MAHALANOBIS_STAGES
 from gradscore.scores.odin import ODIN
 from gradscore.scores.question import Method, Question, column_names, make_questions
 
@@ -19,7 +19,11 @@ __all__ = [
 
 METHODS: dict[str, Method] = {
     method.name: method
-    for method in (GRADNORM, U, V, KL, MSP, MAX_LOGIT, ENERGY, ODIN, MAHALANOBIS, LEE_ALREGIB)
+    for method in (
+        *(GRADNORM, U, V, KL),
+        *(MSP, MAX_LOGIT, ENERGY, ODIN),
+        *(MAHALANOBIS, MAHALANOBIS_STAGES, LEE_ALREGIB),
+    )
 }
 """Every method by name."""
 

@@ -1,30 +1,47 @@
-"""ODIN without input perturbation, as the paper compares with it (Liang, Li & Srikant, ICLR 2018).
+"""ODIN (Liang, Li & Srikant, ICLR 2018): the maximum softmax probability at a high temperature.
 
-The score is the maximum softmax probability at a high temperature; the perturbation of the input
-is 0 in Huang, Geng & Li's comparison, so that the recorded logits answer it.
+Without input perturbation, as Huang, Geng & Li compare with it, the recorded logits answer it at
+any temperature. A perturbed input depends on the temperature too: its logits answer for the
+temperature that they were recorded with, and for no other.
 """
 
 from typing import Any
 
 from torch import Tensor
 
+from gradscore.errors import NotRecorded
+from gradscore.norms import number_name
+from gradscore.run import odin_name
 from gradscore.scores.block import Block
 from gradscore.scores.confidence import max_softmax
 from gradscore.scores.question import Method, Needs, Question
 
 
 def _plan(question: Question, run: Any) -> Needs:
-    return Needs(("logits",))
+    if not question.epsilon:
+        return Needs(("logits",))
+    name = odin_name(question.temperature, question.epsilon)
+    if name not in run.info.passes:
+        temperature, epsilon = map(number_name, (question.temperature, question.epsilon))
+        raise NotRecorded(
+            f"The run holds no logits perturbed at T = {temperature} by epsilon = {epsilon}; "
+            f"record them with `gradscore extract --layers last --record odin -T {temperature} "
+            f"--epsilon {epsilon}`."
+        )
+    return Needs(passes=(name,))
 
 
 def _odin(question: Question, block: Block, state: None) -> Tensor:
-    return max_softmax(block.logits, question.temperature)
+    if not question.epsilon:
+        return max_softmax(block.logits, question.temperature)
+    perturbed = block.recorded(odin_name(question.temperature, question.epsilon))
+    return max_softmax(perturbed, question.temperature)
 
 
 ODIN = Method(
     "odin",
-    "Maximum softmax probability at T = 1000, without input perturbation.",
+    "Maximum softmax probability at T = 1000, at an input perturbed by epsilon (0 by default).",
     plan=_plan,
     score=_odin,
-    options={"temperature": 1000.0},
+    options={"temperature": 1000.0, "epsilon": 0.0},
 )

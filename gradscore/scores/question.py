@@ -3,18 +3,24 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import product
 from typing import Any
 
 from torch import Tensor
 
 from gradscore.errors import InvalidArgument
 from gradscore.norms import check_order, number_name
-from gradscore.objective import check_target, check_temperature
+from gradscore.objective import check_epsilon, check_target, check_temperature
 from gradscore.scores.block import Block, Shared
 
-OPTIONS = ("layers", "p", "temperature", "target", "fit")
+OPTIONS = ("layers", "p", "temperature", "target", "epsilon", "fit")
 _SHORT = {"temperature": "T"}
-_CHECKS = {"p": check_order, "temperature": check_temperature, "target": check_target}
+_CHECKS = {
+    "p": check_order,
+    "temperature": check_temperature,
+    "target": check_target,
+    "epsilon": check_epsilon,
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Question:
         p: Order of the norm.
         temperature: Softmax temperature.
         target: ``uniform`` or ``one-hot``.
+        epsilon: Magnitude of the input perturbation, in units of the normalised input.
         fit: Name of the labelled ID set that a fitted method learns from.
 
     Raises:
@@ -41,6 +48,7 @@ class Question:
     p: float | None = None
     temperature: float | None = None
     target: str | None = None
+    epsilon: float | None = None
     fit: str | None = None
 
     def __post_init__(self) -> None:
@@ -138,7 +146,8 @@ def make_questions(methods: Iterable[str], **options: Any) -> list[Question]:
 
     Args:
         methods: Names of methods; repeated ones count once.
-        **options: Options of :class:`Question`; None stands for one not given.
+        **options: Options of :class:`Question`; None stands for one not given, a tuple for
+            several values, each asked.
 
     Raises:
         InvalidArgument: If a method or an option is unknown, or no method honours an option.
@@ -155,7 +164,13 @@ def make_questions(methods: Iterable[str], **options: Any) -> list[Question]:
                 f"None of the chosen methods ({', '.join(m.name for m in chosen)}) "
                 f"honours {option}."
             )
-    return [
-        Question(m.name, **{name: value for name, value in options.items() if name in m.options})
-        for m in chosen
-    ]
+    questions = []
+    for method in chosen:
+        honoured = {
+            name: value if isinstance(value, tuple) else (value,)
+            for name, value in options.items()
+            if name in method.options
+        }
+        for values in product(*honoured.values()):
+            questions.append(Question(method.name, **dict(zip(honoured, values, strict=True))))
+    return questions

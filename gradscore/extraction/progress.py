@@ -1,0 +1,41 @@
+"""Who is told how far an extraction has come."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """What is told how far the work has come."""
+
+    def start(self, total: int, description: str) -> None:
+        """Begin a piece of work of ``total`` images."""
+
+    def advance(self, n: int) -> None:
+        """Count ``n`` more images as done."""
+
+    def finish(self) -> None:
+        """End the piece of work, also after an error."""
+
+
+class Silent:
+    """Tells nobody."""
+
+    def start(self, total: int, description: str) -> None:
+        """Do nothing."""
+
+    def advance(self, n: int) -> None:
+        """Do nothing."""
+
+    def finish(self) -> None:
+        """Do nothing."""
+
+
+@contextmanager
+def piece_of_work(progress: Progress, total: int, description: str) -> Iterator[None]:
+    """Begin a piece of work, and end it whatever happens."""
+    progress.start(total, description)
+    try:
+        yield
+    finally:
+        progress.finish()

@@ -1,0 +1,74 @@
+"""What methods learn from sets of a run, stored beside them so that it is learned once.
+
+A fit is a file of named arrays (safetensors), named after its method, its sets and a digest of
+everything else that it depends on: another set or setting is another fit, and both may lie side
+by side.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradscore.run.files import read_verified, write_whole
+from gradscore.run.layout import FitInfo, RunInfo
+from gradscore.run.names import fit_file
+from gradscore.run.store import RunStore
+
+Arrays = dict[str, NDArray]
+
+
+def describe_fit(
+    info: RunInfo, method: str, sets: Sequence[str], settings: Mapping[str, Any]
+) -> FitInfo:
+    """Return the entry of a fit, whether or not it was made.
+
+    Args:
+        info: What the run is about.
+        method: Who learns.
+        sets: Names of the run's sets that it learns from, in the order of their parts in it.
+        settings: Everything else that the result depends on; plain numbers, texts and lists.
+    """
+    content = {name: info.sets[name].manifest_sha256 for name in sets}
+    about = json.dumps([method, list(content.items()), dict(settings)], sort_keys=True)
+    digest = hashlib.sha256(about.encode()).hexdigest()[:8]
+    name = "-".join((method, *sets, digest))
+    return FitInfo(name, method, content, dict(settings))
+
+
+def read_fit(store: RunStore, name: str) -> Arrays | None:
+    """Return the arrays of a fit, or None where the run holds no such fit.
+
+    Raises:
+        RunError: If its file is missing or damaged.
+    """
+    known = store.info.fits.get(name)
+    if known is None:
+        return None
+    from safetensors.numpy import load
+
+    return load(read_verified(Path(store.path, fit_file(name)), known.sha256))
+
+
+def write_fit(store: RunStore, entry: FitInfo, arrays: Mapping[str, NDArray]) -> None:
+    """Write a fit's file, then ``run.json``; equal arrays give equal bytes.
+
+    Args:
+        store: The run, open for writing.
+        entry: What :func:`describe_fit` returned; its checksum is filled in.
+        arrays: What was learned, by name.
+
+    Raises:
+        RunError: If a file cannot be written, or the run was not opened for writing.
+    """
+    from safetensors.numpy import save
+
+    content = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    entry.sha256 = hashlib.sha256(content).hexdigest()
+    write_whole(Path(store.path, fit_file(entry.name)), content)
+    store.info.fits[entry.name] = entry
+    store.save()

@@ -1,0 +1,89 @@
+"""The names of everything in a run's directory; numbers in them are canonical."""
+
+import hashlib
+import re
+
+from gradscore.errors import RunError
+from gradscore.norms import number_name
+
+RUN_FILE = "run.json"
+HEAD_FILE = "head.safetensors"
+LOCK_FILE = ".lock"
+FITS = "fits"
+BASE = "base"
+FIELDS = {
+    "norms": "norms",
+    "keep": "activations",
+    "odin": "logits",
+    "mahalanobis": "confidences",
+}
+"""Kind of a pass, with which its name begins, to the dataset that holds its values."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+def check_name(name: str, what: str) -> str:
+    """Return ``name`` if it can name a folder of the run.
+
+    Raises:
+        RunError: If it is empty, or holds more than letters, digits and ``. _ + -``.
+    """
+    if not _NAME.fullmatch(name):
+        raise RunError(
+            f"Expected a {what} of letters a-z A-Z, digits and . _ + - only, got {name!r}."
+        )
+    return name
+
+
+def norms_name(target: str, temperature: float, p: float, layers: str = "all") -> str:
+    """Return the name of the pass that records norms; the numbers are canonical.
+
+    >>> norms_name("uniform", 1.0, float("inf")), norms_name("one-hot", 0.50, 2, "block4")
+    ('norms-uniform-T1-pinf', 'norms-one-hot-T0.5-p2-block4')
+    """
+    name = f"norms-{target}-T{number_name(temperature)}-p{number_name(p)}"
+    if layers == "all":
+        return name
+    if not _NAME.fullmatch(layers):
+        layers = f"selection-{hashlib.sha256(layers.encode()).hexdigest()[:8]}"
+    return f"{name}-{layers}"
+
+
+def odin_name(temperature: float, epsilon: float) -> str:
+    """Return the name of the pass that holds the logits of inputs perturbed as ODIN does.
+
+    >>> odin_name(1000.0, 0.0014)
+    'odin-T1000-eps0.0014'
+    """
+    return f"odin-T{number_name(temperature)}-eps{number_name(epsilon)}"
+
+
+def mahalanobis_name(fit: str) -> str:
+    """Return the name of the pass that holds each stage's confidence.
+
+    Args:
+        fit: Name of the labelled set that the stages' Gaussians were fitted to.
+    """
+    return f"mahalanobis-{fit}"
+
+
+def pass_field(name: str) -> str:
+    """Return which dataset of a pass holds its values.
+
+    >>> pass_field("base"), pass_field("norms-uniform-T1-p1"), pass_field("keep-layer4")
+    ('logits', 'norms', 'activations')
+    """
+    return "logits" if name == BASE else FIELDS[name.partition("-")[0]]
+
+
+def fit_file(name: str) -> str:
+    """Return a fit's path below the run."""
+    return f"{FITS}/{name}.safetensors"
+
+
+def shard_file(set_name: str, pass_name: str, number: int) -> str:
+    """Return a shard's path below the run.
+
+    >>> shard_file("cifar10", "base", 3)
+    'cifar10/base/shard-00003.h5'
+    """
+    return f"{set_name}/{pass_name}/shard-{number:05d}.h5"

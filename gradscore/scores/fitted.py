@@ -1,0 +1,66 @@
+"""What methods learn from sets of a run: learned once, stored in the run, read ever after."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradscore.errors import InvalidArgument, RunError
+from gradscore.run import FitInfo, RunStore, describe_fit, read_fit, write_fit
+
+Arrays = dict[str, NDArray]
+
+
+def labelled_set(fit: str) -> str:
+    """Return the ID set of a ``fit`` option, also where a set of noise follows for others."""
+    return fit.split(",")[0]
+
+
+def require_sets(run: Any, names: Sequence[str]) -> None:
+    """Raise unless the run holds every set to fit to.
+
+    Raises:
+        InvalidArgument: If one is unknown; the message lists those of the run.
+    """
+    for name in names:
+        if name not in run.sets:
+            raise InvalidArgument(
+                f"Unknown set {name!r} to fit to; the run holds: {', '.join(run.sets)}."
+            )
+
+
+def fitted(
+    run: RunStore,
+    method: str,
+    sets: Sequence[str],
+    settings: Mapping[str, Any],
+    learn: Callable[[], Arrays],
+) -> Arrays:
+    """Return what a method learned, from the run if it is there, else learned now and stored.
+
+    Args:
+        run: The run's store, open for reading.
+        method: Who learns.
+        sets: The sets that it learns from.
+        settings: Everything else that the result depends on.
+        learn: Does it, and returns named arrays.
+
+    Raises:
+        RunError: If the stored file is missing or damaged.
+    """
+    entry = describe_fit(run.info, method, sets, settings)
+    arrays = read_fit(run, entry.name)
+    if arrays is None:
+        arrays = {name: np.asarray(array) for name, array in learn().items()}
+        # A run that is read-only, or being written by another process, can be scored all the same.
+        with suppress(RunError):
+            _store(run, entry, arrays)
+    return arrays
+
+
+def _store(run: RunStore, entry: FitInfo, arrays: Arrays) -> None:
+    with RunStore.open_for_writing(run.path) as writer:
+        write_fit(writer, entry, arrays)
+    run.info.fits[entry.name] = entry

@@ -4,7 +4,7 @@ A forward records where parameters are used; the backward brings the output grad
 a rule turns that into norms at once, and the gradient is freed before the next one arrives.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from gradscore.reference import (
 )
 from gradscore.selection import select
 from gradscore.uses import (
-    Bundle,
+    Collector,
     Forward,
     bundles_of,
     check_eval_mode,
@@ -248,63 +248,3 @@ def _scaled(cotangent: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | flo
     largest = cotangent.abs().amax(dim=1, keepdim=True).float()
     scale = torch.where(largest > 0, largest, 1)
     return (cotangent / scale).to(dtype), scale
-
-
-class Collector:
-    """Take the gradients of a backward as they arrive, and reduce each as soon as it can be."""
-
-    def __init__(
-        self,
-        forward: Forward,
-        bundles: Sequence[Bundle],
-        orders: tuple[float, ...],
-        last: bool,
-        found: dict[str, Tensor],
-    ) -> None:
-        self._forward, self._orders, self._last, self._found = forward, orders, last, found
-        self._waiting = {bundle: set(bundle.uses) for bundle in bundles}
-        self._by_use: dict[int, list[Bundle]] = {}
-        for bundle in bundles:
-            for number in bundle.uses:
-                self._by_use.setdefault(number, []).append(bundle)
-        self.wanted = tuple(self._by_use)
-        self._grads: dict[int, list[Tensor | None]] = {}
-
-    def listener(self, number: int, position: int) -> Callable[[Sequence[Tensor | None]], None]:
-        """Return the hook that takes the gradient of one output of one use."""
-
-        def arrive(arrived: Sequence[Tensor | None]) -> None:
-            use = self._forward.uses[number]
-            grads = self._grads.setdefault(number, [None] * len(use.edges))
-            grads[position] = use.edges[position].gradient(arrived)
-            if all(grad is not None for grad in grads):
-                with torch.no_grad():
-                    self._complete(number)
-
-        return arrive
-
-    def _complete(self, number: int) -> None:
-        for bundle in self._by_use[number]:
-            self._waiting[bundle].discard(number)
-            if not self._waiting[bundle]:
-                self._reduce(bundle)
-        self._release(number)
-
-    def _reduce(self, bundle: Bundle) -> None:
-        del self._waiting[bundle]
-        self._found |= bundle.norms(self._grads, self._orders)
-        for number in bundle.uses:
-            self._release(number)
-
-    def _release(self, number: int) -> None:
-        """Free a use's gradient, and its inputs, once no bundle waits for them."""
-        if any(bundle in self._waiting for bundle in self._by_use[number]):
-            return
-        self._grads.pop(number, None)
-        if self._last:
-            self._forward.uses[number].release()
-
-    def finish(self) -> None:
-        """Reduce what still waits for outputs on which the logits do not depend."""
-        for bundle in list(self._waiting):
-            self._reduce(bundle)

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from gradscore.engine import parts_of, record
 from gradscore.extraction.keeping import observe_inputs
 from gradscore.extraction.network import Network, memory_for
 from gradscore.models.head import observe_features
@@ -68,13 +69,16 @@ class Computer:
         """
         images = images.to(self._network.device, non_blocking=True)
         with memory_for(images):
-            rows = self._base_and_norms(images)
+            rows = _joined([self._base_and_norms(part) for part in self._parts(images)])
             for probe in self._probes:
                 rows |= {name: {pass_field(name): v} for name, v in probe(images).items()}
         return {
             name: {field: _to_host(values) for field, values in arrays.items()}
             for name, arrays in rows.items()
         }
+
+    def _parts(self, images: Tensor) -> tuple[Tensor, ...]:
+        return parts_of(images) if self._passes else (images,)
 
     def _base_and_norms(self, images: Tensor) -> Rows:
         if not (self._base or self._passes or self._kept):
@@ -104,8 +108,6 @@ class Computer:
         return self._ask_reference(images)
 
     def _ask_rules(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        from gradscore.engine import record
-
         with self._network.autocast():
             recording = record(self._model, images, tuple(self._selected))
         found = {}
@@ -138,6 +140,17 @@ class Computer:
         # Last, so that the features observed are those of the whole batch.
         with torch.inference_mode():
             return found, self._network(images)
+
+
+def _joined(parts: Sequence[Rows]) -> Rows:
+    """Join the rows of consecutive parts of a batch."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    return {
+        name: {field: torch.cat([part[name][field] for part in parts]) for field in arrays}
+        for name, arrays in first.items()
+    }
 
 
 def _by_question(passes: Sequence[PassInfo]) -> dict[tuple[str, float], list[PassInfo]]:

@@ -76,6 +76,8 @@ def save_densities(
         low, high = np.percentile(everything, (0.2, 99.8))
         edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
         shares = {name: _shares(scores, edges) for name, scores in sets.items()}
+        spiky = max(share.max() for share in shares.values()) > SPIKE
+        floor = min(share[share > 0].min() for share in shares.values()) / 2 if spiky else 0
         for place, (name, share) in enumerate(shares.items()):
             color = SHADES[place % len(SHADES)]
             if name in id_names:
@@ -84,7 +86,7 @@ def save_densities(
             else:
                 axis.plot(
                     (edges[1:] + edges[:-1]) / 2,
-                    share,
+                    np.maximum(share, floor),
                     color=color,
                     linestyle=STYLES[1 + place % 3],
                     linewidth=1.2,
@@ -95,13 +97,9 @@ def save_densities(
                     label=f"{name} (OOD)",
                 )
         axis.set_xlabel(label)
-        if max(share.max() for share in shares.values()) > SPIKE:
-            axis.set_yscale("log", nonpositive="clip")
-            axis.set_ylim(min(share[share > 0].min() for share in shares.values()) / 2, 100)
-            axis.set_ylabel("Share of images per bin (%, log scale)")
-        else:
-            axis.set_ylim(bottom=0)
-            axis.set_ylabel("Share of images per bin (%)")
+        axis.set_yscale("log" if spiky else "linear")
+        axis.set_ylim(floor, 100 if spiky else None)
+        axis.set_ylabel(f"Share of images per bin (%{', log scale' if spiky else ''})")
     _legend(figure, axes)
     _save(figure, path)
 

@@ -56,6 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--side", type=int, default=121, help="points along each axis")
     parser.add_argument("-o", "--output", type=Path, default=Path("landscape.png"))
     options = parser.parse_args(arguments)
+    if options.side < 2:
+        parser.error(f"expected a side of 2 or more points, got {options.side}")
+    if not options.output.parent.is_dir():
+        parser.error(f"expected a folder, got {options.output.parent}")
 
     score, accuracy = trained_score(options.steps)
     axis = torch.linspace(-EXTENT, EXTENT, options.side)

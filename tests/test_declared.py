@@ -1,10 +1,13 @@
 """Benchmark declarations: those of the repository are sound, and every difference is named."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from gradscore.cli.manifests import build
 from gradscore.data.declared import build_list, problems, read_declaration
 from gradscore.errors import DataError
 
@@ -80,6 +83,30 @@ def test_an_absent_set_says_where_to_get_it(benchmark, tmp_path):
         build_list(declared, tmp_path, tmp_path / "birds.csv")
 
 
+def test_a_doubtful_number_or_layout_is_called_so(benchmark, tmp_path):
+    declared, root = benchmark
+    doubtful = replace(declared, count=4, folders=3, unverified=("count", "files"))
+    assert list(problems(doubtful, root)) == [
+        "expected 4 images (this number is unverified), found 3",
+        "expected 3 folders, found 2",
+    ]
+    (problem,) = problems(doubtful, tmp_path)
+    assert "(this layout is unverified)" in problem
+
+
+def test_a_list_that_is_not_there_is_a_finding(benchmark, tmp_path):
+    declared, root = benchmark
+    (problem,) = problems(declared, root, tmp_path / "birds.csv")
+    assert problem.startswith(f"no list at {tmp_path / 'birds.csv'}; write it with")
+
+
+def test_what_is_unverified_has_to_be_a_field(benchmark, tmp_path):
+    entry = asdict(benchmark[0]) | {"unverified": ["colour"]}
+    (tmp_path / "bad.json").write_text(json.dumps({"sets": [entry]}))
+    with pytest.raises(DataError, match="unverified names 'colour', which is no field"):
+        read_declaration(tmp_path / "bad.json")
+
+
 def test_a_bad_declaration_is_refused(tmp_path):
     (tmp_path / "bad.json").write_text('{"sets": [{"name": "x"}]}')
     with pytest.raises(DataError, match="missing"):
@@ -100,3 +127,15 @@ def test_a_list_without_checksums_is_refused(benchmark, tmp_path):
     (tmp_path / "plain.csv").write_text("path,label\nbirds/crow/a.png,0\n")
     with pytest.raises(DataError, match="sha256 column"):
         list(problems(declared, root, tmp_path / "plain.csv"))
+
+
+def test_build_writes_what_is_there_and_names_the_rest(benchmark, tmp_path):
+    declared, root = benchmark
+    absent = replace(declared, name="fish", files="fish/*.png")
+    path = tmp_path / "animals.json"
+    path.write_text(json.dumps({"sets": [asdict(absent), asdict(replace(declared, count=4))]}))
+    done = CliRunner().invoke(build, [str(path), str(root), "-o", str(tmp_path / "lists")])
+    assert done.exit_code == 1
+    assert done.stdout == f"{tmp_path / 'lists' / 'birds.csv'}: 3 images (declared: 4)\n"
+    assert "Set fish: no image matches fish/*.png" in done.stderr
+    assert (tmp_path / "lists" / "birds.csv").exists()

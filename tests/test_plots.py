@@ -57,16 +57,18 @@ def test_lines_show_the_rows_and_stand_evenly(evaluations, drawn, tmp_path):
     axis = drawn[0].axes[1]
     assert [t.get_text() for t in axis.get_xticklabels()][::9] == ["0.3", "∞"]
     means = [100 * row["auroc"] for row in evaluations["p"].rows if row["ood"] == "mean"]
-    lines = [container.lines[0] for container in axis.containers]
-    np.testing.assert_allclose(lines[-1].get_ydata(orig=False), means)
-    assert lines[-1].get_xdata(orig=False).tolist() == list(range(10))
+    mean = axis.lines[-1]
+    np.testing.assert_allclose(mean.get_ydata(orig=False), means)
+    assert mean.get_xdata(orig=False).tolist() == list(range(10))
+    assert axis.get_legend_handles_labels()[1][-2:] == ["mean", "95% interval of the mean"]
 
 
 def test_densities_are_shares_of_each_set(drawn, tmp_path):
     sets = {"digits": np.arange(100.0), "noise": np.arange(50.0)}
     save_densities(tmp_path / "d.svg", {"score, higher = ID": sets}, id_names=["digits"])
-    outlines = [p for p in drawn[0].axes[0].patches if not p.get_fill()]
-    assert [sum(p.get_data().values) for p in outlines] == pytest.approx([100, 100])
+    axis = drawn[0].axes[0]
+    for share in (*(p.get_data().values for p in axis.patches), axis.lines[0].get_ydata()):
+        assert sum(share) == pytest.approx(100)
     labels = [text.get_text() for text in drawn[0].legends[0].get_texts()]
     assert labels == ["digits (ID)", "noise (OOD)"]
 
@@ -100,16 +102,25 @@ def test_a_comparison_names_what_differs(run, tmp_path, drawn):
 def test_what_cannot_be_drawn_is_refused(run, evaluations, tmp_path):
     with pytest.raises(InvalidArgument, match=r"No figure for ablation 'grid'; .* layers, p"):
         plot_ablation("grid", run, evaluations["p"], tmp_path / "p.png")
-    with pytest.raises(InvalidArgument, match=r"Cannot draw .*p\.xyz"):
+    with pytest.raises(InvalidArgument, match=r"ending in \.png, \.pdf, \.svg, got .*p\.xyz"):
         plot_ablation("p", run, evaluations["p"], tmp_path / "p.xyz")
     with pytest.raises(RunError, match=r"Cannot write .*No such file"):
         plot_ablation("p", run, evaluations["p"], tmp_path / "absent" / "p.png")
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(GradScoreError, match=r"pip install 'gradscore\[plots\]'"):
         save_densities(tmp_path / "d.png", {"x": {"a": [1.0]}}, id_names=["a"])
+
+
+def test_bars_of_all_layers_differ(drawn, tmp_path):
+    rows = [
+        {"layers": f"block{k}", "ood": "mean", "fpr95": 0.5, "fpr95_low": None} for k in range(14)
+    ]
+    drawing.save_bars(tmp_path / "b.png", rows, by=lambda row: row["layers"])
+    looks = {(bar.get_hatch(), bar.get_facecolor()) for bar in drawn[0].axes[0].patches}
+    assert len(looks) == 14
 
 
 def test_importing_the_module_does_not_import_matplotlib():

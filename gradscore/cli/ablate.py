@@ -14,7 +14,7 @@ from gradscore.cli.options import (
 from gradscore.cli.questions import ask
 
 KINDS = ("layers", "p", "temperature", "target", "decomposition", "kl")
-plot_option = click.option("--plot", metavar="F.png", help="Draw the figure.")
+plot_option = click.option("--plot", metavar="F.png", help="Draw the figure (.png, .pdf, .svg).")
 written = output_option(".csv, .md, .json, .parquet")
 
 
@@ -35,14 +35,16 @@ def ablate(kind, run_path, sets, output, plot, quiet) -> None:
     run = RunStore(run_path)
     if output:
         check_ending(output, ROW_ENDINGS)
+    if plot:
+        from gradscore.plots import check_figure, plot_ablation
+
+        check_figure(plot)
     evaluation = sweep(run, kind, sets=sets or None)[kind]
     show_evaluation(evaluation)
     if output:
         write_evaluation(output, evaluation)
         notice(f"Wrote {output}.", quiet=quiet)
     if plot:
-        from gradscore.plots import plot_ablation
-
         drawn = plot_ablation(kind, run, evaluation, plot)
         notice(f"Wrote {', '.join(map(str, drawn))}.", quiet=quiet)
 
@@ -58,6 +60,10 @@ def compare(runs, sets, methods, output, plot, quiet, **options) -> None:
 
     if output:
         check_ending(output, ROW_ENDINGS)
+    if plot:
+        from gradscore.plots import check_figure, plot_comparison
+
+        check_figure(plot)
     questions = ask(RunStore(runs[0]), methods, options, quiet=quiet)
     rows = side_by_side(runs, questions, sets=sets or None)
     show_rows(rows, lead=("run", "model"))
@@ -65,7 +71,5 @@ def compare(runs, sets, methods, output, plot, quiet, **options) -> None:
         write_rows(output, rows)
         notice(f"Wrote {output}.", quiet=quiet)
     if plot:
-        from gradscore.plots import plot_comparison
-
         plot_comparison(rows, plot)
         notice(f"Wrote {plot}.", quiet=quiet)

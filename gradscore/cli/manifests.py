@@ -12,25 +12,40 @@ def manifest() -> None:
     """Build and check lists of images with SHA-256, from a benchmark declared in a file."""
 
 
-@manifest.command()
+@manifest.command(short_help="Write a list of each set's images.")
 @click.argument("benchmark", metavar="BENCHMARK.json")
 @click.argument("root", metavar="ROOT", type=click.Path(exists=True, file_okay=False))
 @click.option("-o", "--output", metavar="DIR", default=".", show_default=True, help="For lists.")
-@click.option("--set", "sets", metavar="NAME", multiple=True, help="Only these sets.")
+@click.option("--set", "sets", metavar="NAME", multiple=True, help="Only this set; repeatable.")
 def build(benchmark, root, output, sets) -> None:
-    """Write DIR/<set>.csv for each set of BENCHMARK.json from the images below ROOT."""
-    from gradscore.data.declared import build_list
+    """Write DIR/<set>.csv for each set of BENCHMARK.json from the images below ROOT.
 
+    Each row is path, label, sha256. A set that is not there is named, the others are written, and
+    the command exits with 1.
+    """
+    from gradscore.data.declared import build_list
+    from gradscore.errors import DataError
+
+    whole = True
     for declared in _chosen(benchmark, sets):
         path = Path(output) / f"{declared.name}.csv"
-        click.echo(f"{path}: {build_list(declared, root, path)} images")
+        try:
+            count = build_list(declared, root, path)
+        except DataError as error:
+            whole = False
+            click.echo(f"Error: {error}", err=True)
+            continue
+        differs = "" if count == declared.count else f" (declared: {declared.count})"
+        click.echo(f"{path}: {count} images{differs}")
+    if not whole:
+        raise click.exceptions.Exit(1)
 
 
-@manifest.command()
+@manifest.command(short_help="Say what is missing or differs.")
 @click.argument("benchmark", metavar="BENCHMARK.json")
 @click.argument("root", metavar="ROOT", type=click.Path(exists=True, file_okay=False))
 @click.option("--lists", metavar="DIR", help="Lists that `build` wrote: compare every image.")
-@click.option("--set", "sets", metavar="NAME", multiple=True, help="Only these sets.")
+@click.option("--set", "sets", metavar="NAME", multiple=True, help="Only this set; repeatable.")
 def check(benchmark, root, lists, sets) -> None:
     """Say what is missing or differs below ROOT; exit with 1 if anything does."""
     from gradscore.data.declared import problems

@@ -4,8 +4,8 @@ The declarations stand in ``data_manifests/``; its README explains the fields.
 """
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ class DeclaredSet:
         folders: Number of innermost folders; None is not checked.
         labels: ``folders`` where the label is the innermost folder's place in sorted order.
         note: What else to know.
+        unverified: Those of these fields that no public source was found for.
     """
 
     name: str
@@ -43,6 +44,18 @@ class DeclaredSet:
     folders: int | None = None
     labels: str | None = None
     note: str = ""
+    unverified: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse an ``unverified`` that names no field.
+
+        Raises:
+            ValueError: If it does.
+        """
+        known = {field.name for field in fields(self)} - {"unverified"}
+        for name in self.unverified:
+            if name not in known:
+                raise ValueError(f"unverified names {name!r}, which is no field of a set")
 
     def images(self, root: Path) -> list[Path]:
         """Return the images below ``root``, relative to it, in sorted order."""
@@ -112,15 +125,26 @@ def problems(
     root = Path(root)
     images = declared.images(root)
     if not images:
-        yield f"no image matches {declared.files} below {root}; get it from {declared.source}"
+        where = f"{declared.files} below {root}{_doubt(declared, 'files', 'this layout')}"
+        yield f"no image matches {where}; get it from {declared.source}"
         return
-    if len(images) != declared.count:
-        yield f"expected {declared.count} images, found {len(images)}"
-    found = len(_folders(images))
-    if declared.folders is not None and found != declared.folders:
-        yield f"expected {declared.folders} folders, found {found}"
-    if listed is not None:
+    yield from _miscounted(declared, "count", "images", len(images))
+    yield from _miscounted(declared, "folders", "folders", len(_folders(images)))
+    if listed is not None and not Path(listed).exists():
+        yield f"no list at {listed}; write it with `gradscore manifest build`"
+    elif listed is not None:
         yield from _differences(images, root, Path(listed))
+
+
+def _miscounted(declared: DeclaredSet, field: str, noun: str, found: int) -> Iterator[str]:
+    expected = getattr(declared, field)
+    if expected is not None and found != expected:
+        doubt = _doubt(declared, field, "this number")
+        yield f"expected {expected} {noun}{doubt}, found {found}"
+
+
+def _doubt(declared: DeclaredSet, field: str, what: str) -> str:
+    return f" ({what} is unverified)" if field in declared.unverified else ""
 
 
 def _differences(images: list[Path], root: Path, listed: Path) -> Iterator[str]:

@@ -1,9 +1,16 @@
 """The paper's figures of any run; the only package that imports matplotlib."""
 
-from gradscore.plots.drawing import save_bars, save_densities, save_lines, save_scatter
+from gradscore.plots.drawing import (
+    check_figure,
+    save_bars,
+    save_densities,
+    save_lines,
+    save_scatter,
+)
 from gradscore.plots.figures import plot_ablation, plot_comparison
 
 __all__ = [
+    "check_figure",
     "plot_ablation",
     "plot_comparison",
     "save_bars",

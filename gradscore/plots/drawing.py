@@ -4,6 +4,7 @@ Readable in grey: ID is solid and dark, OOD is dashed or hollow, and every curve
 marker. matplotlib is imported on first use, and never touches the process's own figures.
 """
 
+import importlib.util
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -11,23 +12,43 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from gradscore.errors import GradScoreError, InvalidArgument, RunError
+from gradscore.errors import GradScoreError, RunError
 from gradscore.evaluation import Row
 from gradscore.norms import number_name
+from gradscore.tables import check_ending
 
 INK = "#1a1a1a"
 SHADES = ("#1a1a1a", "#1f6fb2", "#c4551c", "#5f9e3f", "#8a63a6", "#9c8412", "#4aa3a3", "#777777")
 MARKERS = "osD^vPX*"
+HATCHES = ("", "///", "...", "xxx", "\\\\\\", "---", "++")
+"""An odd number of them, so that with two fills fourteen bars differ."""
 STYLES = ("-", "--", "-.", ":")
+ENDINGS = (".png", ".pdf", ".svg")
+BINS = 40
 SPIKE = 40
 """Share of one bin, in percent, above which the other bins need a logarithmic axis."""
 
+ENDS = ("_low", "_high")
 METRIC_LABELS = {
     "auroc": "AUROC (%), higher is better",
     "fpr95": "FPR95 (%), lower is better",
 }
+
+
+def check_figure(path: str | os.PathLike) -> None:
+    """Refuse a figure that could not be drawn, before anything is computed for it.
+
+    Raises:
+        InvalidArgument: If the ending is none of :data:`ENDINGS`.
+        GradScoreError: If matplotlib is not installed.
+    """
+    check_ending(path, ENDINGS)
+    if importlib.util.find_spec("matplotlib") is None:
+        raise GradScoreError(
+            "Figures need matplotlib; install it with `pip install 'gradscore[plots]'`."
+        )
 
 
 def save_densities(
@@ -44,37 +65,41 @@ def save_densities(
         id_names: Which of the sets are ID.
 
     Raises:
+        InvalidArgument: If the ending is unknown.
         GradScoreError: If matplotlib is not installed.
         RunError: If the file cannot be written.
     """
-    figure, axes = _figure(len(panels))
+    figure, axes = _figure(path, len(panels))
     for axis, (label, sets) in zip(axes, panels.items(), strict=True):
         everything = np.concatenate([np.asarray(scores, float) for scores in sets.values()])
         # Single outliers would squeeze everything else into one bin.
         low, high = np.percentile(everything, (0.2, 99.8))
-        edges = np.linspace(low, high if high > low else low + 1, 61)
-        for place, (name, scores) in enumerate(sets.items()):
-            inside = np.clip(np.asarray(scores, float), edges[0], edges[-1])
-            share = np.histogram(inside, edges)[0] / len(inside) * 100
-            is_id = name in id_names
-            axis.stairs(
-                share,
-                edges,
-                color=SHADES[place % len(SHADES)],
-                linestyle="-" if is_id else STYLES[1 + place % 3],
-                linewidth=1.4,
-                fill=False,
-                label=f"{name} ({'ID' if is_id else 'OOD'})",
-            )
-            if is_id:
+        edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
+        shares = {name: _shares(scores, edges) for name, scores in sets.items()}
+        spiky = max(share.max() for share in shares.values()) > SPIKE
+        floor = min(share[share > 0].min() for share in shares.values()) / 2 if spiky else 0
+        for place, (name, share) in enumerate(shares.items()):
+            color = SHADES[place % len(SHADES)]
+            if name in id_names:
                 axis.stairs(share, edges, color=INK, alpha=0.15, fill=True)
+                axis.stairs(share, edges, color=color, linewidth=1.4, label=f"{name} (ID)")
+            else:
+                axis.plot(
+                    (edges[1:] + edges[:-1]) / 2,
+                    np.maximum(share, floor),
+                    color=color,
+                    linestyle=STYLES[1 + place % 3],
+                    linewidth=1.2,
+                    marker=MARKERS[place % len(MARKERS)],
+                    markersize=4,
+                    markevery=(place % 3, 3),
+                    fillstyle="none",
+                    label=f"{name} (OOD)",
+                )
         axis.set_xlabel(label)
-        if max(edge for patch in axis.patches for edge in patch.get_data().values) > SPIKE:
-            axis.set_yscale("log")
-            axis.set_ylabel("Share of images per bin (%, log scale)")
-        else:
-            axis.set_ylim(bottom=0)
-            axis.set_ylabel("Share of images per bin (%)")
+        axis.set_yscale("log" if spiky else "linear")
+        axis.set_ylim(floor, 100 if spiky else None)
+        axis.set_ylabel(f"Share of images per bin (%{', log scale' if spiky else ''})")
     _legend(figure, axes)
     _save(figure, path)
 
@@ -95,14 +120,14 @@ def save_bars(
         metric: ``fpr95`` or ``auroc``.
 
     Raises:
+        InvalidArgument: If the ending is unknown.
         GradScoreError: If matplotlib is not installed.
         RunError: If the file cannot be written.
     """
     oods = list(dict.fromkeys(row["ood"] for row in rows))
     names = list(dict.fromkeys(map(by, rows)))
-    figure, (axis,) = _figure(1, width=max(5.0, 1.0 + 0.35 * len(oods) * (len(names) + 1)))
+    figure, (axis,) = _figure(path, 1, width=max(5.0, 1.0 + 0.35 * len(oods) * (len(names) + 1)))
     width = 0.8 / len(names)
-    hatches = ("", "///", "...", "xxx", "\\\\\\", "---")
     for place, name in enumerate(names):
         values = {row["ood"]: row for row in rows if by(row) == name}
         at = np.arange(len(oods)) + (place - (len(names) - 1) / 2) * width
@@ -113,12 +138,13 @@ def save_bars(
             yerr=_spread([values[ood] for ood in oods], metric),
             color="white" if place % 2 else "#b8b8b8",
             edgecolor=INK,
-            hatch=hatches[place % len(hatches)],
+            hatch=HATCHES[place % len(HATCHES)],
             error_kw={"elinewidth": 0.8, "ecolor": INK},
             label=name,
         )
     axis.set_xticks(range(len(oods)), oods)
-    axis.set_xlabel("OOD set")
+    intervals = _has_intervals(rows, metric)
+    axis.set_xlabel(f"OOD set{'; thin lines: 95% intervals' if intervals else ''}")
     axis.set_ylabel(METRIC_LABELS[metric])
     axis.set_ylim(0, 100)
     _legend(figure, [axis])
@@ -134,27 +160,31 @@ def save_lines(path: str | os.PathLike, rows: Sequence[Row], *, over: str) -> No
         over: ``p`` or ``temperature``.
 
     Raises:
+        InvalidArgument: If the ending is unknown.
         GradScoreError: If matplotlib is not installed.
         RunError: If the file cannot be written.
     """
-    figure, axes = _figure(2)
+    figure, axes = _figure(path, 2)
     values = sorted({row[over] for row in rows})
     for axis, metric in zip(axes, ("fpr95", "auroc"), strict=True):
         for place, ood in enumerate(dict.fromkeys(row["ood"] for row in rows)):
             chosen = sorted((row for row in rows if row["ood"] == ood), key=lambda r: r[over])
+            places = [values.index(row[over]) for row in chosen]
             mean = ood == "mean"
-            axis.errorbar(
-                [values.index(row[over]) for row in chosen],
+            axis.plot(
+                places,
                 [100 * row[metric] for row in chosen],
-                yerr=_spread(chosen, metric),
                 color=INK if mean else SHADES[1:][place % (len(SHADES) - 1)],
                 marker=MARKERS[place % len(MARKERS)],
                 markersize=4,
                 linestyle="-" if mean else STYLES[1 + place % 3],
                 linewidth=2 if mean else 1.2,
-                elinewidth=0.7,
                 label=ood,
             )
+            if mean and _has_intervals(chosen, metric):
+                low, high = ([100 * row[metric + end] for row in chosen] for end in ENDS)
+                band = {"color": INK, "alpha": 0.15, "linewidth": 0}
+                axis.fill_between(places, low, high, label="95% interval of the mean", **band)
         # Orders and temperatures are sweeps, not a scale: they stand evenly, infinity too.
         names = ["∞" if value == math.inf else number_name(value) for value in values]
         axis.set_xticks(range(len(values)), names)
@@ -184,10 +214,11 @@ def save_scatter(
         id_names: Which of the sets are ID.
 
     Raises:
+        InvalidArgument: If the ending is unknown.
         GradScoreError: If matplotlib is not installed.
         RunError: If the file cannot be written.
     """
-    figure, (axis,) = _figure(1)
+    figure, (axis,) = _figure(path, 1)
     for place, name in enumerate(first):
         is_id = name in id_names
         # The same images for the same run; more dots than this only make a blot.
@@ -209,9 +240,15 @@ def save_scatter(
     _save(figure, path)
 
 
+def _shares(scores: ArrayLike, edges: NDArray) -> NDArray:
+    """Return the percentage of scores in each bin; what lies outside counts in the end bins."""
+    inside = np.clip(np.asarray(scores, float), edges[0], edges[-1])
+    return np.histogram(inside, edges)[0] / len(inside) * 100
+
+
 def _spread(rows: Sequence[Row], metric: str) -> Any:
     """Return the distances to both ends of the intervals in percent, or None without them."""
-    if any(row[f"{metric}_low"] is None for row in rows):
+    if not _has_intervals(rows, metric):
         return None
     ends = [
         [row[metric] - row[f"{metric}_low"], row[f"{metric}_high"] - row[metric]] for row in rows
@@ -219,13 +256,14 @@ def _spread(rows: Sequence[Row], metric: str) -> Any:
     return 100 * np.maximum(np.array(ends).T, 0)
 
 
-def _figure(panels: int, width: float = 5.0) -> tuple[Any, list[Any]]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise GradScoreError(
-            "Figures need matplotlib; install it with `pip install 'gradscore[plots]'`."
-        ) from None
+def _has_intervals(rows: Sequence[Row], metric: str) -> bool:
+    return all(row[f"{metric}_low"] is not None for row in rows)
+
+
+def _figure(path: str | os.PathLike, panels: int, width: float = 5.0) -> tuple[Any, list[Any]]:
+    check_figure(path)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width * panels, 3.8), layout="constrained", dpi=150)
     axes = list(figure.subplots(1, panels, squeeze=False)[0])
     for axis in axes:
@@ -236,17 +274,16 @@ def _figure(panels: int, width: float = 5.0) -> tuple[Any, list[Any]]:
 def _legend(figure: Any, axes: list[Any], **how: Any) -> None:
     """Name the curves of the first panel above all panels, where they hide nothing."""
     handles, labels = axes[0].get_legend_handles_labels()
-    columns = min(len(labels), 3 * len(axes))
-    figure.legend(handles, labels, frameon=False, loc="outside upper left", ncols=columns, **how)
+    widest = 0.6 + 0.08 * max(map(len, labels))  # inches
+    lines = math.ceil(len(labels) / max(1, figure.get_figwidth() // widest))
+    how |= {"ncols": math.ceil(len(labels) / lines), "columnspacing": 1.5}
+    figure.legend(handles, labels, frameon=False, loc="outside upper left", **how)
 
 
 def _save(figure: Any, path: str | os.PathLike) -> None:
     # Without the version and the date that matplotlib adds, equal figures are equal files.
-    ending = Path(path).suffix.lower()
     blank = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
     try:
-        figure.savefig(path, metadata=blank.get(ending))
-    except ValueError as error:
-        raise InvalidArgument(f"Cannot draw {os.fspath(path)}: {error}.") from None
+        figure.savefig(path, metadata=blank[Path(path).suffix.lower()])
     except OSError as error:
         raise RunError(f"Cannot write {os.fspath(path)}: {error.strerror or error}.") from None

@@ -9,7 +9,12 @@ from gradscore.ablation import ablation_questions
 from gradscore.errors import InvalidArgument
 from gradscore.evaluation import Evaluation, Row, choose_sets
 from gradscore.norms import number_name
-from gradscore.plots.drawing import save_bars, save_densities, save_lines, save_scatter
+from gradscore.plots.drawing import (
+    save_bars,
+    save_densities,
+    save_lines,
+    save_scatter,
+)
 from gradscore.recorded import Run, open_store
 from gradscore.scores import Question
 from gradscore.scores.answer import Scores, score_sets
@@ -18,12 +23,12 @@ PLOTTED = ("layers", "p", "temperature", "target", "decomposition", "kl")
 _BARS = {"layers": "layers", "target": "target", "decomposition": "method", "kl": "method"}
 _SETTINGS = ("method", "layers", "p", "temperature", "target", "id")
 _LABELS = {
-    "gradnorm": "GradNorm score (nats per unit of weight)",
-    "u": r"$U=\|x\|_1$ (units of the features)",
-    "v": r"$V=\|1-C\,\mathrm{softmax}(f/T)\|_1$ (no unit)",
-    "kl": "KL(uniform || softmax(f/T)) (nats)",
+    "gradnorm": "GradNorm score\n(nats per unit of weight)",
+    "u": "$U=\\|x\\|_1$\n(units of the features)",
+    "v": "$V=\\|1-C\\,\\mathrm{softmax}(f/T)\\|_1$\n(no unit)",
+    "kl": "KL(uniform || softmax(f/T))\n(nats)",
 }
-_ONE_HOT = "Minus the one-hot gradient norm (nats per unit of weight)"
+_ONE_HOT = "Minus the one-hot gradient norm\n(nats per unit of weight)"
 
 
 def plot_ablation(
@@ -112,7 +117,7 @@ def _panels(
     panels = {}
     for place, question in enumerate(questions):
         label = _ONE_HOT if question.target == "one-hot" else _LABELS[question.method]
-        panels[f"{label}\nhigher = ID"] = {
+        panels[f"{label}, higher = ID"] = {
             name: list(scores.columns.values())[place] for name, scores in scored.items()
         }
     return panels

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradscore.last_layer import deviation_norm, feature_norm
+from gradscore.deviation import one_hot_norm, uniform_norm
+from gradscore.last_layer import feature_norm
 from gradscore.scores.orders import deviation_norms, norms_of_orders
 
 PLAIN_ORDERS = frozenset((1.0, 2.0, math.inf))
@@ -86,6 +87,6 @@ class Block:
     def _plain_norm(self, wanted: Shared) -> Tensor:
         if wanted.target is None:
             return feature_norm(self.features, p=wanted.p)
-        how = {"temperature": wanted.temperature, "target": wanted.target}
+        norm = uniform_norm if wanted.target == "uniform" else one_hot_norm
         # In float64: confident inputs differ in V by less than float32 tells apart.
-        return deviation_norm(self.logits.double(), p=wanted.p, **how)
+        return norm(self.logits, wanted.p, wanted.temperature, torch.float64)

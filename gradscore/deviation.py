@@ -69,7 +69,8 @@ def uniform_norm(
     scale = torch.tensor(float(classes), dtype=torch.float64).pow(1 / p).item()
     dtype = dtype or torch.promote_types(logits.dtype, torch.float32)
     working, softmax_norm, bound = dtype, _softmax_norm, NEAR_UNIFORM[dtype]
-    if (p, logits.dtype, dtype) == (1, torch.float32, torch.float64) and classes > NARROW:
+    widened = (logits.dtype, dtype) == (torch.float32, torch.float64) and logits.is_cpu
+    if widened and p in (1, 2, math.inf) and classes > NARROW:
         working, softmax_norm, bound = torch.float32, _softmax_norm_of_others, NEAR_UNIFORM_EXACT
 
     def block_norm(f: Tensor, scaled: Tensor, work: Tensor, dim: int) -> Tensor:
@@ -102,19 +103,26 @@ def _softmax_norm(q: Tensor, p: float, dim: int) -> Tensor:
 
 
 def _softmax_norm_of_others(q: Tensor, p: float, dim: int) -> Tensor:
-    """Return ``|C q - 1|_1`` in float64 from ``q`` in float32, which is overwritten.
+    """Return ``|C q - 1|_p`` in float64, ``p`` 1, 2 or infinity, from ``q`` in float32.
 
-    With ``M`` the sum of ``min(q_j, 1/C)`` over all classes but the largest, it is
-    ``2 (C - 1 - C M)``: a confident row's small ``M`` keeps all its digits.
+    All classes but the largest are added up alone, so that a confident row's small shares keep
+    their digits. ``q`` is overwritten.
     """
-    mean = q.mean(dim=dim, keepdim=True)
+    classes = q.shape[dim]
+    lowest = q.amin(dim=dim).double() if p == math.inf else None
+    mean = q.mean(dim=dim, keepdim=True) if p == 1 else None
     # NumPy's is ten times as fast as torch's.
     largest = torch.from_numpy(q.numpy().argmax(axis=dim, keepdims=True))
     top = q.gather(dim, largest).flatten().double()
     total = q.scatter_(dim, largest, 0).sum(dim=dim).double() + top
-    below = torch.minimum(q, mean, out=q).sum(dim=dim).double()
-    classes = q.shape[dim]
-    return 2 * (classes - 1 - classes * below / total)
+    if p == 1:
+        # The deviations sum to zero: twice those of the classes below 1/C.
+        below = torch.minimum(q, mean, out=q).sum(dim=dim).double()
+        return 2 * (classes - 1 - classes * below / total)
+    if p == 2:
+        squares = torch.square(q, out=q).sum(dim=dim).double() + top.square()
+        return (classes**2 * squares / total.square() - classes).clamp_min_(0).sqrt_()
+    return torch.maximum(classes * top / total - 1, 1 - classes * lowest / total)
 
 
 def _near_uniform_norm(z: Tensor, p: float, dim: int) -> Tensor:

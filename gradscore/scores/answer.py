@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from gradscore.errors import InvalidArgument, RunError
+from gradscore.kernels import use_triton
 from gradscore.scores import find_method
 from gradscore.scores.block import Block
 from gradscore.scores.question import Needs, Question, column_names
@@ -51,7 +52,7 @@ class Scores:
 
 
 def iterate_scores(
-    run: Any, sets: Iterable[str], questions: Sequence[Question]
+    run: Any, sets: Iterable[str], questions: Sequence[Question], backend: str = "auto"
 ) -> Iterator[Scores]:
     """Yield the scores of blocks of rows, set by set, in the order of the manifests.
 
@@ -62,12 +63,15 @@ def iterate_scores(
         run: The run's store.
         sets: Names of the sets.
         questions: What to answer; equal ones are answered once.
+        backend: ``triton`` takes the rows to a CUDA device for ``gradnorm`` of the last layer;
+            ``torch`` and ``auto`` do not: reading them takes longer than scoring them here.
 
     Yields:
         Scores of consecutive rows.
 
     Raises:
-        InvalidArgument: If there is no question, or a set is unknown.
+        InvalidArgument: If there is no question, a set or the backend is unknown, or triton
+            cannot run here or has nothing to do.
         NotRecorded: If the run does not hold what a question needs, or a set is unfinished.
         RunError: If a recorded value is not finite; the message names its row.
     """
@@ -77,6 +81,7 @@ def iterate_scores(
     names = known_sets(run, sets)
     methods = [find_method(question.method) for question in questions]
     needs = [m.plan(question, run) for m, question in zip(methods, questions, strict=True)]
+    device = _kernel_device(backend, needs)
     states = [
         m.fit(question, run) if m.fit else None
         for m, question in zip(methods, questions, strict=True)
@@ -93,7 +98,7 @@ def iterate_scores(
         run.require_complete(name, ("base", *passes))
     for name in names:
         for arrays in run.blocks(name, fields=fields, norms=passes, rows=rows):
-            block = Block(arrays, shared)
+            block = Block(arrays, shared, device)
             with _torch_threads(threads):
                 _check_finite(block, name, fields, passes)
                 scored = {
@@ -114,13 +119,16 @@ def iterate_scores(
             )
 
 
-def score_sets(run: Any, sets: Iterable[str], questions: Sequence[Question]) -> dict[str, Scores]:
+def score_sets(
+    run: Any, sets: Iterable[str], questions: Sequence[Question], backend: str = "auto"
+) -> dict[str, Scores]:
     """Return every set's scores, all questions answered from one read.
 
     Args:
         run: The run's store.
         sets: Names of the sets.
         questions: What to answer; equal ones are answered once.
+        backend: As of :func:`iterate_scores`.
 
     Returns:
         Set name to its scores, rows in the order of its manifest.
@@ -133,7 +141,7 @@ def score_sets(run: Any, sets: Iterable[str], questions: Sequence[Question]) -> 
     filled: dict[str, Scores] = {}
     places: dict[str, int] = {}
     names = known_sets(run, sets)
-    for scored in iterate_scores(run, names, questions):
+    for scored in iterate_scores(run, names, questions, backend):
         start = places.setdefault(scored.set, 0)
         places[scored.set] = stop = start + len(scored)
         # Whole arrays from the start: small ones left among a block's temporaries would keep
@@ -173,6 +181,22 @@ def _empty(like: Scores, rows: int) -> Scores:
         for field in ("index", "path", "label", "predicted")
     ]
     return Scores(like.set, *arrays, {column: np.empty(rows) for column in like.columns})
+
+
+def _kernel_device(backend: str, needs: Sequence[Needs]) -> str | None:
+    """Return where the Triton kernels shall score the last layer; None for torch, here.
+
+    Raises:
+        InvalidArgument: If the backend is unknown, or triton cannot run or has nothing to do.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    asked = use_triton(backend, torch.empty(0, device=device)) and backend == "triton"
+    # Of the closed form's questions only gradnorm itself takes features and logits together.
+    if asked and not any({"features", "logits"} <= set(n.fields) and n.shared for n in needs):
+        raise InvalidArgument(
+            "Expected a question that backend 'triton' serves: gradnorm with layers last."
+        )
+    return device if asked else None
 
 
 def _computing_threads(needs: Sequence[Needs]) -> int:

@@ -36,10 +36,17 @@ class Block:
 
     Attributes:
         arrays: The recorded arrays by name, as read from the run; each ``[rows, ...]``.
+        device: Where the Triton kernels shall score the last layer; None for torch, here.
     """
 
-    def __init__(self, arrays: Mapping[str, NDArray], shared: Iterable[Shared] = ()) -> None:
+    def __init__(
+        self,
+        arrays: Mapping[str, NDArray],
+        shared: Iterable[Shared] = (),
+        device: str | None = None,
+    ) -> None:
         self.arrays = arrays
+        self.device = device
         self._orders = defaultdict(set)
         for norm in shared:
             self._orders[norm[1:]].add(norm.p)

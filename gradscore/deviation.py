@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gradscore.norms import vector_norm
 
-BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+BLOCK_BYTES = {"cpu": 6 << 20, "cuda": 256 << 20}
 """Size of the rows worked on at once: what the outer cache, or a spare part of memory, holds."""
 
 NARROW = 32
@@ -202,7 +202,9 @@ def _by_blocks(
         f = logits[start : start + step]
         shape, dim = ((classes, len(f)), 0) if classes <= NARROW else (tuple(f.shape), 1)
         taken, scaled, work = (block[: f.numel()].view(shape) for block in blocks)
-        if dim == 0:
+        if dim == 0 and f.dtype == dtype and f.t().is_contiguous():
+            f = f.t()
+        elif dim == 0:
             f = torch.stack(f.to(dtype).unbind(1), out=taken)
         elif f.dtype != dtype:
             f = taken.copy_(f)

@@ -2,9 +2,9 @@
 
 Three findings shape this module, each measured on a CPU with the logits in cache:
 
-- ``torch.softmax`` is the fastest exponential of torch: 0.34 ns an entry for all its passes,
-  where ``exp`` alone takes 0.6 and ``expm1`` 2.9. So it comes first for every row, in the type of
-  the logits, and only rows whose digits it loses are done again in a wider type.
+- ``torch.softmax`` is the fastest exponential of torch: all its passes take half the time of one
+  ``expm1``, which keeps the digits of a nearly uniform row. So it comes first, and only rows that
+  need ``expm1`` are done again; at a high temperature, where all do, softmax is left out.
 - A fresh result is paid for page by page: writing into a kept block is 3 times as fast. Blocks of
   a few MB stay in the outer cache and are large enough that waking a second thread does not count;
   where other processes keep the cores busy, each wake-up can cost a time slice.
@@ -12,15 +12,15 @@ Three findings shape this module, each measured on a CPU with the logits in cach
   become the long axis.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from gradscore.norms import vector_norm
-from gradscore.objective import uniform_deviation
 
-BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+BLOCK_BYTES = {"cpu": 6 << 20, "cuda": 256 << 20}
 """Size of the rows worked on at once: what the outer cache, or a spare part of memory, holds."""
 
 NARROW = 32
@@ -34,6 +34,12 @@ power mean of the deviations, the norm is off by a few units times ``1 + 1/M``: 
 less than 1e-5 in float32 and 1e-10 in float64.
 """
 
+FLAT = 1.0
+"""Largest spread of a row's ``f/T`` for which it is known beforehand to be close to uniform."""
+
+NEAR_UNIFORM_EXACT = 0.5
+"""The same for float32 where 1e-6 is asked for."""
+
 NEAR_ONE_HOT = 1e-30
 """Below this share of all other classes together, float32 comes close to its smallest number."""
 
@@ -44,43 +50,94 @@ def block_rows(columns: int, dtype: torch.dtype, device: torch.device) -> int:
     return max(1, budget // max(1, columns * dtype.itemsize))
 
 
-def uniform_norm(logits: Tensor, p: float, temperature: float) -> Tensor:
+def uniform_norm(
+    logits: Tensor, p: float, temperature: float, dtype: torch.dtype | None = None
+) -> Tensor:
     """Return ``|C softmax(f/T) - 1|_p`` of each row.
-
-    Rows close to uniform are done again in float64, and in float64 the closest of them by
-    :func:`~gradscore.objective.uniform_deviation`, which never subtracts the 1.
 
     Args:
         logits: Shape ``[batch, classes]``, floating point. Memory of a few MB is used beside it.
         p: Order of the norm, positive; below 1 everything is computed in float64.
         temperature: Softmax temperature ``T``, positive.
+        dtype: What is returned: by default the logits' type, at least float32. Float64 tells
+            confident rows apart, whose norms differ by less than float32 resolves.
 
     Returns:
-        Norms without unit, shape ``[batch]``, in at least float32.
+        Norms without unit, shape ``[batch]``.
     """
     classes = logits.shape[1]
     scale = torch.tensor(float(classes), dtype=torch.float64).pow(1 / p).item()
+    dtype = dtype or torch.promote_types(logits.dtype, torch.float32)
+    working, softmax_norm, bound = dtype, _softmax_norm, NEAR_UNIFORM[dtype]
+    widened = (logits.dtype, dtype) == (torch.float32, torch.float64) and logits.is_cpu
+    if widened and p in (1, 2, math.inf) and classes > NARROW:
+        working, softmax_norm, bound = torch.float32, _softmax_norm_of_others, NEAR_UNIFORM_EXACT
 
-    def block_norm(f: Tensor, q: Tensor, dim: int) -> Tensor:
-        # Rows sum to 1 but for softmax's running sum: their own mean is off by the same factor.
-        mean = q.mean(dim=dim, keepdim=True)
-        if p == 1:
-            # They sum to zero, so that the positive ones are half: a pass less than |q - mean|.
-            positive = torch.maximum(q, mean, out=q).mean(dim=dim, keepdim=True) - mean
-            norm = (2 * classes * positive / mean).flatten()
-        else:
-            norm = vector_norm(q.sub_(mean), p, dim, work=q) / mean.flatten()
-        near = (norm <= NEAR_UNIFORM[f.dtype] * scale).nonzero().squeeze(1)
-        if len(near) and f.dtype == torch.float32:
-            norm[near] = uniform_norm(f[near].double(), p, temperature).float()
-        elif len(near):
-            norm[near] = vector_norm(uniform_deviation(f[near], temperature), p, dim=1)
+    def block_norm(f: Tensor, scaled: Tensor, work: Tensor, dim: int) -> Tensor:
+        if temperature != 1:
+            spread = f.amax(dim=dim) - f.amin(dim=dim)
+            if spread.max() <= FLAT * temperature:
+                centred = torch.sub(f, f.mean(dim=dim, keepdim=True), out=scaled)
+                return _near_uniform_norm(centred.div_(temperature), p, dim)
+        z = _divided(f, temperature, dim, out=scaled)
+        norm = softmax_norm(torch.softmax(z, dim, out=work), p, dim)
+        near = (norm <= bound * scale).nonzero().squeeze(1)
+        if len(near):
+            rows = z.index_select(1 - dim, near)
+            rows = rows - (rows.logsumexp(dim=dim, keepdim=True) - math.log(classes))
+            norm[near] = _near_uniform_norm(rows, p, dim).to(norm.dtype)
         return norm
 
-    return _by_softmax(block_norm, logits, p, temperature)
+    return _by_blocks(block_norm, logits, torch.float64 if p < 1 else working, dtype)
 
 
-def one_hot_norm(logits: Tensor, p: float, temperature: float) -> Tensor:
+def _softmax_norm(q: Tensor, p: float, dim: int) -> Tensor:
+    """Return ``|C q - 1|_p`` where that difference keeps its digits; ``q`` is overwritten."""
+    # Rows sum to 1 but for softmax's running sum: their own mean is off by the same factor.
+    mean = q.mean(dim=dim, keepdim=True)
+    if p == 1:
+        # They sum to zero, so that the positive ones are half: a pass less than |q - mean|.
+        positive = torch.maximum(q, mean, out=q).mean(dim=dim, keepdim=True) - mean
+        return (2 * q.shape[dim] * positive / mean).flatten()
+    return vector_norm(q.sub_(mean), p, dim, work=q) / mean.flatten()
+
+
+def _softmax_norm_of_others(q: Tensor, p: float, dim: int) -> Tensor:
+    """Return ``|C q - 1|_p`` in float64, ``p`` 1, 2 or infinity, from ``q`` in float32.
+
+    All classes but the largest are added up alone, so that a confident row's small shares keep
+    their digits. ``q`` is overwritten.
+    """
+    classes = q.shape[dim]
+    lowest = q.amin(dim=dim).double() if p == math.inf else None
+    mean = q.mean(dim=dim, keepdim=True) if p == 1 else None
+    # NumPy's is ten times as fast as torch's.
+    largest = torch.from_numpy(q.numpy().argmax(axis=dim, keepdims=True))
+    top = q.gather(dim, largest).flatten().double()
+    total = q.scatter_(dim, largest, 0).sum(dim=dim).double() + top
+    if p == 1:
+        # The deviations sum to zero: twice those of the classes below 1/C.
+        below = torch.minimum(q, mean, out=q).sum(dim=dim).double()
+        return 2 * (classes - 1 - classes * below / total)
+    if p == 2:
+        squares = torch.square(q, out=q).sum(dim=dim).double() + top.square()
+        return (classes**2 * squares / total.square() - classes).clamp_min_(0).sqrt_()
+    return torch.maximum(classes * top / total - 1, 1 - classes * lowest / total)
+
+
+def _near_uniform_norm(z: Tensor, p: float, dim: int) -> Tensor:
+    """Return ``|C softmax(z) - 1|_p`` for small ``z``, which is overwritten; no 1 is subtracted.
+
+    With ``m = expm1(z)`` the deviations are ``(m_j - mean m) / (1 + mean m)``.
+    """
+    m = z.expm1_()
+    mean = m.mean(dim=dim, keepdim=True)
+    return vector_norm(m.sub_(mean), p, dim, work=m) / (1 + mean).flatten()
+
+
+def one_hot_norm(
+    logits: Tensor, p: float, temperature: float, dtype: torch.dtype | None = None
+) -> Tensor:
     """Return ``|softmax(f/T) - e_y|_p`` of each row, ``y`` its largest logit.
 
     The entry at ``y`` is the sum of the others: subtracting 1 from it would lose everything on a
@@ -90,12 +147,16 @@ def one_hot_norm(logits: Tensor, p: float, temperature: float) -> Tensor:
         logits: Shape ``[batch, classes]``, floating point. Memory of a few MB is used beside it.
         p: Order of the norm, positive; below 1 everything is computed in float64.
         temperature: Softmax temperature ``T``, positive.
+        dtype: What is computed in and returned: by default the logits' type, at least float32.
 
     Returns:
-        Norms without unit, shape ``[batch]``, in at least float32.
+        Norms without unit, shape ``[batch]``.
     """
+    dtype = dtype or torch.promote_types(logits.dtype, torch.float32)
 
-    def block_norm(f: Tensor, q: Tensor, dim: int) -> Tensor:
+    def block_norm(f: Tensor, scaled: Tensor, work: Tensor, dim: int) -> Tensor:
+        z = _divided(f, temperature, dim, out=scaled)
+        q = torch.softmax(z, dim, out=work)
         y = q.argmax(dim=dim, keepdim=True)
         top = q.gather(dim, y)
         others = q.scatter_(dim, y, 0).sum(dim=dim, keepdim=True)
@@ -106,39 +167,46 @@ def one_hot_norm(logits: Tensor, p: float, temperature: float) -> Tensor:
         if f.dtype == torch.float32:
             near = (share <= NEAR_ONE_HOT).nonzero().squeeze(1)
             if len(near):
-                norm[near] = one_hot_norm(f[near].double(), p, temperature).float()
+                rows = f.index_select(1 - dim, near).movedim(dim, 1)
+                norm[near] = one_hot_norm(rows, p, temperature, torch.float64).float()
         return norm
 
-    return _by_softmax(block_norm, logits, p, temperature)
+    return _by_blocks(block_norm, logits, torch.float64 if p < 1 else dtype, dtype)
 
 
-def _by_softmax(
-    block_norm: Callable[[Tensor, Tensor, int], Tensor],
+def _divided(f: Tensor, temperature: float, dim: int, out: Tensor) -> Tensor:
+    """Return ``f/T`` up to a constant a row, in ``out`` unless it is ``f`` itself."""
+    if temperature == 1:
+        return f
+    # Centred first: f/T alone would round at the size of a common offset of the logits.
+    return torch.sub(f, f.amax(dim=dim, keepdim=True), out=out).div_(temperature)
+
+
+def _by_blocks(
+    block_norm: Callable[[Tensor, Tensor, Tensor, int], Tensor],
     logits: Tensor,
-    p: float,
-    temperature: float,
+    dtype: torch.dtype,
+    result_type: torch.dtype,
 ) -> Tensor:
-    """Fill the result with ``block_norm(f, q, dim)`` over blocks of rows.
+    """Fill the result with ``block_norm(f, scaled, work, dim)`` over blocks of rows.
 
-    ``f`` are the block's logits ``[rows, classes]`` in the type worked in, ``q`` its softmax, free
-    to be overwritten, with the classes on axis ``dim``: ``[rows, classes]`` or, narrow, the other
-    way round.
+    ``f`` are the block's logits in ``dtype``, with the classes on axis ``dim``:
+    ``[rows, classes]`` or, narrow, the other way round. ``scaled`` and ``work`` are shaped alike,
+    free to be overwritten.
     """
     rows, classes = logits.shape
-    result_type = torch.promote_types(logits.dtype, torch.float32)
-    dtype = torch.float64 if p < 1 else result_type
     step = min(block_rows(classes, dtype, logits.device), max(1, rows))
-    scaled_block, softmax_block = logits.new_empty(2, step * classes, dtype=dtype)
+    blocks = logits.new_empty(3, step * classes, dtype=dtype)
     result = logits.new_empty(rows, dtype=result_type)
     for start in range(0, rows, step):
-        f = z = logits[start : start + step].to(dtype)
+        f = logits[start : start + step]
         shape, dim = ((classes, len(f)), 0) if classes <= NARROW else (tuple(f.shape), 1)
-        scaled = scaled_block[: f.numel()].view(shape)
-        if dim == 0:
-            z = torch.stack(f.unbind(1), out=scaled)
-        if temperature != 1:
-            # Centred first: f/T alone would round at the size of a common offset of the logits.
-            z = torch.sub(z, z.amax(dim=dim, keepdim=True), out=scaled).div_(temperature)
-        q = torch.softmax(z, dim, out=softmax_block[: f.numel()].view(shape))
-        result[start : start + step] = block_norm(f, q, dim)
+        taken, scaled, work = (block[: f.numel()].view(shape) for block in blocks)
+        if dim == 0 and f.dtype == dtype and f.t().is_contiguous():
+            f = f.t()
+        elif dim == 0:
+            f = torch.stack(f.to(dtype).unbind(1), out=taken)
+        elif f.dtype != dtype:
+            f = taken.copy_(f)
+        result[start : start + step] = block_norm(f, scaled, work, dim)
     return result

@@ -104,6 +104,7 @@ def evaluate_run(
     *,
     sets: Iterable[str] | None = None,
     replicates: int = REPLICATES,
+    backend: str = "auto",
 ) -> Evaluation:
     """Return the metrics of every question on every OOD set of a run, and their mean.
 
@@ -112,6 +113,7 @@ def evaluate_run(
         questions: What to score by.
         sets: Names of the sets to use; by default every set with a role.
         replicates: Bootstrap replicates; 0 leaves the intervals out (None).
+        backend: As of :func:`gradscore.scores.answer.iterate_scores`.
 
     Returns:
         The ID accuracy and the rows, by question in the order given, then by ID and OOD set in
@@ -124,7 +126,7 @@ def evaluate_run(
     store = open_store(run)
     ids, oods = choose_sets(store, sets)
     questions = list(dict.fromkeys(questions))
-    scored = score_sets(store, [*ids, *oods], questions)
+    scored = score_sets(store, [*ids, *oods], questions, backend)
     rows = []
     for name in ids:
         figures = _figures(scored[name], [scored[ood] for ood in oods], replicates)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gradscore.deviation import NARROW
 from gradscore.errors import InvalidArgument
 from gradscore.kernels import use_triton
 from gradscore.last_layer import (
@@ -24,8 +25,11 @@ from gradscore.last_layer import (
 from gradscore.norms import check_order
 from gradscore.objective import check_target, check_temperature
 
-BLOCK_BYTES = 16 << 20
-"""Logits made at once: enough rows for the product's full speed, few enough for outer caches."""
+BLOCK_BYTES = 32 << 20
+"""Features or logits at once: enough rows for the product's full speed, few enough for caches."""
+
+BLOCK_ROWS = 768
+"""Fewest rows at once, if that many come: each block reads the whole weight again."""
 
 FUSED_FEATURES = 256
 """Most features for which a second product costs less than writing and reading the logits."""
@@ -138,18 +142,30 @@ def _logits(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield some rows and their logits, in a block that the next rows overwrite."""
     dtype, classes = _raised(features), len(weight)
-    step = max(1, min(len(features), BLOCK_BYTES // (classes * dtype.itemsize)))
-    block = features.new_empty(step, classes, dtype=dtype)
-    transposed = weight.to(dtype).t()
+    narrow = classes <= NARROW
+    weight = weight.to(dtype)
+    if bias is not None:
+        bias = bias.to(dtype)[:, None] if narrow else bias.to(dtype)
+    step = BLOCK_BYTES // (max(weight.shape) * dtype.itemsize)
+    step = max(1, min(len(features), max(step, BLOCK_ROWS)))
+    block = features.new_empty(step * classes, dtype=dtype)
     for start in range(0, len(features), step):
         rows = slice(start, start + step)
         x = features[rows].to(dtype)
-        logits = block[: len(x)]
-        if bias is None:
-            torch.mm(x, transposed, out=logits)
+        if narrow:
+            # The classes go first, as the score wants them; so the product is faster, too.
+            logits = _product(weight, x.t(), bias, block).t()
         else:
-            torch.addmm(bias.to(dtype), x, transposed, out=logits)
+            logits = _product(x, weight.t(), bias, block)
         yield rows, logits
+
+
+def _product(left: Tensor, right: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
+    """Return ``left right + bias``, written into ``block``."""
+    out = block[: len(left) * right.shape[1]].view(len(left), right.shape[1])
+    if bias is None:
+        return torch.mm(left, right, out=out)
+    return torch.addmm(bias, left, right, out=out)
 
 
 def _fused(backend: str, *tensors: Tensor | None) -> bool:

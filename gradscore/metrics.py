@@ -5,7 +5,10 @@ by ranks, exactly: both sides are sorted once, and a replicate of the bootstrap 
 weight vectors over the sorted values, so that no replicate sorts anything.
 """
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -131,16 +134,25 @@ def bootstrap(
     draws = [np.random.default_rng([seed, place]) for place in range(len(sizes))]
     step = max(1, BLOCK_ENTRIES // max(sizes))
     result = np.empty((replicates, len(id_rows), len(ood_rows), len(METRICS)))
-    for start in range(0, replicates, step):
-        part = slice(start, min(start + step, replicates))
-        count = part.stop - start
-        kept, *swapped = (
-            _cumulative_draw(rng, size, count) for rng, size in zip(draws, sizes, strict=True)
-        )
-        for k, row in enumerate(rankings):
-            for j, ranking in enumerate(row):
-                result[part, k, j] = ranking.metrics(kept, swapped[j])
+    # NumPy lets other threads run while it computes.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, replicates, step):
+            part = slice(start, min(start + step, replicates))
+            kept, *swapped = (
+                _cumulative_draw(rng, size, part.stop - start)
+                for rng, size in zip(draws, sizes, strict=True)
+            )
+            resample = partial(_resampled, kept=kept, swapped=swapped)
+            result[part] = np.stack(list(pool.map(resample, rankings)), axis=1)
     return result
+
+
+def _resampled(
+    rankings: Sequence["_Ranking"], kept: NDArray, swapped: Sequence[NDArray]
+) -> NDArray[np.float64]:
+    """Return one score's metrics on each set under drawn weights, ``[replicates, sets, 4]``."""
+    each = zip(rankings, swapped, strict=True)
+    return np.stack([ranking.metrics(kept, weights) for ranking, weights in each], axis=1)
 
 
 def interval(samples: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -174,11 +186,13 @@ class _Ranking:
         self.n, self.m = len(id_scores), len(ood_scores)
         # Negated, so that "at least v" is a prefix of the sorted scores.
         ids, oods = np.sort(-id_scores), np.sort(-ood_scores)
-        self.id_end, first = _ends(ids), ids[_starts(ids)]
+        self.id_ends, first = _groups(ids)
         self.ood_at_least = np.searchsorted(oods, first, side="right")
-        self.ood_end, first = _ends(oods), oods[_starts(oods)]
+        self.ood_ends, first = _groups(oods)
         self.id_above = np.searchsorted(ids, first, side="left")
         self.id_at_least = np.searchsorted(ids, first, side="right")
+        if np.array_equal(self.id_above, self.id_at_least):
+            self.id_at_least = self.id_above
 
     def metrics(self, id_weights: NDArray, ood_weights: NDArray) -> NDArray[np.float64]:
         """Return the metrics for cumulated weights of the sorted scores.
@@ -191,24 +205,24 @@ class _Ranking:
             Shape ``[replicates, 4]``.
         """
         n, m = self.n, self.m
-        id_kept = id_weights.take(self.id_end, axis=1)
+        id_ends, ood_ends = _at(id_weights, self.id_ends), _at(ood_weights, self.ood_ends)
+        id_kept, id_mass, ood_mass = id_ends[:, 1:], np.diff(id_ends), np.diff(ood_ends)
         ood_kept = ood_weights.take(self.ood_at_least, axis=1)
-        ood_end = ood_weights.take(self.ood_end, axis=1)
-        id_above = id_weights.take(self.id_above, axis=1)
-        id_at_least = id_weights.take(self.id_at_least, axis=1)
+        id_above = id_at_least = id_weights.take(self.id_above, axis=1)
+        if self.id_at_least is not self.id_above:
+            id_at_least = id_weights.take(self.id_at_least, axis=1)
 
-        ood_mass = np.diff(ood_end, axis=1, prepend=0)
         wins = np.einsum("rk,rk->r", ood_mass, (id_above + id_at_least) * 0.5)
         # 95% of n in whole numbers: 0.95 * n is not exact.
         threshold = (id_kept >= (95 * n + 99) // 100).argmax(axis=1)
         accepted = np.take_along_axis(ood_kept, threshold[:, None], axis=1)[:, 0]
         # From below, a group is reached together with everything of the other side up to it.
-        ood_rejected = m - (ood_end - ood_mass)
+        ood_rejected = m - ood_ends[:, :-1]
         return np.stack(
             [
                 wins / (n * m),
                 accepted / m,
-                _average_precision(np.diff(id_kept, axis=1, prepend=0), id_kept, ood_kept, n),
+                _average_precision(id_mass, id_kept, ood_kept, n),
                 _average_precision(ood_mass, ood_rejected, n - id_above, m),
             ],
             axis=1,
@@ -231,10 +245,17 @@ def _cumulative_draw(rng: np.random.Generator, size: int, count: int) -> NDArray
     return np.cumsum(counts.reshape(count, size + 1), axis=1, dtype=np.int32)
 
 
-def _starts(ordered: NDArray) -> NDArray[np.bool_]:
-    return np.concatenate([[True], ordered[1:] != ordered[:-1]])
+def _groups(ordered: NDArray) -> tuple[NDArray[np.intp] | None, NDArray]:
+    """Return where groups of equal values end, after a zero, and each group's value.
+
+    The ends are None where all values differ: each value is then its own group.
+    """
+    differ = ordered[1:] != ordered[:-1]
+    if differ.all():
+        return None, ordered
+    ends = np.concatenate([[0], np.flatnonzero(differ) + 1, [len(ordered)]])
+    return ends, ordered[ends[:-1]]
 
 
-def _ends(ordered: NDArray) -> NDArray[np.intp]:
-    """Return how many values stand up to the end of each group of equal ones."""
-    return np.append(np.flatnonzero(_starts(ordered))[1:], len(ordered))
+def _at(weights: NDArray, ends: NDArray[np.intp] | None) -> NDArray:
+    return weights if ends is None else weights.take(ends, axis=1)

@@ -170,7 +170,9 @@ def kl_divergence(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """
     z = logits.double() / check_temperature(temperature)
     z = z - z.mean(dim=1, keepdim=True)
-    sharp = torch.logsumexp(z, dim=1) - math.log(z.shape[1])
-    small = torch.log1p((z.expm1() - z).mean(dim=1))
-    value = torch.where(z.abs().amax(dim=1) < 1, small, sharp)
+    value = torch.logsumexp(z, dim=1) - math.log(z.shape[1])
+    near = (z.abs().amax(dim=1) < 1).nonzero().squeeze(1)
+    if len(near):
+        z = z[near]
+        value[near] = torch.log1p((z.expm1() - z).mean(dim=1))
     return value.to(torch.promote_types(logits.dtype, torch.float32))

@@ -342,7 +342,27 @@ def test_workers_and_shards_change_nothing(tmp_path):
     extract(make_model(), DIGITS, tmp_path / "two", workers=2, shard_rows=8, **SMALL)
     assert same(recorded(tmp_path / "one"), recorded(tmp_path / "two"))
     settings = RunStore(tmp_path / "two").sets["digits"].passes["base"][0].settings
-    assert settings == {"device": "cpu", "batch_size": 8, "workers": 2}
+    assert settings == {
+        "device": "cpu",
+        "batch_size": 8,
+        "workers": 2,
+        "layout": "channels_first",
+    }
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_a_forward_alone_has_the_channels_last(tmp_path, layers):
+    model, seen = make_model(), []
+    model[0] = nn.Conv2d(3, 4, 3)
+    model.preprocessing = Preprocessing(None, None, (0.5,), (0.5,), mode="RGB")
+    model[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    store = extract(model, DIGITS, tmp_path, layers=layers, **SMALL)
+    (shard,) = store.sets["digits"].passes["base"]
+    last = layers == "last"
+    assert shard.settings["layout"] == ("channels_last" if last else "channels_first")
+    assert seen[-1].is_contiguous(memory_format=torch.channels_last) is last
+    expected = model(seen[-1].contiguous()).detach().numpy()
+    np.testing.assert_allclose(recorded(tmp_path)["logits"][-4:], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_fields_of_the_preprocessing_can_be_overridden(tmp_path):

@@ -1,8 +1,10 @@
-"""How close extraction comes to its limit: the bare forward over the same loader.
+"""How close extraction comes to its limit: the bare loop over the same loader.
 
-Both are run in turn, several times, over the same images (random ones, held in an .npz, so that
-decoding costs as little as it can and the model's share is largest). Each figure runs from the
-first batch asked for to the last row safely on disk; setting up is left out of both.
+For ``--layers last`` the bare loop is ``for x in loader: model(x)``, with the channels where
+extraction has them; with norms it is decoding and :func:`gradscore.gradient_norms`, and nothing
+else. Both are run in turn, several times, over the same images (random ones, held in an .npz, so
+that decoding costs as little as it can and the model's share is largest). Each figure runs from
+the first batch asked for to the last row safely on disk; setting up is left out of both.
 """
 
 import platform
@@ -18,6 +20,7 @@ import torch
 from torch import nn
 
 from gradscore.data import batch_spans, load_batches, open_set
+from gradscore.engine import gradient_norms
 from gradscore.extraction import extract
 from gradscore.models import create_model
 
@@ -32,7 +35,7 @@ class Throughput:
 
     Attributes:
         extract: Images a second of extraction, median of the repeats.
-        bare: Images a second of ``for x in loader: model(x)``, median of the repeats.
+        bare: Images a second of the bare loop, median of the repeats.
         fraction: Their ratio, median over the pairs of neighbouring runs.
         lowest: Its lowest value.
         highest: Its highest.
@@ -98,7 +101,7 @@ def measure(
             how = {"batch_size": batch_size, "workers": workers}
             pairs = []
             for number in range(repeats + 1):
-                bare = _bare_seconds(model, source, device, **how)
+                bare = _bare_seconds(model, source, device, layers, **how)
                 clock = _Clock()
                 run = Path(folder, f"run-{number}")
                 sets = {"random": (None, source)}
@@ -123,7 +126,7 @@ def measure(
 
 
 def _bare_seconds(
-    model: nn.Module, source: Path, device: str, *, batch_size: int, workers: int
+    model: nn.Module, source: Path, device: str, layers: str, *, batch_size: int, workers: int
 ) -> float:
     images = open_set(source)
     loader = load_batches(
@@ -134,9 +137,15 @@ def _bare_seconds(
         pin_memory=device == "cuda",
     )
     began = time.perf_counter()
-    with torch.inference_mode():
-        for batch in loader:
-            model(batch.images.to(device, non_blocking=True))
+    for batch in loader:
+        images = batch.images.to(device, non_blocking=True)
+        if layers != "last":
+            gradient_norms(model, images, layers=layers)
+            continue
+        if device == "cpu":
+            images = images.contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            model(images)
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - began

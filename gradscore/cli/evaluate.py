@@ -4,6 +4,7 @@ import click
 
 from gradscore.cli.console import notice, print_table, wide
 from gradscore.cli.options import (
+    backend_option,
     chained,
     output_option,
     question_options,
@@ -17,8 +18,14 @@ FIGURES = {"AUROC": "auroc", "FPR95": "fpr95", "AUPR-in": "aupr_in", "AUPR-out":
 
 
 @click.command(short_help="Print how well each score tells ID from OOD.")
-@chained(run_option, question_options, output_option(".csv, .md, .json, .parquet"), quiet_option)
-def evaluate(run_path, sets, methods, output, quiet, **options) -> None:
+@chained(
+    run_option,
+    question_options,
+    backend_option,
+    output_option(".csv, .md, .json, .parquet"),
+    quiet_option,
+)
+def evaluate(run_path, sets, methods, backend, output, quiet, **options) -> None:
     """Print ID accuracy, then AUROC, FPR95, AUPR-in and AUPR-out of each method in percent.
 
     Intervals are 95% bootstrap percentiles. Files hold fractions.
@@ -31,7 +38,7 @@ def evaluate(run_path, sets, methods, output, quiet, **options) -> None:
     if output:
         check_ending(output, ROW_ENDINGS)
     questions = ask(run, methods, options, quiet=quiet)
-    evaluation = evaluate_run(run, questions, sets=sets or None)
+    evaluation = evaluate_run(run, questions, sets=sets or None, backend=backend)
     show_evaluation(evaluation)
     if output:
         write_evaluation(output, evaluation)

@@ -83,6 +83,15 @@ run_option = click.option(
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress, no notices.")
 
 
+backend_option = click.option(
+    "--backend",
+    type=click.Choice(["auto", "torch", "triton"]),
+    default="auto",
+    show_default=True,
+    help="What computes the closed form. triton: on CUDA; auto: torch, as fast as rows are read.",
+)
+
+
 def output_option(endings: str) -> Callable:
     """Return an ``-o`` option whose help names the endings that the command writes."""
     return click.option("-o", "--output", metavar="FILE", help=f"Write the result ({endings}).")

@@ -4,6 +4,7 @@ import click
 
 from gradscore.cli.console import notice, print_table
 from gradscore.cli.options import (
+    backend_option,
     chained,
     output_option,
     question_options,
@@ -15,8 +16,10 @@ SHOWN = 5
 
 
 @click.command(short_help="Score every image of a run.")
-@chained(run_option, question_options, output_option(".csv, .parquet"), quiet_option)
-def score(run_path, sets, methods, output, quiet, **options) -> None:
+@chained(
+    run_option, question_options, backend_option, output_option(".csv, .parquet"), quiet_option
+)
+def score(run_path, sets, methods, backend, output, quiet, **options) -> None:
     """Score every image of a run; higher means more in-distribution.
 
     Without -o a summary of each set and its first images are shown.
@@ -30,7 +33,7 @@ def score(run_path, sets, methods, output, quiet, **options) -> None:
     if output:
         check_ending(output, SCORE_ENDINGS)
     questions = make_questions(methods or ("gradnorm",), **options)
-    blocks = iterate_scores(run, sets or list(run.sets), questions)
+    blocks = iterate_scores(run, sets or list(run.sets), questions, backend)
     if output:
         count = write_scores(output, blocks)
         notice(f"Wrote the scores of {count:,} images to {output}.", quiet=quiet)

@@ -175,7 +175,12 @@ def extract(
                     size = recorded_batch_size(entry, names, place.type) or find_batch_size(
                         computer, image, place
                     )
-                settings = {"device": place.type, "batch_size": size, "workers": workers}
+                settings = {
+                    "device": place.type,
+                    "batch_size": size,
+                    "workers": workers,
+                    "layout": computer.layout,
+                }
                 loader = load_batches(
                     opened[name],
                     subject.preprocessing,

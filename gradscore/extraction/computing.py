@@ -53,6 +53,16 @@ class Computer:
         }
 
     @property
+    def layout(self) -> str:
+        """How a batch lies in memory: ``channels_last`` or ``channels_first``.
+
+        A forward alone on a CPU takes 0.6 to 0.8 of the time with the channels last (a transformer
+        the same); with a backward and the rules it takes 1.1 to 1.3 times as long.
+        """
+        forward_only = not (self._passes or self._probes or self.on_cuda)
+        return "channels_last" if forward_only else "channels_first"
+
+    @property
     def on_cuda(self) -> bool:
         """Whether results are copied from a GPU."""
         return self._network.device.type == "cuda"
@@ -68,6 +78,8 @@ class Computer:
             ModelError: If the model does not return logits, or memory does not suffice.
         """
         images = images.to(self._network.device, non_blocking=True)
+        if self.layout == "channels_last":
+            images = images.contiguous(memory_format=torch.channels_last)
         with memory_for(images):
             rows = _joined([self._base_and_norms(part) for part in self._parts(images)])
             for probe in self._probes:

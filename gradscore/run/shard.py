@@ -87,7 +87,7 @@ class OpenShard:
             dataset = self._file[field]
             if h5py.check_string_dtype(dataset.dtype):
                 rows = dataset[start:stop]
-                return np.array([text.decode() for text in rows], dtype=object)
+                return np.array([text.decode() for text in rows.tolist()], dtype=object)
             result = np.empty((stop - start, *dataset.shape[1:]), dataset.dtype)
             if result.size:
                 dataset.read_direct(result, np.s_[start:stop])

@@ -251,7 +251,7 @@ class RunStore:
             arrays: Pass name to its arrays, each ``[rows, ...]``, with ``index`` among them.
             span: First image covered, and the one after the last.
             failed: Images of the span that have no row.
-            settings: Device, batch size and worker count, recorded beside the shard.
+            settings: Device, batch size, worker count and layout, recorded beside the shard.
 
         Raises:
             RunError: If a file cannot be written, or the run was not opened for writing.

@@ -1,6 +1,7 @@
 """Answer many questions about recorded sets from one read of the run."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,15 +10,20 @@ import torch
 from numpy.typing import NDArray
 
 from gradscore.errors import InvalidArgument, RunError
+from gradscore.kernels import use_triton
 from gradscore.scores import find_method
 from gradscore.scores.block import Block
-from gradscore.scores.question import Question, column_names
+from gradscore.scores.question import Needs, Question, column_names
 
 ROWS = 1024
 """Rows read at once; the outputs of 21,843 classes then take 90 MB."""
 
 KEPT_ROWS = 64
 """The same where activations are read: those of one image can take megabytes."""
+
+
+LIGHT = 3
+"""Most norms of the closed form, beside no other work, that take less time than reading."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Scores:
 
 
 def iterate_scores(
-    run: Any, sets: Iterable[str], questions: Sequence[Question]
+    run: Any, sets: Iterable[str], questions: Sequence[Question], backend: str = "auto"
 ) -> Iterator[Scores]:
     """Yield the scores of blocks of rows, set by set, in the order of the manifests.
 
@@ -57,12 +63,15 @@ def iterate_scores(
         run: The run's store.
         sets: Names of the sets.
         questions: What to answer; equal ones are answered once.
+        backend: ``triton`` takes the rows to a CUDA device for ``gradnorm`` of the last layer;
+            ``torch`` and ``auto`` do not: reading them takes longer than scoring them here.
 
     Yields:
         Scores of consecutive rows.
 
     Raises:
-        InvalidArgument: If there is no question, or a set is unknown.
+        InvalidArgument: If there is no question, a set or the backend is unknown, or triton
+            cannot run here or has nothing to do.
         NotRecorded: If the run does not hold what a question needs, or a set is unfinished.
         RunError: If a recorded value is not finite; the message names its row.
     """
@@ -72,6 +81,7 @@ def iterate_scores(
     names = known_sets(run, sets)
     methods = [find_method(question.method) for question in questions]
     needs = [m.plan(question, run) for m, question in zip(methods, questions, strict=True)]
+    device = _kernel_device(backend, needs)
     states = [
         m.fit(question, run) if m.fit else None
         for m, question in zip(methods, questions, strict=True)
@@ -83,18 +93,20 @@ def iterate_scores(
     passes = tuple(dict.fromkeys(name for need in needs for name in need.passes))
     rows = KEPT_ROWS if any(name.startswith("keep-") for name in passes) else ROWS
     shared = {norm for need in needs for norm in need.shared}
+    threads = _computing_threads(needs)
     for name in names:
         run.require_complete(name, ("base", *passes))
     for name in names:
         for arrays in run.blocks(name, fields=fields, norms=passes, rows=rows):
-            block = Block(arrays, shared)
-            _check_finite(block, name, fields, passes)
-            scored = {
-                column: method.score(question, block, state).numpy()
-                for column, method, question, state in zip(
-                    columns, methods, questions, states, strict=True
-                )
-            }
+            block = Block(arrays, shared, device)
+            with _torch_threads(threads):
+                _check_finite(block, name, fields, passes)
+                scored = {
+                    column: method.score(question, block, state).numpy()
+                    for column, method, question, state in zip(
+                        columns, methods, questions, states, strict=True
+                    )
+                }
             for column, values in scored.items():
                 _check_rows(values[:, None], column, name, arrays)
             yield Scores(
@@ -107,13 +119,16 @@ def iterate_scores(
             )
 
 
-def score_sets(run: Any, sets: Iterable[str], questions: Sequence[Question]) -> dict[str, Scores]:
+def score_sets(
+    run: Any, sets: Iterable[str], questions: Sequence[Question], backend: str = "auto"
+) -> dict[str, Scores]:
     """Return every set's scores, all questions answered from one read.
 
     Args:
         run: The run's store.
         sets: Names of the sets.
         questions: What to answer; equal ones are answered once.
+        backend: As of :func:`iterate_scores`.
 
     Returns:
         Set name to its scores, rows in the order of its manifest.
@@ -126,7 +141,7 @@ def score_sets(run: Any, sets: Iterable[str], questions: Sequence[Question]) -> 
     filled: dict[str, Scores] = {}
     places: dict[str, int] = {}
     names = known_sets(run, sets)
-    for scored in iterate_scores(run, names, questions):
+    for scored in iterate_scores(run, names, questions, backend):
         start = places.setdefault(scored.set, 0)
         places[scored.set] = stop = start + len(scored)
         # Whole arrays from the start: small ones left among a block's temporaries would keep
@@ -168,13 +183,54 @@ def _empty(like: Scores, rows: int) -> Scores:
     return Scores(like.set, *arrays, {column: np.empty(rows) for column in like.columns})
 
 
+def _kernel_device(backend: str, needs: Sequence[Needs]) -> str | None:
+    """Return where the Triton kernels shall score the last layer; None for torch, here.
+
+    Raises:
+        InvalidArgument: If the backend is unknown, or triton cannot run or has nothing to do.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    asked = use_triton(backend, torch.empty(0, device=device)) and backend == "triton"
+    # Of the closed form's questions only gradnorm itself takes features and logits together.
+    if asked and not any({"features", "logits"} <= set(n.fields) and n.shared for n in needs):
+        raise InvalidArgument(
+            "Expected a question that backend 'triton' serves: gradnorm with layers last."
+        )
+    return device if asked else None
+
+
+def _computing_threads(needs: Sequence[Needs]) -> int:
+    """Return how many of torch's threads shall compute beside the one that reads.
+
+    Where reading is what takes the time, it must have a core for itself: a thread of torch that
+    shares it keeps all others waiting, and those wait by spinning.
+    """
+    norms = {norm for need in needs for norm in need.shared}
+    light = len(norms) <= LIGHT and all(need.shared for need in needs)
+    threads = torch.get_num_threads()
+    return max(1, threads - 1) if light else threads
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    """Let torch use ``count`` threads meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _check_finite(block: Block, name: str, fields: Iterable[str], passes: Iterable[str]) -> None:
     recorded = [(field, getattr(block, field)) for field in fields if hasattr(Block, field)]
     recorded += [(passed, block.recorded(passed)) for passed in passes]
     for what, values in recorded:
-        # The extremes are NaN or infinite where any entry is.
-        extremes = torch.stack(values.flatten(1).aminmax(dim=1), dim=1)
-        _check_rows(extremes.numpy(), what, name, block.arrays)
+        # A sum is not finite where any entry is not: one cheap pass, and a second where large
+        # entries overflow it.
+        rows = values.flatten(1)
+        if not rows.sum(dim=1).isfinite().all():
+            _check_rows(rows.numpy(), what, name, block.arrays)
 
 
 def _check_rows(values: NDArray, what: str, name: str, arrays: Any) -> None:

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradscore.last_layer import deviation_norm, feature_norm
+from gradscore.deviation import one_hot_norm, uniform_norm
+from gradscore.last_layer import feature_norm
 from gradscore.scores.orders import deviation_norms, norms_of_orders
 
 PLAIN_ORDERS = frozenset((1.0, 2.0, math.inf))
@@ -35,10 +36,17 @@ class Block:
 
     Attributes:
         arrays: The recorded arrays by name, as read from the run; each ``[rows, ...]``.
+        device: Where the Triton kernels shall score the last layer; None for torch, here.
     """
 
-    def __init__(self, arrays: Mapping[str, NDArray], shared: Iterable[Shared] = ()) -> None:
+    def __init__(
+        self,
+        arrays: Mapping[str, NDArray],
+        shared: Iterable[Shared] = (),
+        device: str | None = None,
+    ) -> None:
         self.arrays = arrays
+        self.device = device
         self._orders = defaultdict(set)
         for norm in shared:
             self._orders[norm[1:]].add(norm.p)
@@ -86,6 +94,6 @@ class Block:
     def _plain_norm(self, wanted: Shared) -> Tensor:
         if wanted.target is None:
             return feature_norm(self.features, p=wanted.p)
-        how = {"temperature": wanted.temperature, "target": wanted.target}
+        norm = uniform_norm if wanted.target == "uniform" else one_hot_norm
         # In float64: confident inputs differ in V by less than float32 tells apart.
-        return deviation_norm(self.logits.double(), p=wanted.p, **how)
+        return norm(self.logits, wanted.p, wanted.temperature, torch.float64)

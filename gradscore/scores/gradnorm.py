@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gradscore.last_layer import last_layer_score
 from gradscore.norms import combine_norms
 from gradscore.replay import PASS_PREFIX, Replay
 from gradscore.scores.block import Block, Shared
@@ -30,6 +31,8 @@ def _plan_gradnorm(question: Question, run: Any) -> Needs:
 
 
 def _gradnorm(question: Question, block: Block, answer: NormColumns | Replay | None) -> Tensor:
+    if answer is None and block.device is not None:
+        return _launched(question, block)
     if answer is None:
         u, v = (block.norm(factor) for factor in _factors(question))
         classes = block.logits.shape[1] if question.target == "uniform" else 1
@@ -47,6 +50,12 @@ def _gradnorm(question: Question, block: Block, answer: NormColumns | Replay | N
         norm = combine_norms(norms.double().unbind(dim=1), question.p)
     # With a one-hot target ID inputs have the smaller gradient.
     return norm if question.target == "uniform" else -norm
+
+
+def _launched(question: Question, block: Block) -> Tensor:
+    how = {"p": question.p, "temperature": question.temperature, "target": question.target}
+    rows = (values.to(block.device) for values in (block.features, block.logits))
+    return last_layer_score(*rows, **how, backend="triton").double().cpu()
 
 
 def _answer(question: Question, run: Any) -> NormColumns | Replay | None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import linear
 
 import gradscore.deviation
+from gradscore.deviation import uniform_norm
 from gradscore.errors import InvalidArgument
 from gradscore.last_layer import deviation_norm, feature_norm, last_layer_score
 from gradscore.norms import vector_norm
@@ -115,6 +116,24 @@ def test_float32_keeps_its_digits(classes, target):
                 atol=1e-37,
                 msg=lambda text, p=p, t=temperature: f"p = {p}, T = {t}: {text}",
             )
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
+@pytest.mark.parametrize("classes", [10, 1000, 21843])
+def test_float64_from_float32_is_within_a_millionth_and_tells_confident_rows_apart(classes, p):
+    logits = torch.stack([row(classes) for row in LOGITS.values()])
+    for temperature in TEMPERATURES:
+        expected = vector_norm(uniform_deviation(logits.double(), temperature), p, dim=1)
+        found = uniform_norm(logits, p, temperature, torch.float64)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    gaps = torch.linspace(15, 25, 50)
+    confident = torch.cat([gaps[:, None], LOGITS["drawn"](classes - 1).expand(50, -1)], dim=1)
+    largest = vector_norm(torch.tensor([classes - 1.0] + [-1.0] * (classes - 1)).double(), p)
+    found = largest - uniform_norm(confident, p, 1.0, torch.float64)
+    exact = vector_norm(uniform_deviation(confident.double(), 1.0), p, dim=1)
+    assert found.diff().lt(0).all()
+    # What is left of float64 after the subtraction of numbers of size C.
+    torch.testing.assert_close(found, largest - exact, rtol=1e-5, atol=classes * 1e-15)
 
 
 def test_a_confident_sample_keeps_a_score_beyond_float32_rounding():

@@ -8,7 +8,7 @@ from recorded_run import ROLES, SIZES, drawn_norms, drawn_set, make_run, tensors
 
 from gradscore.errors import InvalidArgument, ModelError, NotRecorded, RunError
 from gradscore.run import RunStore
-from gradscore.scores import METHODS, Question, column_names, make_questions
+from gradscore.scores import METHODS, Question, answer, column_names, make_questions
 from gradscore.scores.answer import iterate_scores, score_sets
 from gradscore.scores.columns import recorded_groups
 from gradscore.scores.orders import deviation_norms, norms_of_orders
@@ -86,6 +86,38 @@ def test_one_read_answers_all_questions_as_each_alone(run):
     for question, column in zip(questions, together.columns.values(), strict=True):
         (alone,) = score_sets(run, ["noise"], [question])["noise"].columns.values()
         assert column.tobytes() == alone.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("questions", "fewer"),
+    [([Question("gradnorm"), Question("u")], 1), ([Question("gradnorm"), Question("kl")], 0)],
+    ids=["light", "heavy"],
+)
+def test_a_thread_is_left_to_reading_only_while_a_light_block_is_scored(
+    run, monkeypatch, questions, fewer
+):
+    threads = []
+    check = answer._check_finite
+    monkeypatch.setattr(
+        answer, "_check_finite", lambda *a: (threads.append(torch.get_num_threads()), check(*a))
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for _ in iterate_scores(run, ["noise"], questions):
+            assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [3 - fewer] * 2
+
+
+def test_a_large_finite_value_is_no_damage(tmp_path):
+    def enlarge(name, arrays):
+        arrays["features"][:, :3] = 3e38
+
+    run = RunStore(make_run(tmp_path / "run", change=enlarge))
+    (scores,) = score_sets(run, ["noise"], [Question("u", p=math.inf)]).values()
+    assert len(scores) == 25
 
 
 def test_rows_keep_the_order_of_the_manifest(run):

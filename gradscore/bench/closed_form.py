@@ -5,19 +5,23 @@ on a CPU, a copy's bytes on CUDA); from features and head, the bare matrix produ
 
 Peers: ``backward``, one backward a row with one layer kept, as the authors' code does; ``fresh``,
 one backward a row with a ``Linear`` made anew for it, as OpenOOD does; ``vmap``, per-sample
-gradients by ``vmap(grad)``. They run on fewer rows, and are given as time a row.
+gradients by ``vmap(grad)``; ``pytorch-ood``, its detector on the layer alone. They run on fewer
+rows, and are given as time a row.
 """
 
+import copy
 import math
 import platform
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, log_softmax
 
+from gradscore.bench.peers import pytorch_ood
 from gradscore.bench.timing import fraction, interleaved
 from gradscore.last_layer import last_layer_score
 from gradscore.linear_head import head_score
@@ -153,11 +157,14 @@ def _peers(x: Tensor, weight: Tensor, bias: Tensor) -> dict[str, Callable[[], ob
         return -log_softmax(linear(sample, w, bias), dim=-1).mean()
 
     gradients = torch.func.vmap(torch.func.grad(loss_of), in_dims=(None, 0))
-    return {
+    peers: dict[str, Callable[[], object]] = {
         "backward a row": lambda: one_backward_a_row(lambda: kept),
         "backward a row, fresh layer": lambda: one_backward_a_row(fresh),
         "vmap(grad)": lambda: gradients(weight, x).abs().sum(dim=(1, 2)),
     }
+    if find_spec("pytorch_ood") is not None:
+        peers["pytorch-ood"] = pytorch_ood(copy.deepcopy(kept), ("weight",), x)
+    return peers
 
 
 def _record(

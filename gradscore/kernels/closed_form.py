@@ -1,8 +1,8 @@
 """The closed form over tiles of rows: one kernel, whose logits come from memory or from the head.
 
 The logits of a program's rows pass by twice, tile by tile: once for the largest and the sum of
-exponentials, kept online, once for the norm of the deviations. The digit rule is that of
-:mod:`gradscore.deviation`: float32 first, float64 for the rows that need it.
+exponentials, kept online, once for the norm of the deviations. Rows are computed in float32 first,
+and those within the bounds of :mod:`gradscore.deviation` again in float64.
 
 Read from memory, the second pass finds the logits in cache, so that every input is read once. Made
 from features and weight, they are never written, but multiplied twice: that pays where the inner

@@ -194,7 +194,8 @@ def _kernel_device(backend: str, needs: Sequence[Needs]) -> str | None:
     # Of the closed form's questions only gradnorm itself takes features and logits together.
     if asked and not any({"features", "logits"} <= set(n.fields) and n.shared for n in needs):
         raise InvalidArgument(
-            "Expected a question that backend 'triton' serves: gradnorm with layers last."
+            "Expected a question that backend 'triton' serves, gradnorm with layers last, "
+            "got none; choose --backend auto."
         )
     return device if asked else None
 

@@ -125,6 +125,20 @@ def test_tiles_are_small_and_hold_every_entry_once(
     assert (seen == 1).all()
 
 
+@pytest.mark.parametrize(
+    ("gradients", "tiling"),
+    [
+        ((9, 768, 192), (6, 768)),  # 3 a thread fit: 6 and 3, though 5 and 4 would be more even
+        ((16, 256, 2304), (2, 256)),  # more than a tile: still a sample a thread, and whole
+        ((16, 2048, 1024), (2, 512)),  # in bands of equal height
+        ((1, 10, 10), (1, 10)),
+    ],
+)
+def test_a_tile_holds_a_multiple_of_the_threads(gradients, tiling, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert tile_forms.Tiling.of(torch.empty(0), *gradients) == tiling
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(1, 4), st.integers(1, 5), st.integers(1, 6), st.integers(1, 6),

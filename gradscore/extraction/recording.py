@@ -55,16 +55,23 @@ def check_recording(
         if method not in RECORDED:
             raise InvalidArgument(f"Expected record {' or '.join(RECORDED)}, got {method!r}.")
     if epsilon and "odin" not in methods:
-        raise InvalidArgument("Expected epsilon with record odin only.")
+        raise InvalidArgument(
+            f"Expected epsilon with record odin only, got {epsilon[0]}; add --record odin."
+        )
     if fit is not None and "mahalanobis" not in methods:
-        raise InvalidArgument("Expected fit with record mahalanobis only.")
+        raise InvalidArgument(
+            f"Expected fit with record mahalanobis only, got {fit!r}; add --record mahalanobis."
+        )
     if "odin" in methods and not (epsilon and all(check_epsilon(e) for e in epsilon)):
         raise InvalidArgument(
             f"Expected epsilon > 0 to record odin with, got {', '.join(map(str, epsilon)) or None}"
-            "; without perturbation the logits of every run answer it."
+            "; without perturbation the logits of every run answer it, with it give --epsilon E."
         )
     if "mahalanobis" in methods and fit is None:
-        raise InvalidArgument("Expected a labelled ID set to fit to, to record mahalanobis with.")
+        raise InvalidArgument(
+            "Expected a labelled ID set to fit to, to record mahalanobis with, got none; "
+            "name it with --fit SET."
+        )
 
 
 def open_fit_set(run: Path, name: str, opened: Mapping[str, ImageSet], classes: int) -> ImageSet:

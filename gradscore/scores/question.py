@@ -66,7 +66,9 @@ class Question:
             if value is None:
                 value = method.options.get(option)
             if value is None and option in method.required:
-                raise InvalidArgument(f"Method {self.method} needs the option {option}.")
+                raise InvalidArgument(
+                    f"Method {self.method} needs the option {option}; give --{option}."
+                )
             if value is not None and option in _CHECKS:
                 value = _CHECKS[option](value)
             object.__setattr__(self, option, value)

@@ -1,23 +1,17 @@
-"""Norms of per-sample gradients of normalisation layers' scales, a tile of input at a time."""
+"""Per-sample gradients of normalisation layers' scale and shift, from one reading of the input."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from gradscore.rules.tile_forms import Tiling, abs_norms, spans
+from gradscore.rules.tile_forms import Tiling, spans
 
 
-def batch_norm_weight_norms(
-    x: Tensor,
-    g: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    eps: float,
-    samples: int,
-    orders: Sequence[float],
-) -> Tensor:
-    """Return the norms of ``sum over positions of g (x - mean) / sqrt(var + eps)``.
+def batch_norm_gradients(
+    x: Tensor, g: Tensor, mean: Tensor, var: Tensor, eps: float, samples: int
+) -> tuple[Tensor, Tensor]:
+    """Return the sums over positions of ``g (x - mean) / sqrt(var + eps)`` and of ``g``.
 
     The library's own backward, which reads input and output gradient once, gives them for every
     sample if the samples lie side by side in the channels.
@@ -29,14 +23,13 @@ def batch_norm_weight_norms(
         var: Fixed variance, shape ``[channels]``.
         eps: What is added to the variance.
         samples: Number of samples.
-        orders: Orders of the norm.
 
     Returns:
-        Norms, shape ``[samples, len(orders)]``.
+        Gradients of scale and shift, shape ``[samples, channels]`` each.
     """
     rows, channels = x.shape[:2]
     positions = x.shape[2:].numel()
-    gradient = torch.ops.aten.native_batch_norm_backward(
+    _, scale, shift = torch.ops.aten.native_batch_norm_backward(
         g.reshape(1, rows * channels, positions),
         x.reshape(1, rows * channels, positions),
         x.new_ones(rows * channels),
@@ -46,40 +39,39 @@ def batch_norm_weight_norms(
         None,
         False,
         eps,
-        (False, True, False),
-    )[1]
-    return abs_norms(gradient.reshape(samples, -1, channels).sum(dim=1), orders)
+        (False, True, True),
+    )
+    return tuple(sums.reshape(samples, -1, channels).sum(dim=1) for sums in (scale, shift))
 
 
-def scale_norms(
+def scale_and_shift_gradients(
     x: Tensor,
     g: Tensor,
     normalize: Callable[[Tensor], Tensor],
     dims: tuple[int, ...],
     samples: int,
-    orders: Sequence[float],
-) -> Tensor:
-    """Return the norms of ``sum over dims of g * normalize(x)`` where samples do not mix.
+) -> tuple[Tensor, Tensor]:
+    """Return the sums over some axes of ``g * normalize(x)`` and of ``g``, a tile at a time.
 
     Args:
-        x: Inputs, shape ``[samples * k, ...]``.
+        x: Inputs, shape ``[samples * k, ...]``, of which samples do not mix.
         g: Output gradients, shaped as ``x``.
         normalize: The normalisation without scale and shift, of any number of samples.
         dims: The axes of ``[samples, k, ...]`` that share one scale, ``k`` among them.
         samples: Number of samples.
-        orders: Orders of the norm.
 
     Returns:
-        Norms, shape ``[samples, len(orders)]``.
+        Gradients of scale and shift, shape ``[samples, ...]`` without ``dims``.
     """
     x, g = (tensor.unflatten(0, (samples, -1)) for tensor in (x, g))
     step = Tiling.of(x, samples, 1, x[:1].numel()).samples
-    parts = []
+    scales, shifts = [], []
     for part in spans(samples, step):
+        shifts.append(g[part].sum(dims))
         normalized = normalize(x[part].flatten(0, 1)).view(g[part].shape)
         if normalized.dtype == g.dtype:
             normalized = normalized.mul_(g[part])
         else:
             normalized = normalized * g[part]
-        parts.append(normalized.sum(dims))
-    return abs_norms(torch.cat(parts), orders)
+        scales.append(normalized.sum(dims))
+    return torch.cat(scales), torch.cat(shifts)

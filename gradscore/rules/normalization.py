@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gradscore.rules.norm_forms import batch_norm_weight_norms, scale_norms
-from gradscore.rules.rule import Call, GradientForm, NormForm, Rule
+from gradscore.rules.norm_forms import batch_norm_gradients, scale_and_shift_gradients
+from gradscore.rules.rule import Call, GradientForm, Rule
+from gradscore.rules.tile_forms import abs_norms
 
 SIGNATURES = {
     F.batch_norm: (
@@ -71,26 +72,32 @@ def trailing_bias(call: Call, argument: str, grad: Tensor) -> Tensor:
     return _over_leading(grad, call)
 
 
-def channel_weight_norms(
+def scale_and_shift_norms(
     call: Call, argument: str, grad: Tensor, orders: Sequence[float]
-) -> Tensor:
-    """Return norms of the gradient of a channel's scale, shape ``[samples, len(orders)]``."""
+) -> Tensor | None:
+    """Return norms of the gradient of scale or shift, shape ``[samples, len(orders)]``.
+
+    Both come from one reading of input and output gradient. Where the scale was not asked for,
+    there is no input to read, nor need of one.
+    """
+    if call.arguments["input"].is_meta:
+        return None
+    if argument not in call.memo:
+        scale, shift = _scale_and_shift(call, grad)
+        call.memo.update(weight=scale, bias=shift)
+    return abs_norms(call.memo.pop(argument), orders)
+
+
+def _scale_and_shift(call: Call, grad: Tensor) -> tuple[Tensor, Tensor]:
     x = call.arguments["input"]
     if call.function in BATCH:
         mean, var = call.arguments["running_mean"], call.arguments["running_var"]
-        eps = call.get("eps", 1e-5)
-        return batch_norm_weight_norms(x, grad, mean, var, eps, call.samples, orders)
-    dims = (1, *range(3, x.ndim + 1))
-    return scale_norms(x, grad, _normalization(call), dims, call.samples, orders)
-
-
-def trailing_weight_norms(
-    call: Call, argument: str, grad: Tensor, orders: Sequence[float]
-) -> Tensor:
-    """Return norms of the gradient of a feature's scale, shape ``[samples, len(orders)]``."""
-    x = call.arguments["input"]
-    dims = tuple(range(1, x.ndim + 1 - len(call.arguments["normalized_shape"])))
-    return scale_norms(x, grad, _normalization(call), dims, call.samples, orders)
+        return batch_norm_gradients(x, grad, mean, var, call.get("eps", 1e-5), call.samples)
+    if call.function in (*LAYER, *RMS):
+        dims = tuple(range(1, x.ndim + 1 - len(call.arguments["normalized_shape"])))
+    else:
+        dims = (1, *range(3, x.ndim + 1))
+    return scale_and_shift_gradients(x, grad, _normalization(call), dims, call.samples)
 
 
 def _normalization(call: Call) -> Callable[[Tensor], Tensor]:
@@ -112,27 +119,21 @@ def _over_leading(product: Tensor, call: Call) -> Tensor:
 
 
 def _pair(
-    name: str,
-    weight: GradientForm,
-    weight_norms: NormForm,
-    bias: GradientForm,
-    trailing: bool = False,
+    name: str, weight: GradientForm, bias: GradientForm, trailing: bool = False
 ) -> dict[str, Rule]:
+    norms = scale_and_shift_norms
     return {
-        "weight": Rule(name, weight, weight_norms, trailing=trailing),
-        "bias": Rule(f"{name} bias", bias, reads_data=False, trailing=trailing),
+        "weight": Rule(name, weight, norms, trailing=trailing),
+        "bias": Rule(f"{name} bias", bias, norms, reads_data=False, trailing=trailing),
     }
 
 
 _FAMILIES = (
-    (BATCH, _pair("batch norm", channel_weight, channel_weight_norms, channel_bias)),
-    (INSTANCE, _pair("instance norm", channel_weight, channel_weight_norms, channel_bias)),
-    (GROUP, _pair("group norm", channel_weight, channel_weight_norms, channel_bias)),
-    (
-        LAYER,
-        _pair("layer norm", trailing_weight, trailing_weight_norms, trailing_bias, trailing=True),
-    ),
-    (RMS, {"weight": Rule("rms norm", trailing_weight, trailing_weight_norms, trailing=True)}),
+    (BATCH, _pair("batch norm", channel_weight, channel_bias)),
+    (INSTANCE, _pair("instance norm", channel_weight, channel_bias)),
+    (GROUP, _pair("group norm", channel_weight, channel_bias)),
+    (LAYER, _pair("layer norm", trailing_weight, trailing_bias, trailing=True)),
+    (RMS, {"weight": Rule("rms norm", trailing_weight, scale_and_shift_norms, trailing=True)}),
 )
 RULES = {
     (function, argument): rule

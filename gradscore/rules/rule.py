@@ -1,7 +1,7 @@
 """What a rule is: the per-sample gradient of one call with respect to one of its arguments."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -20,11 +20,14 @@ class Call:
             side (``k > 1`` where a network folds windows or patches into the batch); parameters
             and constants are as they were passed.
         samples: Number of samples.
+        memo: What the rules of several arguments share, such as the scale's and the shift's
+            gradient, which one reading of input and output gradient gives.
     """
 
     function: Callable[..., Any]
     arguments: Mapping[str, Any]
     samples: int
+    memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return the argument ``name``, or ``default`` where the call left it out."""

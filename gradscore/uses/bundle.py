@@ -13,20 +13,19 @@ from torch import Tensor
 
 from gradscore.errors import ModelError
 from gradscore.norms import vector_norm
-from gradscore.rules import Call, Rule, find_rule
+from gradscore.rules import Rule, find_rule
 from gradscore.rules.tile_forms import reduce_tiles
 from gradscore.uses.arguments import Slot
+from gradscore.uses.arrival import Arrival
 from gradscore.uses.derivation import leaves_below, pull_back
 from gradscore.uses.forward import Forward
 from gradscore.uses.generic import call_gradients
-from gradscore.uses.layout import Layout, UseLayout
+from gradscore.uses.layout import UseLayout
 from gradscore.uses.standardisation import Standardisation
 from gradscore.uses.use import Use
 
 CHUNK_BYTES = {"cpu": 32 * 1024**2, "cuda": 1024**3}
 """Size of the per-sample gradients held at once where a rule has no cheaper form."""
-
-Grads = Sequence[Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -75,50 +74,49 @@ class Bundle:
         }
 
     def _rule_name(self, contribution: Contribution) -> str:
-        use, layout = self._at(contribution)
+        number = contribution.number
+        use, layout = self.forward.uses[number], self.forward.layouts[number]
+        assert layout is not None, "uses without a layout are served by the reference"
         rule = rule_for(use, layout, contribution.slot)
         name = rule.name if rule else f"generic ({use.name})"
         return name if contribution.direct else f"{name}, pulled back"
 
-    def _at(self, contribution: Contribution) -> tuple[Use, UseLayout]:
-        layout = self.forward.layouts[contribution.number]
-        assert layout is not None, "uses without a layout are served by the reference"
-        return self.forward.uses[contribution.number], layout
-
-    def norms(self, grads: Mapping[int, Grads], orders: Sequence[float]) -> dict[str, Tensor]:
+    def norms(self, arrivals: Mapping[int, Arrival], orders: Sequence[float]) -> dict[str, Tensor]:
         """Return norms ``[batch, len(orders)]`` of each parameter.
 
         Args:
-            grads: Output gradients of each use, by its number; uses on which the logits do not
-                depend are missing.
+            arrivals: What the backward brought to each use, by its number; uses on which the
+                logits do not depend are missing.
             orders: Orders of the norm.
 
         Raises:
             ModelError: If the model changed the input of a use in place after it was read.
         """
         arrived = [
-            c for c in self.contributions if any(g is not None for g in grads.get(c.number, ()))
+            c
+            for c in self.contributions
+            if c.number in arrivals and any(g is not None for g in arrivals[c.number].grads)
         ]
         if not arrived:
             return {}
         for contribution in arrived:
             _check_unchanged(self.forward.uses[contribution.number])
         if len(self.contributions) == len(self.names) == 1:
-            short = self._short_form(arrived[0], grads[arrived[0].number], orders)
+            short = self._short_form(arrived[0], arrivals[arrived[0].number], orders)
             if short is not None:
                 return {self.names[0]: short}
-        return self._by_chunks(arrived, grads, orders)
+        return self._by_chunks(arrived, arrivals, orders)
 
     def _short_form(
-        self, contribution: Contribution, grads: Grads, orders: Sequence[float]
+        self, contribution: Contribution, arrival: Arrival, orders: Sequence[float]
     ) -> Tensor | None:
-        use, layout = self._at(contribution)
-        rule = rule_for(use, layout, contribution.slot)
+        rule = rule_for(arrival.use, arrival.layout, contribution.slot)
         made_by = None if contribution.direct else Standardisation.of(contribution.tensor)
         if rule is None or (rule.norms is None if contribution.direct else made_by is None):
             return None
-        samples, argument = len(self.forward.logits), use.arguments.name(contribution.slot)
-        call, grad = call_for_rule(use, layout, grads, slice(0, samples))
+        samples = len(self.forward.logits)
+        argument = arrival.use.arguments.name(contribution.slot)
+        call, grad = arrival.call(slice(0, samples))
         if made_by is None:
             return rule.norms(call, argument, grad, orders)
         if rule.tiles is None:
@@ -127,7 +125,10 @@ class Bundle:
         return reduce_tiles(tiles, samples, orders, made_by.pull_back)
 
     def _by_chunks(
-        self, arrived: Sequence[Contribution], grads: Mapping[int, Grads], orders: Sequence[float]
+        self,
+        arrived: Sequence[Contribution],
+        arrivals: Mapping[int, Arrival],
+        orders: Sequence[float],
     ) -> dict[str, Tensor]:
         logits = self.forward.logits
         sizes = [shape.numel() for shape in self.shapes.values()]
@@ -137,32 +138,31 @@ class Bundle:
         norms: dict[str, list[Tensor]] = {name: [] for name in self.names}
         for start in range(0, len(logits), step):
             part = slice(start, min(start + step, len(logits)))
-            for name, gradient in self._gradients(arrived, grads, part).items():
+            for name, gradient in self._gradients(arrived, arrivals, part).items():
                 rows = gradient.reshape(len(gradient), -1)
                 rows = rows.abs() if rows.is_complex() else rows
                 norms[name].append(torch.stack([vector_norm(rows, p) for p in orders], dim=1))
         return {name: torch.cat(parts) for name, parts in norms.items() if parts}
 
     def _gradients(
-        self, arrived: Sequence[Contribution], grads: Mapping[int, Grads], part: slice
+        self, arrived: Sequence[Contribution], arrivals: Mapping[int, Arrival], part: slice
     ) -> dict[str, Tensor]:
         """Return the per-sample gradients of some samples, summed over uses, by parameter."""
         totals: dict[str, Tensor] = {}
         for contribution in arrived:
-            for name, gradient in self._pulled(contribution, grads, part):
+            for name, gradient in self._pulled(contribution, arrivals[contribution.number], part):
                 totals[name] = totals[name] + gradient if name in totals else gradient
         return totals
 
     def _pulled(
-        self, contribution: Contribution, grads: Mapping[int, Grads], part: slice
+        self, contribution: Contribution, arrival: Arrival, part: slice
     ) -> Iterator[tuple[str, Tensor]]:
-        use, layout = self._at(contribution)
-        arrived, slot = grads[contribution.number], contribution.slot
+        use, layout, slot = arrival.use, arrival.layout, contribution.slot
         rule = rule_for(use, layout, slot)
         if rule is None:
-            (gradient,) = call_gradients(use, layout, (slot,), arrived, part)
+            (gradient,) = call_gradients(use, layout, (slot,), arrival.grads, part)
         else:
-            call, grad = call_for_rule(use, layout, arrived, part)
+            call, grad = arrival.call(part)
             gradient = rule.gradient(call, use.arguments.name(slot), grad)
         if contribution.direct:
             yield contribution.sources[0], gradient
@@ -179,33 +179,6 @@ def rule_for(use: Use, layout: UseLayout, slot: Slot) -> Rule | None:
         return None
     moved = any(at.axis for at in (*layout.arguments.values(), *layout.outputs))
     return None if moved and not rule.trailing else rule
-
-
-def call_for_rule(use: Use, layout: UseLayout, grads: Grads, part: slice) -> tuple[Call, Tensor]:
-    """Return some samples of a call as a rule wants them, and its output gradient."""
-    (grad,) = grads
-    assert grad is not None, "contributions whose gradient did not arrive are left out"
-    grad = _rows(grad, layout.outputs[0], part)
-    values = {}
-    for slot, tensor in use.arguments.tensors:
-        if slot not in layout.arguments:
-            continue
-        rows = _rows(tensor, layout.arguments[slot], part)
-        if rows.dtype != grad.dtype and rows.is_floating_point() and grad.is_floating_point():
-            # Autocast hands over single precision and computes in half.
-            dtype = torch.promote_types(rows.dtype, grad.dtype)
-            rows, grad = rows.to(dtype), grad.to(dtype)
-        values[slot] = rows
-    call = Call(
-        use.arguments.function, use.arguments.replaced(values).named(), part.stop - part.start
-    )
-    return call, grad
-
-
-def _rows(x: Tensor, layout: Layout, part: slice) -> Tensor:
-    x = layout.batch_first(x)
-    start, stop = part.start * layout.rows, part.stop * layout.rows
-    return x if start == 0 and stop == len(x) else x[start:stop]
 
 
 def _check_unchanged(use: Use) -> None:

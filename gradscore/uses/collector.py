@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from gradscore.uses.arrival import Arrival
 from gradscore.uses.bundle import Bundle
 from gradscore.uses.forward import Forward
 
@@ -27,20 +28,26 @@ class Collector:
             for number in bundle.uses:
                 self._by_use.setdefault(number, []).append(bundle)
         self.wanted = tuple(self._by_use)
-        self._grads: dict[int, list[Tensor | None]] = {}
+        self._arrivals: dict[int, Arrival] = {}
 
     def listener(self, number: int, position: int) -> Callable[[Sequence[Tensor | None]], None]:
         """Return the hook that takes the gradient of one output of one use."""
 
         def arrive(arrived: Sequence[Tensor | None]) -> None:
-            use = self._forward.uses[number]
-            grads = self._grads.setdefault(number, [None] * len(use.edges))
-            grads[position] = use.edges[position].gradient(arrived)
-            if all(grad is not None for grad in grads):
+            arrival = self._arrival(number)
+            arrival.grads[position] = arrival.use.edges[position].gradient(arrived)
+            if all(grad is not None for grad in arrival.grads):
                 with torch.no_grad():
                     self._complete(number)
 
         return arrive
+
+    def _arrival(self, number: int) -> Arrival:
+        if number not in self._arrivals:
+            use, layout = self._forward.uses[number], self._forward.layouts[number]
+            assert layout is not None, "uses without a layout are served by the reference"
+            self._arrivals[number] = Arrival(use, layout)
+        return self._arrivals[number]
 
     def _complete(self, number: int) -> None:
         for bundle in self._by_use[number]:
@@ -51,7 +58,7 @@ class Collector:
 
     def _reduce(self, bundle: Bundle) -> None:
         del self._waiting[bundle]
-        self._found |= bundle.norms(self._grads, self._orders)
+        self._found |= bundle.norms(self._arrivals, self._orders)
         for number in bundle.uses:
             self._release(number)
 
@@ -59,7 +66,7 @@ class Collector:
         """Free a use's gradient, and its inputs, once no bundle waits for them."""
         if any(bundle in self._waiting for bundle in self._by_use[number]):
             return
-        self._grads.pop(number, None)
+        self._arrivals.pop(number, None)
         if self._last:
             self._forward.uses[number].release()
 

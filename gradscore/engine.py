@@ -68,21 +68,21 @@ def gradient_norms(
     p, temperature = check_order(p), check_temperature(temperature)
     check_target(target)
     check_images(images)
-    parameters = tuple(differentiable_parameters(model))
+    parameters = differentiable_parameters(model)
     groups = ModelGroups(model, images)
-    names = select(parameters, groups, layers)
+    names = select(tuple(parameters), groups, layers)
     if not len(images):
         check_eval_mode(model)
         dtype = torch.promote_types(images.dtype, torch.float32)
         empty = images.new_zeros(0, len(names), dtype=dtype)
         return GradientNorms(names, empty, p, dict.fromkeys(names, "no samples"), groups)
-    norms, rules = [], {}
+    selected = {name: parameters[name] for name in names}
+    norms = []
     for part in parts_of(images):
-        recording = record(model, part, names)
+        recording = record(model, part, selected)
         cotangent = logit_gradient(recording.logits, temperature, target)
         norms.append(recording.norms(cotangent, (p,), last=True)[0])
-        rules = recording.rules
-    return GradientNorms(names, torch.cat(norms), p, rules, groups)
+    return GradientNorms(names, torch.cat(norms), p, recording.rules, groups)
 
 
 def parts_of(images: Tensor) -> tuple[Tensor, ...]:
@@ -104,35 +104,28 @@ def parts_of(images: Tensor) -> tuple[Tensor, ...]:
     return images.split(-(-len(images) // -(-len(images) // most)))
 
 
-def record(model: nn.Module, images: Tensor, names: Sequence[str]) -> "Recording":
+def record(model: nn.Module, images: Tensor, selected: Mapping[str, Tensor]) -> "Recording":
     """Run one forward and record how it uses some parameters.
 
     Args:
         model: A classifier in eval mode; it is left as it is found.
         images: Its input, shape ``[batch, ...]``, at least one sample.
-        names: Names of the parameter tensors asked for.
+        selected: The parameter tensors asked for, by name.
 
     Returns:
         The recording, which answers for any gradient of the logits.
 
     Raises:
-        InvalidArgument: If a name is unknown, or there are no samples.
+        InvalidArgument: If there are no samples.
         ModelError: If the model is in train mode, or its output is not a matrix of logits.
     """
     check_images(images)
     if not len(images):
         raise InvalidArgument("Expected at least one image, got an empty batch.")
-    parameters = differentiable_parameters(model)
-    unknown = [name for name in names if name not in parameters]
-    if unknown:
-        raise InvalidArgument(
-            f"Expected names of parameters of the model, got {unknown[0]!r}; "
-            f"known are {', '.join(parameters)}."
-        )
     with torch.inference_mode(False):
         images = images.clone() if images.is_inference() else images.detach()
-        forward = record_forward(model, images, {name: parameters[name] for name in names})
-    return Recording(model, images, tuple(names), parameters, forward)
+        forward = record_forward(model, images, selected)
+    return Recording(model, images, selected, forward)
 
 
 class Recording:
@@ -141,25 +134,28 @@ class Recording:
     Attributes:
         logits: Output of the model, shape ``[batch, classes]``, detached.
         names: Names of the ``K`` parameter tensors.
-        rules: What serves each of them, by name.
     """
 
     def __init__(
         self,
         model: nn.Module,
         images: Tensor,
-        names: tuple[str, ...],
-        parameters: Mapping[str, Tensor],
+        selected: Mapping[str, Tensor],
         forward: Forward,
     ) -> None:
-        self.names = names
+        self.names = tuple(selected)
         self.logits = forward.logits.detach()
         self._model, self._images, self._forward = model, images, forward
-        self._parameters = {name: parameters[name] for name in names}
-        self._bundles = bundles_of(forward, self._parameters)
-        self.rules = dict.fromkeys(names, "unused")
+        self._selected = selected
+        self._bundles = bundles_of(forward, selected)
+
+    @property
+    def rules(self) -> dict[str, str]:
+        """What serves each of the parameters, by name."""
+        rules = dict.fromkeys(self.names, "unused")
         for bundle in self._bundles:
-            self.rules |= bundle.rules()
+            rules |= bundle.rules()
+        return rules
 
     def norms(self, cotangent: Tensor, orders: Sequence[float], *, last: bool = False) -> Tensor:
         """Return the norms of the gradients that a gradient of the logits causes.
@@ -230,7 +226,7 @@ class Recording:
         norms = backward_norms(
             self._model,
             self._images,
-            {name: self._parameters[name] for name in names},
+            {name: self._selected[name] for name in names},
             lambda logits: next(rows)[None].to(logits.dtype),
             orders,
         )

@@ -169,10 +169,11 @@ class Replay:
         Returns:
             Norms, shape ``[rows, K]``, float32.
         """
-        names = [PREFIX + name for name in self.parameters]
+        parameters = differentiable_parameters(self._tail)
+        selected = {name: parameters[PREFIX + name] for name in self.parameters}
         parts = []
         for part in activations.float().split(ROWS):
-            recording = record(self._tail, part, names)
+            recording = record(self._tail, part, selected)
             cotangent = logit_gradient(recording.logits, temperature, target)
             parts.append(recording.norms(cotangent, (p,), last=True)[0])
         return torch.cat(parts)

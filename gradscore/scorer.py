@@ -98,12 +98,15 @@ class GradNorm(nn.Module):
     def _by_rules(self, images: Tensor, head: Head) -> tuple[Tensor, Tensor]:
         from gradscore.engine import record
         from gradscore.models.groups import parameter_groups
+        from gradscore.reference import differentiable_parameters
         from gradscore.selection import select
 
+        parameters = differentiable_parameters(self.model)
         if self._names is None:
-            known = [name for name, _ in self.model.named_parameters()]
-            self._names = select(known, parameter_groups(self.model, head), self.layers)
-        recording = record(self.model, images, self._names)
+            groups = parameter_groups(self.model, head)
+            self._names = select(tuple(parameters), groups, self.layers)
+        selected = {name: parameters[name] for name in self._names}
+        recording = record(self.model, images, selected)
         cotangent = logit_gradient(recording.logits, self.temperature, self.target)
         (norms,) = recording.norms(cotangent, (self.p,), last=True)
         score = check_finite(vector_norm(norms, self.p), "images and logits")

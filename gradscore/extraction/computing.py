@@ -121,7 +121,7 @@ class Computer:
 
     def _ask_rules(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         with self._network.autocast():
-            recording = record(self._model, images, tuple(self._selected))
+            recording = record(self._model, images, self._selected)
         found = {}
         questions = _by_question(self._passes)
         for number, ((target, temperature), entries) in enumerate(questions.items(), 1):
@@ -130,9 +130,10 @@ class Computer:
             norms = recording.norms(cotangent, orders, last=number == len(questions))
             for entry, values in zip(entries, norms, strict=True):
                 found[entry.name] = values[:, self._columns[entry.name]]
-        for entry in self._passes:
-            if not entry.rules:
-                entry.rules = {name: recording.rules[name] for name in entry.parameters}
+        unknown = [entry for entry in self._passes if not entry.rules]
+        rules = recording.rules if unknown else {}
+        for entry in unknown:
+            entry.rules = {name: rules[name] for name in entry.parameters}
         return found, recording.logits
 
     def _ask_reference(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:

@@ -5,6 +5,7 @@ the last layer: as in the paper it is in none of them, and only in ``all``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -66,8 +67,16 @@ def head_biases(head: Head) -> set[str]:
     return {f"{weight.rpartition('.')[0]}.bias".lstrip(".") for weight in head.weights}
 
 
+_FOUND: WeakKeyDictionary[nn.Module, dict[object, dict[str, tuple[str, ...]]]] = (
+    WeakKeyDictionary()
+)
+"""Groups by model, and by the parameters and the kind of input that they were found with."""
+
+
 class ModelGroups(Mapping[str, tuple[str, ...]]):
-    """A model's groups, found when first asked for: finding the last layer costs a forward.
+    """A model's groups, found when first asked for: finding the last layer costs two forwards.
+
+    They are found once for a model, while it has the same parameters and gets input of one kind.
 
     Args:
         model: Any network.
@@ -80,7 +89,13 @@ class ModelGroups(Mapping[str, tuple[str, ...]]):
 
     def _groups(self) -> dict[str, tuple[str, ...]]:
         if self._found is None:
-            self._found = parameter_groups(self._model, find_head(self._model, self._images))
+            model, images = self._model, self._images
+            named = tuple((name, id(p), p.shape) for name, p in model.named_parameters())
+            key = (images.shape[1:], images.dtype, named)
+            known = _FOUND.setdefault(model, {})
+            if key not in known:
+                known[key] = parameter_groups(model, find_head(model, images))
+            self._found = known[key]
             del self._model, self._images
         return self._found
 

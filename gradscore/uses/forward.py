@@ -163,7 +163,12 @@ def _run(
     survey: bool = False,
 ) -> tuple[Recorder, Tensor]:
     wanted = {id(parameter) for parameter in selected.values()}
-    constants = [*model.buffers(), *(p for p in model.parameters() if id(p) not in wanted)]
+    constants = [
+        tensor
+        for module in model.modules()
+        for tensor in (*module._parameters.values(), *module._buffers.values())
+        if tensor is not None and id(tensor) not in wanted
+    ]
     recorder = Recorder(selected.values(), constants, len(images), expansions, survey)
     try:
         with torch.enable_grad(), recorder, disable_saved_tensors_hooks(CHECKPOINTED):

@@ -47,7 +47,7 @@ class Forward:
         start: The tensor at which that graph begins.
         uses: The uses of selected parameters, in order.
         layouts: Where the samples are in each use; ``None`` where that could not be told.
-        edges: Graph edges of the selected parameters, by name.
+        edges: Graph edges of the selected parameters that something was made of, by name.
         uncovered: Names of parameters that are used in a way that was not recorded.
     """
 
@@ -87,8 +87,13 @@ def record_forward(model: nn.Module, images: Tensor, selected: Mapping[str, Tens
             recorder, logits = _run(model, images, selected, never)
             layouts = _layouts(model, images, selected, recorder, logits)
         names = {id(parameter): name for name, parameter in selected.items()}
-        missed = [names[id(leaf)] for leaf in leaves_below([logits.grad_fn]) if id(leaf) in names]
-        edges = {name: get_gradient_edge(parameter) for name, parameter in selected.items()}
+        missed = [leaf for leaf in leaves_below([logits.grad_fn]) if id(leaf) in names]
+        made = [tensor.grad_fn for use in recorder.uses for _, tensor in use.operands]
+        edges = {
+            names[id(leaf)]: get_gradient_edge(leaf)
+            for leaf in (*missed, *leaves_below(made))
+            if id(leaf) in names
+        }
     if logits.ndim != 2 or len(logits) != batch:
         raise ModelError(
             f"Expected logits [{batch}, classes] from the model, got {list(logits.shape)}."
@@ -99,7 +104,7 @@ def record_forward(model: nn.Module, images: Tensor, selected: Mapping[str, Tens
         uses=recorder.uses,
         layouts=layouts or [None] * len(recorder.uses),
         edges=edges,
-        uncovered=frozenset(missed),
+        uncovered=frozenset(names[id(leaf)] for leaf in missed),
     )
 
 

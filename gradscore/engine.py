@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from gradscore.batches import memory_format, parts_of
 from gradscore.errors import InvalidArgument
 from gradscore.models.groups import ModelGroups
 from gradscore.norms import check_order
@@ -28,10 +29,7 @@ from gradscore.uses import (
     record_forward,
 )
 
-__all__ = ["GradientNorms", "Recording", "gradient_norms", "parts_of", "record"]
-
-PART_ELEMENTS = 2**21
-"""Input elements of one part on a CPU: 13 images of 224 by 224 pixels."""
+__all__ = ["GradientNorms", "Recording", "gradient_norms", "record"]
 
 
 def gradient_norms(
@@ -77,31 +75,14 @@ def gradient_norms(
         empty = images.new_zeros(0, len(names), dtype=dtype)
         return GradientNorms(names, empty, p, dict.fromkeys(names, "no samples"), groups)
     selected = {name: parameters[name] for name in names}
+    share = len(names) / len(parameters)
+    images = images.contiguous(memory_format=memory_format(model, images, share))
     norms = []
     for part in parts_of(images):
         recording = record(model, part, selected)
         cotangent = logit_gradient(recording.logits, temperature, target)
         norms.append(recording.norms(cotangent, (p,), last=True)[0])
     return GradientNorms(names, torch.cat(norms), p, recording.rules, groups)
-
-
-def parts_of(images: Tensor) -> tuple[Tensor, ...]:
-    """Return the images in parts that one forward and backward take at once.
-
-    On a CPU what a forward leaves for the backward of many large images is more than the memory
-    that the allocator keeps: each page would be had from the system, and cleared, again and
-    again, which can take a third of the time. Parts also bound the memory.
-
-    Args:
-        images: Shape ``[batch, ...]``, at least one.
-
-    Returns:
-        Consecutive parts of about one size, on other devices all images at once.
-    """
-    if images.device.type != "cpu":
-        return (images,)
-    most = max(1, PART_ELEMENTS // max(1, images[0].numel()))
-    return images.split(-(-len(images) // -(-len(images) // most)))
 
 
 def record(model: nn.Module, images: Tensor, selected: Mapping[str, Tensor]) -> "Recording":

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from gradscore import engine
-from gradscore.engine import gradient_norms, parts_of, record
+from gradscore.engine import gradient_norms, record
 from gradscore.errors import InvalidArgument, ModelError
 from gradscore.norms import combine_norms
 from gradscore.objective import logit_gradient
@@ -132,25 +131,6 @@ def test_the_backward_stops_at_the_first_selected_use():
     for handle in handles:
         handle.remove()
     assert [output[module] for module in model] == [False] * 6 + [True]
-
-
-@pytest.mark.parametrize("most", [1, 2, 5])
-def test_parts_of_a_batch_answer_as_the_whole(most, monkeypatch):
-    model, x = small_net(), images(batch=5)
-    monkeypatch.setattr(engine, "PART_ELEMENTS", most * x[0].numel())
-    sizes = []
-    handle = model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
-    found = gradient_norms(model, x)
-    handle.remove()
-    assert sizes == {1: [1] * 5, 2: [2, 2, 1], 5: [5]}[most]
-    torch.testing.assert_close(found.norms, one_backward_a_sample(model, x).norms)
-
-
-def test_parts_are_of_about_one_size(monkeypatch):
-    monkeypatch.setattr(engine, "PART_ELEMENTS", 13 * 12)
-    parts = parts_of(torch.arange(16 * 12).reshape(16, 12))
-    assert [len(part) for part in parts] == [8, 8]
-    assert torch.cat(parts).flatten().tolist() == list(range(16 * 12))
 
 
 def test_several_questions_to_one_forward():

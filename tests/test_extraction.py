@@ -365,6 +365,23 @@ def test_a_forward_alone_has_the_channels_last(tmp_path, layers):
     np.testing.assert_allclose(recorded(tmp_path)["logits"][-4:], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_model_that_flattens_by_view_is_extracted_with_the_channels_first(tmp_path):
+    class Viewed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = nn.Conv2d(3, 4, 3, stride=2), nn.Linear(4 * 9, 3)
+
+        def forward(self, x):
+            x = self.layer(x)
+            return self.head(x.view(x.size(0), -1))
+
+    model = Viewed().eval()
+    model.preprocessing = Preprocessing(None, None, (0.5,), (0.5,), mode="RGB")
+    store = extract(model, DIGITS, tmp_path, layers="last", **SMALL)
+    (shard,) = store.sets["digits"].passes["base"]
+    assert shard.settings["layout"] == "channels_first"
+
+
 def test_fields_of_the_preprocessing_can_be_overridden(tmp_path):
     how = {"preprocessing": {"mean": 0.25, "crop": None}, "layers": "last"}
     store = extract(make_model(), DIGITS, tmp_path, **how, **SMALL)

@@ -168,7 +168,7 @@ def extract(
             entry = store.sets[name]
             for start, stop, base, active in stretches(entry, passes):
                 probes = make_probes(network, active, fits)
-                computer = Computer(network, base=base, passes=active, probes=probes)
+                computer = Computer(network, image_there, base=base, passes=active, probes=probes)
                 names = [*([BASE] if base else []), *(known.name for known in active)]
                 size = batch_size
                 if size == AUTO:

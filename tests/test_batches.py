@@ -1,0 +1,87 @@
+"""Parts and memory formats must not change what is computed."""
+
+import pytest
+import torch
+from torch import nn
+
+from gradscore import batches, gradient_norms
+from gradscore.batches import memory_format, parts_of
+from gradscore.errors import ModelError
+from gradscore.reference import one_backward_a_sample
+
+
+class Pooled(nn.Module):
+    """A small network that flattens as ``flatten`` does."""
+
+    def __init__(self, flatten=lambda x: x.flatten(1)):
+        super().__init__()
+        self.layer = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.MaxPool2d(3))
+        self.head, self.flatten, self.seen = nn.Linear(16, 5), flatten, []
+
+    def forward(self, x):
+        self.seen.append((len(x), x.is_contiguous(memory_format=torch.channels_last)))
+        return self.head(self.flatten(self.layer(x)))
+
+
+def in_memory_order(x):
+    """Flatten by how the entries lie in memory, which differs with the channels last."""
+    return x.as_strided((len(x), 16), (16, 1))
+
+
+def make(*args):
+    torch.manual_seed(0)
+    return Pooled(*args).eval(), torch.randn(5, 3, 8, 8)
+
+
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_parts_of_a_batch_answer_as_the_whole(most, monkeypatch):
+    model, x = make()
+    monkeypatch.setattr(batches, "PART_ELEMENTS", most * x[0].numel())
+    found = gradient_norms(model, x)
+    assert [size for size, _ in model.seen] == {1: [1] * 5, 2: [2, 2, 1], 5: [5]}[most]
+    torch.testing.assert_close(found.norms, one_backward_a_sample(model, x).norms)
+
+
+def test_parts_are_of_about_one_size(monkeypatch):
+    monkeypatch.setattr(batches, "PART_ELEMENTS", 13 * 12)
+    parts = parts_of(torch.arange(16 * 12).reshape(16, 12))
+    assert [len(part) for part in parts] == [8, 8]
+    assert torch.cat(parts).flatten().tolist() == list(range(16 * 12))
+
+
+@pytest.mark.parametrize(("layers", "last"), [("head.weight", True), ("all", False)])
+def test_the_channels_come_last_where_few_parameters_are_asked_for(layers, last):
+    model, x = make()
+    found = gradient_norms(model, x, layers=layers)
+    assert model.seen[-1] == (5, last)
+    torch.testing.assert_close(found.norms, one_backward_a_sample(model, x, layers=layers).norms)
+
+
+@pytest.mark.parametrize("flatten", [lambda x: x.view(len(x), -1), in_memory_order])
+def test_a_model_that_needs_the_channels_first_gets_them(flatten):
+    model, x = make(flatten)
+    given = x.contiguous(memory_format=torch.channels_last)
+    found = gradient_norms(model, given, layers="head.weight")
+    assert [last for size, last in model.seen if size == 5] == [False]
+    expected = one_backward_a_sample(model, x, layers="head.weight")
+    torch.testing.assert_close(found.norms, expected.norms)
+
+
+def test_a_format_is_tried_once():
+    model, x = make()
+    for _ in range(2):
+        assert memory_format(model, x, 0.0) is torch.channels_last
+    assert [size for size, _ in model.seen] == [2, 2]
+
+
+def test_double_precision_keeps_the_channels_first():
+    model, x = make()
+    assert memory_format(model.double(), x.double(), 0.0) is torch.contiguous_format
+    assert model.seen == []
+
+
+def test_a_model_in_train_mode_is_not_run():
+    model, x = make()
+    with pytest.raises(ModelError, match=r"got layer 'layer\.1'"):
+        memory_format(model.train(), x, 0.0)
+    assert model.seen == []

@@ -214,6 +214,14 @@ def test_anything_but_logits_is_named(output, got):
         find_head(model, IMAGES)
 
 
+def test_what_a_model_raises_is_told_with_the_images_that_it_got():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
+    message = r"float32 \[2, 3, 4, 4\] on cpu, got RuntimeError from it: mat1 and .*--crop"
+    with pytest.raises(ModelError, match=message) as caught:
+        find_head(model, torch.zeros(2, 3, 4, 4))
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
 def test_training_mode_is_refused_and_statistics_stay():
     model = Body(lambda m, x: m.fc(mean(m.bn(x))), fc=linear(), bn=nn.BatchNorm2d(6)).train()
     with pytest.raises(ModelError, match=r"got bn \(BatchNorm2d\) in training mode"):
@@ -236,7 +244,7 @@ def test_the_model_is_left_as_it_was_also_after_errors():
     head = find_head(model, IMAGES)
     with pytest.raises(RuntimeError, match="on purpose"), observe_features(model, head):
         raise RuntimeError("on purpose")
-    with pytest.raises(RuntimeError, match="channels"):
+    with pytest.raises(ModelError, match="channels"):
         find_head(model, IMAGES[:, :2])
     assert hooks(model) == 0
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())

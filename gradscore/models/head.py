@@ -102,8 +102,9 @@ def find_head(model: nn.Module, images: Tensor) -> Head:
         output a class that the forward ends with, or else of the last layer that it uses.
 
     Raises:
-        ModelError: If the model does not return logits ``[batch, classes]``, has no parameters,
-            or has batch norm or dropout in training mode, which a forward would change.
+        ModelError: If the model raises an error, does not return logits ``[batch, classes]``, has
+            no parameters, or has batch norm or dropout in training mode, which a forward would
+            change.
         InvalidArgument: If the logits are NaN: they tell nothing of the head.
     """
     _check_evaluation(model)
@@ -195,6 +196,12 @@ def _forward(
     try:
         with torch.no_grad():
             output = functional_call(model, replaced, (images,)) if replaced else model(images)
+    except Exception as error:  # whatever a model raises
+        raise ModelError(
+            f"Expected a model that takes {images.dtype} {list(images.shape)} on {images.device}, "
+            f"got {type(error).__name__} from it: {str(error).partition(chr(10))[0]}. The size of "
+            "images is set by --resize and --crop, or by the model's `preprocessing`."
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from gradscore.batches import memory_format, parts_of
+from gradscore.batches import parts_of
 from gradscore.errors import InvalidArgument
 from gradscore.models.groups import ModelGroups
 from gradscore.norms import check_order
@@ -75,10 +75,8 @@ def gradient_norms(
         empty = images.new_zeros(0, len(names), dtype=dtype)
         return GradientNorms(names, empty, p, dict.fromkeys(names, "no samples"), groups)
     selected = {name: parameters[name] for name in names}
-    share = len(names) / len(parameters)
-    images = images.contiguous(memory_format=memory_format(model, images, share))
     norms = []
-    for part in parts_of(images):
+    for part in parts_of(model, images, len(names) / len(parameters)):
         recording = record(model, part, selected)
         cotangent = logit_gradient(recording.logits, temperature, target)
         norms.append(recording.norms(cotangent, (p,), last=True)[0])

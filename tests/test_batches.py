@@ -15,8 +15,8 @@ class Pooled(nn.Module):
 
     def __init__(self, flatten=lambda x: x.flatten(1)):
         super().__init__()
-        self.layer = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.MaxPool2d(3))
-        self.head, self.flatten, self.seen = nn.Linear(16, 5), flatten, []
+        self.layer = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.MaxPool2d(3))
+        self.head, self.flatten, self.seen = nn.Linear(32, 5), flatten, []
 
     def forward(self, x):
         self.seen.append((len(x), x.is_contiguous(memory_format=torch.channels_last)))
@@ -25,7 +25,7 @@ class Pooled(nn.Module):
 
 def in_memory_order(x):
     """Flatten by how the entries lie in memory, which differs with the channels last."""
-    return x.as_strided((len(x), 16), (16, 1))
+    return x.as_strided((len(x), 32), (32, 1))
 
 
 def make(*args):
@@ -33,20 +33,28 @@ def make(*args):
     return Pooled(*args).eval(), torch.randn(5, 3, 8, 8)
 
 
+LARGEST = 8 * 6 * 6 * 4
+"""Bytes that the first layer's output takes for one image."""
+
+
 @pytest.mark.parametrize("most", [1, 2, 5])
 def test_parts_of_a_batch_answer_as_the_whole(most, monkeypatch):
     model, x = make()
-    monkeypatch.setattr(batches, "PART_ELEMENTS", most * x[0].numel())
+    monkeypatch.setattr(batches, "RESULT_BYTES", (most + 1) * LARGEST - 1)
+    sizes = [len(part) for part in parts_of(model, x, 1.0)]
+    assert sizes == {1: [1] * 5, 2: [2, 2, 1], 5: [5]}[most]
+    model.seen.clear()
     found = gradient_norms(model, x)
-    assert [size for size, _ in model.seen] == {1: [1] * 5, 2: [2, 2, 1], 5: [5]}[most]
+    assert [size for size, _ in model.seen] == sizes
     torch.testing.assert_close(found.norms, one_backward_a_sample(model, x).norms)
 
 
 def test_parts_are_of_about_one_size(monkeypatch):
-    monkeypatch.setattr(batches, "PART_ELEMENTS", 13 * 12)
-    parts = parts_of(torch.arange(16 * 12).reshape(16, 12))
-    assert [len(part) for part in parts] == [8, 8]
-    assert torch.cat(parts).flatten().tolist() == list(range(16 * 12))
+    model, x = make()
+    monkeypatch.setattr(batches, "RESULT_BYTES", 4 * LARGEST)
+    parts = parts_of(model, x, 1.0)
+    assert [len(part) for part in parts] == [3, 2]
+    assert torch.equal(torch.cat(parts), x)
 
 
 @pytest.mark.parametrize(("layers", "last"), [("head.weight", True), ("all", False)])
@@ -67,11 +75,11 @@ def test_a_model_that_needs_the_channels_first_gets_them(flatten):
     torch.testing.assert_close(found.norms, expected.norms)
 
 
-def test_a_format_is_tried_once():
+def test_a_model_is_tried_once():
     model, x = make()
     for _ in range(2):
         assert memory_format(model, x, 0.0) is torch.channels_last
-    assert [size for size, _ in model.seen] == [2, 2]
+    assert model.seen == [(2, False), (2, True)]
 
 
 def test_double_precision_keeps_the_channels_first():

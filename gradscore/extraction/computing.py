@@ -55,9 +55,9 @@ class Computer:
             for entry in self._passes
         }
         # Probes go back to the images, whose gradient is a use of every layer.
-        share = 1.0 if probes else len(self._selected) / max(1, len(parameters))
+        self._share = 1.0 if probes else len(self._selected) / max(1, len(parameters))
         with network.autocast():
-            self._format = memory_format(self._model, torch.cat([image, image]), share)
+            self._format = memory_format(self._model, image, self._share)
 
     @property
     def layout(self) -> str:
@@ -80,9 +80,9 @@ class Computer:
             ModelError: If the model does not return logits, or memory does not suffice.
         """
         images = images.to(self._network.device, non_blocking=True)
-        images = images.contiguous(memory_format=self._format)
         with memory_for(images):
-            rows = _joined([self._base_and_norms(part) for part in parts_of(images)])
+            parts = parts_of(self._model, images, self._share)
+            rows = _joined([self._base_and_norms(part) for part in parts])
             for probe in self._probes:
                 rows |= {name: {pass_field(name): v} for name, v in probe(images).items()}
         return {

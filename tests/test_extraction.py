@@ -17,6 +17,7 @@ from gradscore.errors import (
     RunError,
 )
 from gradscore.extraction import extract
+from gradscore.extraction.batching import find_batch_size
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.objective import logit_gradient
 from gradscore.reference import backward_norms, differentiable_parameters
@@ -398,6 +399,30 @@ def test_the_batch_size_is_found_once_and_kept(tmp_path, monkeypatch):
     store = extract(make_model(), DIGITS, tmp_path, **how)
     sizes = [shard.settings["batch_size"] for shard in store.sets["digits"].passes["base"]]
     assert sizes == [8] * 5
+
+
+@pytest.mark.parametrize(
+    ("seconds", "found", "tried"),
+    [
+        (lambda size: 1e-3 * size if size < 64 else 1e-2, 256, 256),
+        (lambda size: 0.2 * size, 1, 4),
+        (lambda size: 0.2 + 1e-3 * size, 256, 256),
+    ],
+    ids=["short runs end no search", "no gain", "a gain to the end"],
+)
+def test_the_search_for_a_batch_size_ends_where_throughput_does(
+    monkeypatch, seconds, found, tried
+):
+    now, sizes = [0.0], []
+
+    def compute(images):
+        sizes.append(len(images))
+        now[0] += seconds(len(images))
+
+    monkeypatch.setattr("gradscore.extraction.batching.time.perf_counter", lambda: now[0])
+    image = torch.zeros(1, 1, 2, 2)
+    assert find_batch_size(compute, image, torch.device("cpu")) == found
+    assert max(sizes) == tried
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

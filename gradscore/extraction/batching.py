@@ -12,6 +12,7 @@ from gradscore.run import SetInfo
 AUTO = "auto"
 LARGEST = {"cpu": 256, "cuda": 4096}
 SMALLEST_GAIN = 1.05
+SHORTEST_SECONDS = 0.1
 LONGEST_SECONDS = 5.0
 
 
@@ -59,10 +60,10 @@ def find_batch_size(
             torch.cuda.empty_cache()
             break
         rate = size / seconds
-        # Small batches are too quick to tell anything: a worse one must not end the search.
+        # A short run tells little, on a busy machine least: a worse one must not end the search.
         if rate > SMALLEST_GAIN * best_rate:
             best, best_rate = size, rate
-        elif size >= 4 * best:
+        elif size >= 4 * best and seconds > SHORTEST_SECONDS:
             break
         if seconds > LONGEST_SECONDS:
             break

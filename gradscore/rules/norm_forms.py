@@ -32,7 +32,7 @@ def batch_norm_gradients(
     _, scale, shift = torch.ops.aten.native_batch_norm_backward(
         g.reshape(1, rows * channels, positions),
         x.reshape(1, rows * channels, positions),
-        x.new_ones(rows * channels),
+        None,
         mean.to(x.dtype).repeat(rows),
         var.to(x.dtype).repeat(rows),
         None,
@@ -41,7 +41,9 @@ def batch_norm_gradients(
         eps,
         (False, True, True),
     )
-    return tuple(sums.reshape(samples, -1, channels).sum(dim=1) for sums in (scale, shift))
+    if rows == samples:
+        return scale.view(samples, channels), shift.view(samples, channels)
+    return tuple(sums.view(samples, -1, channels).sum(dim=1) for sums in (scale, shift))
 
 
 def scale_and_shift_gradients(

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -31,10 +31,16 @@ class Arguments:
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    _tensors: tuple[tuple[Slot, Tensor], ...] | None = field(default=None, repr=False)
 
-    @functools.cached_property
+    @property
     def tensors(self) -> tuple[tuple[Slot, Tensor], ...]:
         """Every tensor with its slot."""
+        if self._tensors is None:
+            self._tensors = self._find_tensors()
+        return self._tensors
+
+    def _find_tensors(self) -> tuple[tuple[Slot, Tensor], ...]:
         found: list[tuple[Slot, Tensor]] = []
         for key, value in (*enumerate(self.args), *self.kwargs.items()):
             if isinstance(value, Tensor):
@@ -51,7 +57,7 @@ class Arguments:
         """Return all arguments by name; lists stay whole, and their tensors are named besides."""
         values = {self.name((key,)): value for key, value in enumerate(self.args)}
         values |= self.kwargs
-        return values | {self.name(slot): value for slot, value in self.tensors}
+        return values | {self.name(slot): value for slot, value in self.tensors if len(slot) > 1}
 
     def replaced(self, values: Mapping[Slot, Any]) -> "Arguments":
         """Return the arguments with the values of some slots replaced."""

@@ -49,9 +49,10 @@ class Arrival:
                 # Autocast hands over single precision and computes in half.
                 dtype = torch.promote_types(rows.dtype, grad.dtype)
                 rows, grad = rows.to(dtype), grad.to(dtype)
-            values[slot] = rows
-        named = arguments.replaced(values).named()
-        return Call(arguments.function, named, part.stop - part.start), grad
+            if rows is not tensor:
+                values[slot] = rows
+        arguments = arguments.replaced(values) if values else arguments
+        return Call(arguments.function, arguments.named(), part.stop - part.start), grad
 
 
 def _rows(x: Tensor, layout: Layout, part: slice) -> Tensor:

@@ -155,9 +155,9 @@ class Recorder(TorchFunctionMode):
         """Run a call in which parameters meet data, cut off from how they were made."""
         func = arguments.function
         _refuse_training(func, arguments.args, arguments.kwargs)
-        tensors = dict(arguments.tensors)
-        operands = tuple((slot, t) for slot, t in tensors.items() if id(t) in self._owned)
-        data = {slot: t for slot, t in tensors.items() if id(t) not in self._owned}
+        tensors = arguments.tensors
+        operands = tuple((slot, t) for slot, t in tensors if id(t) in self._owned)
+        data = {slot: t for slot, t in tensors if id(t) not in self._owned}
         in_place = is_in_place(func)
         if in_place and not _can_change(arguments.args[0], self._owned):
             self._owned.pop(id(arguments.args[0]), None)

@@ -98,7 +98,5 @@ class Use:
 
     def release(self) -> None:
         """Let go of the data, once nothing more will be asked of them."""
-        self.arguments = self.arguments.replaced(
-            {slot: None for slot, _ in self.arguments.tensors}
-        )
+        self.arguments = Arguments(self.arguments.function, (), {})
         self.edges = ()

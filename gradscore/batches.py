@@ -19,7 +19,7 @@ MOST_SELECTED = 0.5
 
 
 class Trial(NamedTuple):
-    """What one forward over two images told.
+    """What forwards over one and two images told.
 
     Attributes:
         channels_last: Whether the model takes the channels last, and gives the same logits.
@@ -92,13 +92,16 @@ def _trial(model: nn.Module, images: Tensor) -> Trial:
 
 
 def _try(model: nn.Module, images: Tensor) -> Trial:
-    largest = _Largest(images)
     try:
-        with torch.no_grad(), largest:
-            logits = model(images)
+        _, sizes = _observed(model, images[:1])
+        logits, of_two = _observed(model, images)
     except Exception:  # if the images are at fault, the forward that follows will say so
         return Trial(channels_last=False, image_bytes=images[0].nbytes)
-    return Trial(_same_with_channels_last(model, images, logits), largest.bytes // len(images))
+    if len(sizes) == len(of_two):
+        # What does not grow with the images, such as weights made in the forward, is no matter.
+        of_two = [2 * (more - less) for less, more in zip(sizes, of_two, strict=True)]
+    largest = max(images.nbytes, *of_two) // 2
+    return Trial(_same_with_channels_last(model, images, logits), largest)
 
 
 def _same_with_channels_last(model: nn.Module, images: Tensor, logits: object) -> bool:
@@ -113,15 +116,22 @@ def _same_with_channels_last(model: nn.Module, images: Tensor, logits: object) -
     return others.shape == logits.shape and float((logits - others).abs().max()) <= tolerance
 
 
-class _Largest(TorchDispatchMode):
-    """Note the size of the largest result of the operations that run inside."""
+def _observed(model: nn.Module, images: Tensor) -> tuple[object, list[int]]:
+    """Return a model's output, and the bytes of what each operation on the way made."""
+    sizes = _Sizes()
+    with torch.no_grad(), sizes:
+        return model(images), sizes.made
 
-    def __init__(self, images: Tensor) -> None:
+
+class _Sizes(TorchDispatchMode):
+    """Note the size of the largest result of each operation that runs inside."""
+
+    def __init__(self) -> None:
         super().__init__()
-        self.bytes = images.nbytes
+        self.made: list[int] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        sizes = (leaf.nbytes for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
-        self.bytes = max(self.bytes, *sizes, 0)
+        tensors = (leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        self.made.append(max((tensor.nbytes for tensor in tensors), default=0))
         return result

@@ -96,6 +96,7 @@ class GradNorm(nn.Module):
         return logits, scores
 
     def _by_rules(self, images: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+        from gradscore.batches import parts_of
         from gradscore.engine import record
         from gradscore.models.groups import parameter_groups
         from gradscore.reference import differentiable_parameters
@@ -106,8 +107,11 @@ class GradNorm(nn.Module):
             groups = parameter_groups(self.model, head)
             self._names = select(tuple(parameters), groups, self.layers)
         selected = {name: parameters[name] for name in self._names}
-        recording = record(self.model, images, selected)
-        cotangent = logit_gradient(recording.logits, self.temperature, self.target)
-        (norms,) = recording.norms(cotangent, (self.p,), last=True)
-        score = check_finite(vector_norm(norms, self.p), "images and logits")
-        return recording.logits, score if self.target == "uniform" else -score
+        logits, norms = [], []
+        for part in parts_of(self.model, images, len(selected) / len(parameters)):
+            recording = record(self.model, part, selected)
+            cotangent = logit_gradient(recording.logits, self.temperature, self.target)
+            norms.append(recording.norms(cotangent, (self.p,), last=True)[0])
+            logits.append(recording.logits)
+        score = check_finite(vector_norm(torch.cat(norms), self.p), "images and logits")
+        return torch.cat(logits), score if self.target == "uniform" else -score

@@ -79,7 +79,18 @@ def test_a_model_is_tried_once():
     model, x = make()
     for _ in range(2):
         assert memory_format(model, x, 0.0) is torch.channels_last
-    assert model.seen == [(2, False), (2, True)]
+    assert model.seen == [(1, False), (2, False), (2, True)]
+
+
+def test_weights_made_in_the_forward_do_not_count():
+    class Standardised(Pooled):
+        def forward(self, x):
+            self.seen.append((len(x), False))
+            return nn.functional.linear(x.flatten(1), self.weight * 2)
+
+    model, x = Standardised().eval(), torch.randn(5, 3, 8, 8)
+    model.weight = nn.Parameter(torch.randn(1000, 192))
+    assert batches._trial(model, x).image_bytes == 1000 * 4
 
 
 def test_double_precision_keeps_the_channels_first():

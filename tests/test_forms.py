@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from gradscore.rules import conv_forms, tile_forms
 from gradscore.rules.conv_forms import Geometry, conv_form, conv_weight_norms, in_tile_order
 from gradscore.rules.linear_forms import linear_weight_norms
-from gradscore.rules.norm_forms import batch_norm_weight_norms, scale_norms
+from gradscore.rules.norm_forms import batch_norm_gradients, scale_and_shift_gradients
 from gradscore.uses.standardisation import Standardisation
 
 ORDERS = (1.0, 2.0, math.inf, 0.5, 3.0)
@@ -157,33 +157,44 @@ def test_products_equal_autograd_at_one_and_at_many_positions(n, positions, inne
 
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("positions", [(), (6,), (3, 4)])
-def test_scale_of_batch_norm_equals_autograd(k, positions):
+def test_scale_and_shift_of_batch_norm_equal_autograd(k, positions):
     torch.manual_seed(0)
     x, g = (torch.randn(4 * k, 5, *positions, dtype=torch.float64) for _ in range(2))
     mean, var = torch.randn(5).double(), torch.rand(5).double() + 0.1
-    norms = batch_norm_weight_norms(x, g, mean, var, 1e-3, 4, ORDERS)
-    expected = sample_gradients(
-        lambda a, w: F.batch_norm(a, mean, var, w, None, False, 0.1, 1e-3),
-        torch.ones(5).double(), x, g, 4,
-    )  # fmt: skip
-    torch.testing.assert_close(norms, naive_norms(expected), rtol=1e-9, atol=1e-12)
+    scale, shift = batch_norm_gradients(x, g, mean, var, 1e-3, 4)
+    plain = lambda a, w, b: F.batch_norm(a, mean, var, w, b, False, 0.1, 1e-3)  # noqa: E731
+    ones = torch.ones(5).double()
+    for gradients, function in (
+        (scale, lambda a, w: plain(a, w, ones)),
+        (shift, lambda a, b: plain(a, ones, b)),
+    ):
+        expected = sample_gradients(function, ones, x, g, 4)
+        torch.testing.assert_close(gradients, expected, rtol=1e-9, atol=1e-12)
+
+
+NORMALIZATIONS = [
+    (lambda a, w=None, b=None: F.group_norm(a, 2, w, b), (1, 3), 4),
+    (lambda a, w=None, b=None: F.layer_norm(a, (5,), w, b), (1, 2), 5),
+]
 
 
 @pytest.mark.parametrize("tile", [1, 1 << 19])
 @pytest.mark.parametrize("k", [1, 2])
-def test_scale_of_other_norms_equals_autograd(tile, k, monkeypatch):
+@pytest.mark.parametrize(("normalize", "dims", "size"), NORMALIZATIONS)
+def test_scale_and_shift_of_other_norms_equal_autograd(
+    normalize, dims, size, k, tile, monkeypatch
+):
     monkeypatch.setitem(tile_forms.TILE_ELEMENTS, "cpu", tile)
+    torch.manual_seed(0)
     x, g = (torch.randn(3 * k, 4, 5, dtype=torch.float64) for _ in range(2))
-    by_group = scale_norms(x, g, lambda a: F.group_norm(a, 2), (1, 3), 3, ORDERS)
-    expected = sample_gradients(
-        lambda a, w: F.group_norm(a, 2, w), torch.ones(4).double(), x, g, 3
-    )
-    torch.testing.assert_close(by_group, naive_norms(expected), rtol=1e-9, atol=1e-12)
-    by_layer = scale_norms(x, g, lambda a: F.layer_norm(a, (5,)), (1, 2), 3, ORDERS)
-    expected = sample_gradients(
-        lambda a, w: F.layer_norm(a, (5,), w), torch.ones(5).double(), x, g, 3
-    )
-    torch.testing.assert_close(by_layer, naive_norms(expected), rtol=1e-9, atol=1e-12)
+    scale, shift = scale_and_shift_gradients(x, g, normalize, dims, 3)
+    ones = torch.ones(size).double()
+    for gradients, function in (
+        (scale, lambda a, w: normalize(a, w, ones)),
+        (shift, lambda a, b: normalize(a, ones, b)),
+    ):
+        expected = sample_gradients(function, ones, x, g, 3)
+        torch.testing.assert_close(gradients, expected, rtol=1e-9, atol=1e-12)
 
 
 def standardised(weight):

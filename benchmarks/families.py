@@ -150,7 +150,7 @@ def examine(family: str, model: str) -> Outcome:
     parameters = differentiable_parameters(network)
     names = list(parameters)
     started = time.perf_counter()
-    recording = record(network, images, names)
+    recording = record(network, images, parameters)
     cotangent = logit_gradient(recording.logits)
     got = recording.norms(cotangent, ORDERS, last=True)
     seconds = time.perf_counter() - started

@@ -5,16 +5,14 @@ python benchmarks/norms.py -o norms-cpu-peers.csv
 python benchmarks/norms.py --device cuda --batch 256 -o norms-cuda.csv
 
 Method: gradscore/bench/norms.py says what is compared with what. Rows are medians of rounds in
-which every method runs once; a ratio of 1.1 is a tenth slower than one batched forward and
-backward. The pass chosen for vmap(grad) is the best of its chunk sizes in the record. On a GPU
-the table is taken with and without TF32.
+which a method and the ordinary pass run once each, in a process of their own; a ratio of 1.1 is a
+tenth slower than one batched forward and backward. Of vmap(grad) the best of its chunk sizes in
+the record counts. On a GPU the table is taken with and without TF32.
 """
 
 import argparse
 import csv
 from pathlib import Path
-
-import torch
 
 from gradscore.bench.norms import METHODS, SUBSETS, measure
 
@@ -35,7 +33,7 @@ def main() -> None:
     parser.add_argument("--method", action="append", choices=METHODS)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--batch", type=int, help="in place of the model's own")
-    parser.add_argument("--seconds", type=float, default=40.0, help="for each model and subset")
+    parser.add_argument("--seconds", type=float, default=20.0, help="for each method")
     parser.add_argument("--thread-time", action="store_true", help="one thread's own seconds")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument(
@@ -44,7 +42,6 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
     for tf32 in (False, True) if options.device == "cuda" else (False,):
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         for spec in options.model or MODELS:
             for subset in options.subset or SUBSETS:
                 batch, size = MODELS[spec]
@@ -54,13 +51,13 @@ def main() -> None:
                     batch=options.batch or batch,
                     size=size,
                     device=options.device,
+                    tf32=tf32,
                     methods=options.method or METHODS,
                     repeats=options.repeats,
                     seconds=options.seconds,
                     thread_time=options.thread_time,
                     memory=METHODS if options.memory is None else options.memory,
                 ):
-                    row["tf32"] = tf32
                     print(row, flush=True)
                     if options.output:
                         _append(options.output, row)

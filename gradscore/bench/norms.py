@@ -2,8 +2,9 @@
 
 The measure is one batched forward and backward, with the gradients of the whole batch, of the same
 parameters: for a block, the whole forward and the backward down to that block. L1 norm, uniform
-target, temperature 1. Times are taken in turns and compared within a round. Peak memory is that
-of a fresh process each, above what it holds with libraries, model and input loaded.
+target, temperature 1. A method has a fresh process of its own, in which it takes turns with the
+measure; its ratio is taken within a round. Peak memory is that of another fresh process, above
+what it holds with libraries, model and input loaded.
 """
 
 import json
@@ -11,7 +12,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,25 @@ def subset_names(model: nn.Module, images: Tensor, subset: str) -> tuple[str, ..
     return tuple(groups[subset])
 
 
+@dataclass(frozen=True)
+class Case:
+    """What is measured: a method for a subset of a model's parameters, on one kind of batch."""
+
+    model: str
+    subset: str
+    method: str
+    batch: int
+    size: int
+    device: str = "cpu"
+    tf32: bool = False
+
+    def prepared(self) -> tuple[nn.Module, tuple[str, ...], Tensor]:
+        """Return the model, the names of the subset's parameters, and the images."""
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.tf32
+        model, images = drawn(self.model, self.batch, self.size, self.device)
+        return model, subset_names(model, images, self.subset), images
+
+
 def measure(
     spec: str,
     subset: str,
@@ -62,13 +83,14 @@ def measure(
     batch: int,
     size: int,
     device: str = "cpu",
+    tf32: bool = False,
     methods: Iterable[str] = tuple(METHODS),
     repeats: int = 7,
-    seconds: float = 40.0,
+    seconds: float = 20.0,
     thread_time: bool = False,
     memory: Collection[str] = tuple(METHODS),
 ) -> Iterator[dict[str, Any]]:
-    """Measure methods on one model and subset.
+    """Measure methods on one model and subset, each in turns with the ordinary pass.
 
     Args:
         spec: The model, its weights random.
@@ -76,88 +98,109 @@ def measure(
         batch: Number of images.
         size: Their height and width in pixels.
         device: ``cpu`` or ``cuda``.
+        tf32: Whether CUDA may multiply with 10 bits of mantissa.
         methods: Names from :data:`METHODS`; the ordinary pass is always there.
         repeats: Most rounds.
-        seconds: No round begins after this much time.
+        seconds: No round of a method begins after this much time.
         thread_time: Whether to let torch have one thread and to count the seconds that it ran,
             which what else a busy machine does hardly changes.
-        memory: Methods whose peak memory is measured too, with one fresh process each.
+        memory: Methods whose peak memory is measured too, in another process each.
 
     Yields:
         Rows: ``model, subset, method, ratio`` (median over rounds of the time over that of the
-        ordinary pass), ``lowest, highest`` (of the rounds), ``seconds`` (median), ``peak_mib``,
-        and the circumstances. A method that cannot do it has its reason in ``note``.
+        ordinary pass), ``lowest, highest`` (of the rounds), ``rounds, seconds`` (median),
+        ``peak_mib``, and the circumstances. A method that cannot do it has its reason in ``note``.
     """
+    for method in dict.fromkeys((ORDINARY, *methods)):
+        case = Case(spec, subset, method, batch, size, device, tf32)
+        taken = in_fresh_process(timed, case, repeats, seconds, thread_time)
+        peak = ""
+        if "ratio" in taken and method in memory:
+            peak = in_fresh_process(peak_memory, case).get("peak_mib", "")
+        blank = dict.fromkeys(("ratio", "lowest", "highest", "rounds", "seconds"), "")
+        measured = {name: taken.get(name, empty) for name, empty in blank.items()}
+        yield (
+            {"model": spec, "subset": subset, "method": method}
+            | measured
+            | {
+                "peak_mib": peak,
+                "batch": batch,
+                "size": size,
+                "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+                "tf32": tf32,
+                "threads": 1 if thread_time else torch.get_num_threads(),
+                "clock": "thread_time" if thread_time else "perf_counter",
+                "torch": torch.__version__,
+                "gradscore": gs.__version__,
+                "note": taken.get("note", ""),
+            }
+        )
+
+
+def in_fresh_process(
+    function: Callable[..., dict[str, Any]], case: Case, *options: Any
+) -> dict[str, Any]:
+    """Return what a function of this module gives for a case in a process of its own.
+
+    So neither the memory that another method left mapped nor its threads reach this one.
+    """
+    code = "import json, sys; from gradscore.bench import norms; "
+    code += "name, case, *options = json.loads(sys.argv[1]); "
+    code += "found = getattr(norms, name)(norms.Case(**case), *options); "
+    code += "print('found', json.dumps(found))"
+    arguments = json.dumps([function.__name__, asdict(case), *options])
+    done = subprocess.run(
+        [sys.executable, "-c", code, arguments], capture_output=True, text=True, check=False
+    )
+    for line in done.stdout.splitlines():
+        if line.startswith("found "):
+            return json.loads(line.removeprefix("found "))
+    last = done.stderr.strip().splitlines()[-1:]
+    return {"note": f"The process ended with {done.returncode}: {''.join(last)}"[:120]}
+
+
+def timed(case: Case, repeats: int, seconds: float, thread_time: bool) -> dict[str, Any]:
+    """Return ratio, spread, rounds and seconds of a method, or a note why there are none."""
     clock = time.perf_counter
     if thread_time:
         torch.set_num_threads(1)
         clock = time.thread_time
-    model, images = drawn(spec, batch, size, device)
-    names = subset_names(model, images, subset)
-    runs, notes = {}, {}
-    for method in dict.fromkeys((ORDINARY, *methods)):
-        own, _ = drawn(spec, 1, size, device)
+    runs = {}
+    for method in dict.fromkeys((ORDINARY, case.method)):
+        model, names, images = case.prepared()
         try:
-            runs[method] = METHODS[method](own, names, images)
+            runs[method] = METHODS[method](model, names, images)
             runs[method]()
         except Exception as error:  # whatever a peer raises is its result
-            runs.pop(method, None)
-            notes[method] = f"{type(error).__name__}: {str(error).splitlines()[:1]}"[:120]
-    taken = interleaved(runs, repeats=repeats, seconds=seconds, device=device, clock=clock)
-    circumstances = {
-        "batch": batch,
-        "size": size,
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "clock": clock.__name__,
-        "torch": torch.__version__,
-        "gradscore": gs.__version__,
+            return {"note": f"{type(error).__name__}: {str(error).splitlines()[:1]}"[:120]}
+    taken = interleaved(runs, repeats=repeats, seconds=seconds, device=case.device, clock=clock)
+    pairs = zip(taken[case.method], taken[ORDINARY], strict=True)
+    ratios = [own / measure for own, measure in pairs]
+    return {
+        "ratio": round(statistics.median(ratios), 3),
+        "lowest": round(min(ratios), 3),
+        "highest": round(max(ratios), 3),
+        "rounds": len(ratios),
+        "seconds": round(statistics.median(taken[case.method]), 4),
     }
-    for method in dict.fromkeys((ORDINARY, *methods)):
-        row = {"model": spec, "subset": subset, "method": method}
-        row |= dict.fromkeys(("ratio", "lowest", "highest", "rounds", "seconds", "peak_mib"), "")
-        if method in taken:
-            pairs = zip(taken[method], taken[ORDINARY], strict=True)
-            ratios = [own / measure for own, measure in pairs]
-            row["ratio"] = round(statistics.median(ratios), 3)
-            row["lowest"], row["highest"] = round(min(ratios), 3), round(max(ratios), 3)
-            row["rounds"] = len(ratios)
-            row["seconds"] = round(statistics.median(taken[method]), 4)
-            if method in memory:
-                row["peak_mib"] = fresh_peak_mib(spec, subset, method, batch, size, device)
-        yield row | circumstances | {"note": notes.get(method, "")}
 
 
-def fresh_peak_mib(
-    spec: str, subset: str, method: str, batch: int, size: int, device: str
-) -> float | str:
-    """Return :func:`peak_mib` of a fresh process, or nothing where it did not survive."""
-    arguments = json.dumps([spec, subset, method, batch, size, device])
-    code = "import json, sys; from gradscore.bench.norms import peak_mib; "
-    code += "print('peak', peak_mib(*json.loads(sys.argv[1])))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, arguments], capture_output=True, text=True, check=False
-    )
-    found = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("peak ")]
-    return float(found[0]) if found and done.returncode == 0 else ""
-
-
-def peak_mib(spec: str, subset: str, method: str, batch: int, size: int, device: str) -> float:
+def peak_memory(case: Case) -> dict[str, float]:
     """Return the most memory in MiB that one run holds above libraries, model and input."""
-    model, images = drawn(spec, batch, size, device)
-    names = subset_names(model, images, subset)
+    model, names, images = case.prepared()
+    make = METHODS[case.method]
     # One image first, so that code that loads on the first call does not count.
-    METHODS[method](model, names, images[:1])()
-    run = METHODS[method](model, names, images)
-    if device == "cuda":
+    make(model, names, images[:1])()
+    run = make(model, names, images)
+    if case.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
-        return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
+        return {"peak_mib": round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)}
     Path("/proc/self/clear_refs").write_text("5")
     before = _status_kib("VmRSS")
     run()
-    return round((_status_kib("VmHWM") - before) / 2**10, 1)
+    return {"peak_mib": round((_status_kib("VmHWM") - before) / 2**10, 1)}
 
 
 def _status_kib(field: str) -> int:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from gradscore.batches import memory_format
 from gradscore.data import batch_spans, load_batches, open_set
 from gradscore.engine import gradient_norms
 from gradscore.extraction import extract
@@ -142,10 +143,9 @@ def _bare_seconds(
         if layers != "last":
             gradient_norms(model, images, layers=layers)
             continue
-        if device == "cpu":
-            images = images.contiguous(memory_format=torch.channels_last)
+        layout = memory_format(model, images, share=0)
         with torch.inference_mode():
-            model(images)
+            model(images.contiguous(memory_format=layout))
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - began

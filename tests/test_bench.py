@@ -1,0 +1,69 @@
+"""Benchmarks measure what they name: small cases, and methods that fail."""
+
+import csv
+
+import pytest
+from click.testing import CliRunner
+
+from gradscore.bench import closed_form, norms
+from gradscore.bench.extract import measure as measure_extraction
+from gradscore.bench.timing import fraction, interleaved
+from gradscore.cli import cli
+
+SMALL = {"batch": 2, "size": 32, "repeats": 2, "seconds": 60.0, "memory": ("gradscore",)}
+
+
+@pytest.mark.slow
+def test_norms_are_measured_beside_the_ordinary_pass_in_fresh_processes(monkeypatch):
+    methods = ("gradscore", "a peer")
+    monkeypatch.setitem(norms.METHODS, "a peer", norms.ours)  # unknown to the fresh process
+    rows = list(norms.measure("cifar:resnet20", "block", methods=methods, **SMALL))
+    assert [row["method"] for row in rows] == ["forward and backward", *methods]
+    for row in rows[:2]:
+        assert row["lowest"] <= row["ratio"] <= row["highest"]
+        assert row["rounds"] == 2
+        assert row["note"] == ""
+    assert rows[0]["ratio"] == 1.0
+    assert rows[0]["peak_mib"] == ""
+    assert rows[1]["peak_mib"] > 0
+    assert rows[2]["ratio"] == ""
+    assert "KeyError" in rows[2]["note"]
+
+
+def test_functions_take_turns_and_ratios_are_of_one_round():
+    calls = []
+    taken = interleaved(
+        {name: lambda name=name: calls.append(name) for name in "ab"}, repeats=3, seconds=60
+    )
+    assert calls == ["a", "b"] * 4
+    assert [len(seconds) for seconds in taken.values()] == [3, 3]
+    assert fraction([1.0, 2.0, 30.0], [2.0, 2.0, 10.0]) == 1.0
+
+
+def test_the_closed_form_is_measured_beside_limits_and_peers():
+    rows = list(closed_form.compare([(64, 16, 5)], repeats=2, seconds=0.1))
+    names = [row["figure"] for row in rows]
+    assert names[:4] == [
+        "read once", "gradscore from logits", "bare product", "gradscore from head",
+    ]  # fmt: skip
+    assert {"backward a row", "backward a row, fresh layer", "vmap(grad)"} <= set(names[4:])
+    assert all(row["us_per_row"] > 0 for row in rows)
+    assert rows[1]["of_limit"] > 0
+    assert rows[3]["of_limit"] > 0
+    assert closed_form.slope([1, 10, 100], [2, 200, 20000]) == pytest.approx(2)
+
+
+def test_extraction_is_measured_beside_the_bare_loop():
+    (found,) = measure_extraction(["cifar:resnet20"], images=8, batch_size=4, repeats=2)
+    assert found.lowest <= found.fraction <= found.highest
+    assert found.extract > 0
+    assert found.bare > 0
+
+
+def test_score_is_measured_beside_reading(tmp_path):
+    record = tmp_path / "score.csv"
+    done = CliRunner().invoke(cli, ["bench", "score", "--rows", "64", "-o", str(record)])
+    assert done.exit_code == 0, done.output
+    (row,) = csv.DictReader(record.read_text().splitlines())
+    assert row["rows"] == "64"
+    assert float(row["of_limit"]) > 0

@@ -1,7 +1,8 @@
 """How a CPU takes a batch: in which parts, and with the channels first or last in memory."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gradscore.uses import check_eval_mode
+from gradscore.uses import check_eval_mode, structure_of, trial_images
 
 RESULT_BYTES = 31 * 2**20
 """Size of an intermediate result that the C library's allocator still keeps for the next one."""
@@ -17,21 +18,10 @@ RESULT_BYTES = 31 * 2**20
 MOST_SELECTED = 0.5
 """Up to this share of the parameter tensors, a forward and backward are faster channels last."""
 
+Answer = TypeVar("Answer")
 
-class Trial(NamedTuple):
-    """What forwards over one and two images told.
-
-    Attributes:
-        channels_last: Whether the model takes the channels last, and gives the same logits.
-        image_bytes: Size of the largest intermediate result of one image.
-    """
-
-    channels_last: bool
-    image_bytes: int
-
-
-_TRIALS: WeakKeyDictionary[nn.Module, dict[object, Trial]] = WeakKeyDictionary()
-"""Trials by model and kind of input: one serves a whole run."""
+_TRIED: WeakKeyDictionary[nn.Module, dict[object, object]] = WeakKeyDictionary()
+"""What trials told, by model and by question, state of the model and kind of input."""
 
 
 def parts_of(model: nn.Module, images: Tensor, share: float) -> tuple[Tensor, ...]:
@@ -47,16 +37,20 @@ def parts_of(model: nn.Module, images: Tensor, share: float) -> tuple[Tensor, ..
         share: As for :func:`memory_format`, in which the parts are.
 
     Returns:
-        Consecutive parts of about one size, on other devices all images at once.
+        Consecutive parts of about one size, larger ones first; on other devices all images as
+        they are.
 
     Raises:
         ModelError: If the model is in train mode.
     """
-    images = images.contiguous(memory_format=memory_format(model, images, share))
     if images.device.type != "cpu":
         return (images,)
-    most = max(1, RESULT_BYTES // max(1, _trial(model, images).image_bytes))
-    return images.split(-(-len(images) // -(-len(images) // most)))
+    if images.ndim == 4:
+        images = images.contiguous(memory_format=memory_format(model, images, share))
+    if len(images) == 1:
+        return (images,)
+    of_one = _tried(_image_bytes, model, images, otherwise=images[0].nbytes)
+    return images.tensor_split(-(-len(images) // max(1, RESULT_BYTES // max(1, of_one))))
 
 
 def memory_format(model: nn.Module, images: Tensor, share: float) -> torch.memory_format:
@@ -76,51 +70,61 @@ def memory_format(model: nn.Module, images: Tensor, share: float) -> torch.memor
         ModelError: If the model is in train mode.
     """
     plain = images.device.type != "cpu" or images.ndim != 4 or images.dtype == torch.float64
-    if plain or share > MOST_SELECTED or not _trial(model, images).channels_last:
+    if plain or share > MOST_SELECTED:
         return torch.contiguous_format
-    return torch.channels_last
+    takes_it = _tried(_takes_channels_last, model, images, otherwise=False)
+    return torch.channels_last if takes_it else torch.contiguous_format
 
 
-def _trial(model: nn.Module, images: Tensor) -> Trial:
-    known = _TRIALS.setdefault(model, {})
-    key = (images.shape[1:], images.dtype)
+def _tried(
+    trial: Callable[[nn.Module, Tensor], Answer],
+    model: nn.Module,
+    images: Tensor,
+    otherwise: Answer,
+) -> Answer:
+    """Return what a trial with two images tells, or another answer where the model fails."""
+    known = _TRIED.setdefault(model, {})
+    key = (
+        *(trial, structure_of(model), images.shape[1:], images.dtype),
+        torch.is_autocast_enabled("cpu"),
+    )
     if key not in known:
         check_eval_mode(model)
         two = images[:2] if len(images) > 1 else torch.cat([images, images])
-        known[key] = _try(model, two.contiguous())
+        try:
+            known[key] = trial(model, two.contiguous())
+        except Exception:  # if the images are at fault, the forward that follows will say so
+            return otherwise
     return known[key]
 
 
-def _try(model: nn.Module, images: Tensor) -> Trial:
-    try:
-        _, sizes = _observed(model, images[:1])
-        logits, of_two = _observed(model, images)
-    except Exception:  # if the images are at fault, the forward that follows will say so
-        return Trial(channels_last=False, image_bytes=images[0].nbytes)
-    if len(sizes) == len(of_two):
+def _image_bytes(model: nn.Module, images: Tensor) -> int:
+    """Return the size of the largest intermediate result of one image."""
+    of_one, of_two = (_result_bytes(model, some) for some in (images[:1], images))
+    if len(of_one) == len(of_two):
         # What does not grow with the images, such as weights made in the forward, is no matter.
-        of_two = [2 * (more - less) for less, more in zip(sizes, of_two, strict=True)]
-    largest = max(images.nbytes, *of_two) // 2
-    return Trial(_same_with_channels_last(model, images, logits), largest)
+        of_two = [2 * (more - less) for less, more in zip(of_one, of_two, strict=True)]
+    return max(images.nbytes, *of_two) // 2
 
 
-def _same_with_channels_last(model: nn.Module, images: Tensor, logits: object) -> bool:
-    if images.ndim != 4 or not isinstance(logits, Tensor):
-        return False
-    try:
-        with torch.no_grad():
-            others = model(images.contiguous(memory_format=torch.channels_last))
-    except Exception:  # such a model needs the channels first, whatever it says
-        return False
-    tolerance = 10 * math.sqrt(torch.finfo(logits.dtype).eps) * float(logits.abs().max())
-    return others.shape == logits.shape and float((logits - others).abs().max()) <= tolerance
+def _takes_channels_last(model: nn.Module, images: Tensor) -> bool:
+    """Return whether a model takes the channels last, and gives the same logits."""
+    with trial_images(images) as copy:
+        logits = model(copy)
+    with trial_images(images.contiguous(memory_format=torch.channels_last)) as copy:
+        try:
+            others = model(copy)
+        except Exception:  # such a model needs the channels first, whatever it says
+            return False
+        tolerance = 10 * math.sqrt(torch.finfo(logits.dtype).eps) * float(logits.abs().max())
+        return others.shape == logits.shape and float((logits - others).abs().max()) <= tolerance
 
 
-def _observed(model: nn.Module, images: Tensor) -> tuple[object, list[int]]:
-    """Return a model's output, and the bytes of what each operation on the way made."""
-    sizes = _Sizes()
-    with torch.no_grad(), sizes:
-        return model(images), sizes.made
+def _result_bytes(model: nn.Module, images: Tensor) -> list[int]:
+    """Return the bytes of the largest result of each operation of a forward."""
+    with trial_images(images) as copy, _Sizes() as sizes:
+        model(copy)
+    return sizes.made
 
 
 class _Sizes(TorchDispatchMode):

@@ -75,12 +75,13 @@ def gradient_norms(
         empty = images.new_zeros(0, len(names), dtype=dtype)
         return GradientNorms(names, empty, p, dict.fromkeys(names, "no samples"), groups)
     selected = {name: parameters[name] for name in names}
-    norms = []
+    norms, rules = [], {}
     for part in parts_of(model, images, len(names) / len(parameters)):
         recording = record(model, part, selected)
         cotangent = logit_gradient(recording.logits, temperature, target)
         norms.append(recording.norms(cotangent, (p,), last=True)[0])
-    return GradientNorms(names, torch.cat(norms), p, recording.rules, groups)
+        rules = rules or recording.rules
+    return GradientNorms(names, torch.cat(norms), p, rules, groups)
 
 
 def record(model: nn.Module, images: Tensor, selected: Mapping[str, Tensor]) -> "Recording":

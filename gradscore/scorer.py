@@ -7,7 +7,8 @@ from gradscore.last_layer import check_finite, last_layer_score
 from gradscore.models.head import Head, check_logits, find_head, observe_features
 from gradscore.norms import check_order, vector_norm
 from gradscore.objective import check_target, check_temperature, logit_gradient
-from gradscore.uses import check_eval_mode, check_images
+from gradscore.uses import check_eval_mode, check_images, structure_of
+from gradscore.uses.trial import Structure
 
 
 class GradNorm(nn.Module):
@@ -44,8 +45,7 @@ class GradNorm(nn.Module):
         self.p = check_order(p)
         self.temperature = check_temperature(temperature)
         self.target = check_target(target)
-        self._head: Head | None = None
-        self._names: tuple[str, ...] | None = None
+        self._found: tuple[Structure, Head] | None = None
         self.training = model.training
 
     def forward(self, images: Tensor) -> Tensor:
@@ -69,11 +69,9 @@ class GradNorm(nn.Module):
         if not len(images):
             logits = check_logits(self.model(images), 0)
             return logits, logits.new_zeros(0, dtype=torch.float32)
-        if self._head is None:
-            self._head = find_head(self.model, images[:2])
-        if self.layers == "last" and self._head.closed_form:
-            return self._closed_form(images, self._head)
-        return self._by_rules(images, self._head)
+        if self.layers == "last" and (head := self._head(images)).closed_form:
+            return self._closed_form(images, head)
+        return self._by_rules(images)
 
     def extra_repr(self) -> str:
         """Return the settings."""
@@ -81,6 +79,13 @@ class GradNorm(nn.Module):
             f"layers={self.layers!r}, p={self.p:g}, temperature={self.temperature:g}, "
             f"target={self.target!r}"
         )
+
+    def _head(self, images: Tensor) -> Head:
+        """Return the last layer, found anew where a part of the model was replaced."""
+        structure = structure_of(self.model)
+        if self._found is None or self._found[0] != structure:
+            self._found = structure, find_head(self.model, images[:2])
+        return self._found[1]
 
     def _closed_form(self, images: Tensor, head: Head) -> tuple[Tensor, Tensor]:
         with observe_features(self.model, head) as observed:
@@ -95,18 +100,16 @@ class GradNorm(nn.Module):
             )
         return logits, scores
 
-    def _by_rules(self, images: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    def _by_rules(self, images: Tensor) -> tuple[Tensor, Tensor]:
         from gradscore.batches import parts_of
         from gradscore.engine import record
-        from gradscore.models.groups import parameter_groups
+        from gradscore.models.groups import ModelGroups
         from gradscore.reference import differentiable_parameters
         from gradscore.selection import select
 
         parameters = differentiable_parameters(self.model)
-        if self._names is None:
-            groups = parameter_groups(self.model, head)
-            self._names = select(tuple(parameters), groups, self.layers)
-        selected = {name: parameters[name] for name in self._names}
+        names = select(tuple(parameters), ModelGroups(self.model, images), self.layers)
+        selected = {name: parameters[name] for name in names}
         logits, norms = [], []
         for part in parts_of(self.model, images, len(selected) / len(parameters)):
             recording = record(self.model, part, selected)

@@ -79,7 +79,7 @@ def test_a_model_is_tried_once():
     model, x = make()
     for _ in range(2):
         assert memory_format(model, x, 0.0) is torch.channels_last
-    assert model.seen == [(1, False), (2, False), (2, True)]
+    assert model.seen == [(2, False), (2, True)]
 
 
 def test_weights_made_in_the_forward_do_not_count():
@@ -90,7 +90,7 @@ def test_weights_made_in_the_forward_do_not_count():
 
     model, x = Standardised().eval(), torch.randn(5, 3, 8, 8)
     model.weight = nn.Parameter(torch.randn(1000, 192))
-    assert batches._trial(model, x).image_bytes == 1000 * 4
+    assert batches._image_bytes(model, x[:2]) == 1000 * 4
 
 
 def test_double_precision_keeps_the_channels_first():
@@ -104,3 +104,55 @@ def test_a_model_in_train_mode_is_not_run():
     with pytest.raises(ModelError, match=r"got layer 'layer\.1'"):
         memory_format(model.train(), x, 0.0)
     assert model.seen == []
+
+
+def test_parts_differ_by_one_image_at_most(monkeypatch):
+    model, _ = make()
+    monkeypatch.setattr(batches, "RESULT_BYTES", 4 * LARGEST)
+    sizes = [len(part) for part in parts_of(model, torch.randn(13, 3, 8, 8), 1.0)]
+    assert sizes == [4, 3, 3, 3]
+
+
+def test_a_replaced_part_is_tried_again():
+    model, x = make()
+    assert memory_format(model, x, 0.0) is torch.channels_last
+    model.layer = nn.Sequential(*model.layer, nn.Identity())
+    model.flatten = in_memory_order
+    assert memory_format(model, x, 0.0) is torch.contiguous_format
+
+
+def test_a_failed_trial_is_not_kept():
+    model, x = make()
+    flatten, model.flatten = model.flatten, lambda x: 1 / 0
+    assert memory_format(model, x, 0.0) is torch.contiguous_format
+    model.flatten = flatten
+    assert memory_format(model, x, 0.0) is torch.channels_last
+
+
+def test_one_image_is_not_tried_for_parts():
+    model, x = make()
+    assert len(parts_of(model, x[:1], 1.0)) == 1
+    assert model.seen == []
+
+
+def test_trials_leave_the_images_as_they_are():
+    model, x = make()
+    model.register_forward_pre_hook(lambda module, args: args[0].mul_(2))
+    before = x.clone()
+    parts_of(model, x, 0.0)
+    assert torch.equal(x, before)
+
+
+def test_what_a_trial_makes_and_the_model_keeps_serves_the_backward():
+    tables = []
+
+    def scaled(x):
+        if not tables:
+            tables.append(torch.arange(1.0, 33.0))
+        return x.flatten(1) * tables[0]
+
+    model, x = make(scaled)
+    with torch.inference_mode():
+        found = gradient_norms(model, x)
+    assert not tables[0].is_inference()
+    torch.testing.assert_close(found.norms, one_backward_a_sample(model, x).norms)

@@ -1,6 +1,7 @@
 """One forward and one backward must give what one backward a sample gives, and leave no trace."""
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -104,10 +105,11 @@ def test_leaves_the_model_as_it_was_after_an_exception():
     assert torch.ones(2, requires_grad=True).mul(2).requires_grad  # no mode is left behind
 
 
-def test_an_empty_batch_has_no_norms():
-    got = gradient_norms(small_net(), images(0))
-    assert got.norms.shape == (0, len(got.parameters))
-    assert got.group("all").shape == (0,)
+@pytest.mark.parametrize("layers", ["all", "last", "0.*"])
+def test_an_empty_batch_has_no_norms(layers):
+    got = gradient_norms(small_net(), images(0), layers=layers)
+    assert got.norms.shape == (0, len(got.parameters)) != (0, 0)
+    assert got.group(layers).shape == (0,)
 
 
 def test_an_unused_parameter_has_norm_zero():
@@ -153,6 +155,23 @@ def test_groups_are_norms_of_norms():
     assert (got.norms >= 0).all()
 
 
+def test_groups_are_pickled_without_the_model():
+    got = gradient_norms(small_net(), images())
+    again = pickle.loads(pickle.dumps(got))
+    assert type(again.groups) is dict
+    assert again.groups["last"] == ("6.weight",)
+    torch.testing.assert_close(again.group("last"), got.group("last"))
+
+
+def test_groups_of_a_model_that_was_changed_since_are_refused():
+    model = small_net()
+    got = gradient_norms(model, images())
+    model[6] = nn.Linear(16, 2).double()
+    with pytest.raises(ModelError, match="got one with parts replaced; ask for the norms again"):
+        got.group("last")
+    assert gradient_norms(model, images()).group("last").shape == (3,)
+
+
 def test_autocast_is_served():
     model = small_net().float()
     exact = gradient_norms(model, images().float())
@@ -172,6 +191,12 @@ def test_autocast_is_served():
 def test_train_mode_is_refused_by_the_name_of_the_layer(layer, message):
     with pytest.raises(ModelError, match=message):
         gradient_norms(nn.Sequential(layer, small_net()).train(), images().float())
+
+
+def test_a_batch_norm_without_statistics_is_refused():
+    model = nn.Sequential(nn.BatchNorm2d(2, track_running_stats=False), *small_net()).double()
+    with pytest.raises(ModelError, match="'0' which takes them from the batch; build it with"):
+        gradient_norms(model.eval(), images())
 
 
 def test_functional_dropout_is_refused():
@@ -223,3 +248,32 @@ def test_half_precision_does_not_round_small_gradients_to_zero(dtype, temperatur
     exact = record(model, images.to(dtype).float(), selected(model, half.parameters))
     expected = exact.norms(cotangent, (1.0,))[0]
     torch.testing.assert_close(half.norms, expected, rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_statistics_of_batch_norm_are_not_rounded(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3)).eval()
+    model[0].running_mean.fill_(1001.0)
+    model[0].running_var.fill_(1e5)  # out of the range of float16
+    x = (1001 + 300 * torch.randn(4, 2, 2, 2)).to(dtype)
+    with torch.autocast("cpu", dtype=dtype):
+        got = gradient_norms(model, x, layers="0.*")
+    exact = gradient_norms(model, x.float(), layers="0.*")
+    torch.testing.assert_close(got.norms, exact.norms, rtol=0.05, atol=0)
+
+
+def test_a_lone_sample_may_lose_its_batch_axis():
+    class Squeezed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.head = nn.LayerNorm(6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.head(self.norm(x.squeeze(0))).view(-1, 3)
+
+    torch.manual_seed(0)
+    model, x = Squeezed().double().eval(), torch.randn(1, 6, dtype=torch.float64)
+    nn.init.normal_(model.norm.weight)
+    got = gradient_norms(model, x)
+    torch.testing.assert_close(got.norms, one_backward_a_sample(model, x).norms)

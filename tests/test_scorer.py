@@ -95,6 +95,18 @@ def test_one_forward_a_call_after_the_first():
     assert len(calls) == 1
 
 
+def test_a_replaced_head_is_found_anew():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 4)).eval()
+    closed, by_rules = gs.GradNorm(model), gs.GradNorm(model, layers="3*")
+    for scorer in (closed, by_rules):
+        scorer(IMAGES)
+    model[3] = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
+    all_names = [name for name, _ in model.named_parameters() if name.startswith("3")]
+    for scorer, names in ((closed, ["3.2.weight"]), (by_rules, all_names)):
+        expected = [autograd_score(model, x, names, 1.0, 1.0, "uniform") for x in IMAGES]
+        torch.testing.assert_close(scorer(IMAGES), torch.stack(expected), rtol=1e-5, atol=1e-8)
+
+
 def test_a_layer_in_train_mode_is_refused_by_name():
     model = small_net()
     scorer = gs.GradNorm(model)

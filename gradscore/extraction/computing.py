@@ -14,6 +14,7 @@ from gradscore.models.head import observe_features
 from gradscore.objective import logit_gradient
 from gradscore.reference import backward_norms, differentiable_parameters, vmap_norms
 from gradscore.run import BASE, PassInfo, pass_field
+from gradscore.uses import check_eval_mode
 
 REFERENCES = {"reference": backward_norms, "vmap": vmap_norms}
 GRADIENTS = ("rules", *REFERENCES)
@@ -32,6 +33,9 @@ class Computer:
         base: Whether features and logits are wanted.
         passes: The norm and keep passes wanted.
         probes: What computes the other passes wanted.
+
+    Raises:
+        ModelError: If a layer is in train mode, or takes its statistics from the batch.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class Computer:
             for entry in self._passes
         }
         # Probes go back to the images, whose gradient is a use of every layer.
+        check_eval_mode(self._model)
         self._share = 1.0 if probes else len(self._selected) / max(1, len(parameters))
         with network.autocast():
             self._format = memory_format(self._model, image, self._share)

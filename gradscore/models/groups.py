@@ -9,10 +9,11 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from gradscore.errors import InvalidArgument
+from gradscore.errors import InvalidArgument, ModelError
 from gradscore.models.blocks import find_blocks, is_below
 from gradscore.models.head import Head, find_head
 from gradscore.selection import select
+from gradscore.uses import structure_of
 
 FIXED = ("last", "all")
 """Groups that keep their meaning: no override redefines them."""
@@ -70,34 +71,47 @@ def head_biases(head: Head) -> set[str]:
 _FOUND: WeakKeyDictionary[nn.Module, dict[object, dict[str, tuple[str, ...]]]] = (
     WeakKeyDictionary()
 )
-"""Groups by model, and by the parameters and the kind of input that they were found with."""
+"""Groups by model, and by the parts and the kind of input that they were found with."""
 
 
 class ModelGroups(Mapping[str, tuple[str, ...]]):
     """A model's groups, found when first asked for: finding the last layer costs two forwards.
 
-    They are found once for a model, while it has the same parameters and gets input of one kind.
+    They are found once for a model, while it has the same parts and gets input of one kind.
 
     Args:
-        model: Any network.
-        images: A batch of its input, of which two samples are used.
+        model: Any network; held until its groups are found.
+        images: A batch of its input, of which two samples are copied.
+
+    Raises:
+        ModelError: When asked, if a part of the model was replaced in the meantime.
     """
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
-        self._model, self._images = model, images[:2]
+        # Without samples, what they would be is no matter: only how the layers meet is asked.
+        self._images = images[:2].clone() if len(images) else images.new_ones(1, *images.shape[1:])
+        self._model, self._structure = model, structure_of(model)
         self._found: dict[str, tuple[str, ...]] | None = None
 
     def _groups(self) -> dict[str, tuple[str, ...]]:
         if self._found is None:
             model, images = self._model, self._images
-            named = tuple((name, id(p), p.shape) for name, p in model.named_parameters())
-            key = (images.shape[1:], images.dtype, named)
+            if structure_of(model) != self._structure:
+                raise ModelError(
+                    "Expected the model that the gradients are of, got one with parts replaced; "
+                    "ask for the norms again, or for their groups before the model is changed."
+                )
+            key = (images.shape[1:], images.dtype, self._structure)
             known = _FOUND.setdefault(model, {})
             if key not in known:
                 known[key] = parameter_groups(model, find_head(model, images))
             self._found = known[key]
-            del self._model, self._images
+            del self._model, self._images, self._structure
         return self._found
+
+    def __reduce__(self) -> tuple[type[dict], tuple[dict[str, tuple[str, ...]]]]:
+        """Pickle the groups alone, without the model."""
+        return dict, (self._groups(),)
 
     def __getitem__(self, name: str) -> tuple[str, ...]:
         """Return the parameters of a group."""

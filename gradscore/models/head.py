@@ -16,6 +16,7 @@ from torch.func import functional_call
 from torch.nn.functional import linear
 
 from gradscore.errors import InvalidArgument, ModelError
+from gradscore.uses.trial import trial_images
 
 LINEAR_LIKE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 REASONS = 2
@@ -194,8 +195,8 @@ def _forward(
 
             handles.append(module.register_forward_hook(note))
     try:
-        with torch.no_grad():
-            output = functional_call(model, replaced, (images,)) if replaced else model(images)
+        with trial_images(images) as copy:
+            output = functional_call(model, replaced, (copy,)) if replaced else model(copy)
     except Exception as error:  # whatever a model raises
         raise ModelError(
             f"Expected a model that takes {images.dtype} {list(images.shape)} on {images.device}, "

@@ -29,12 +29,14 @@ def batch_norm_gradients(
     """
     rows, channels = x.shape[:2]
     positions = x.shape[2:].numel()
+    # In half precision a variance may be out of range, and a mean off by more than x varies.
+    exact = torch.promote_types(x.dtype, torch.float32)
     _, scale, shift = torch.ops.aten.native_batch_norm_backward(
         g.reshape(1, rows * channels, positions),
         x.reshape(1, rows * channels, positions),
         None,
-        mean.to(x.dtype).repeat(rows),
-        var.to(x.dtype).repeat(rows),
+        mean.to(exact).repeat(rows),
+        var.to(exact).repeat(rows),
         None,
         None,
         False,

@@ -78,9 +78,11 @@ def scale_and_shift_norms(
     """Return norms of the gradient of scale or shift, shape ``[samples, len(orders)]``.
 
     Both come from one reading of input and output gradient. Where the scale was not asked for,
-    there is no input to read, nor need of one.
+    there is no input to read, nor need of one; a lone sample may come without an axis to sum over.
     """
     if call.arguments["input"].is_meta:
+        return None
+    if call.function in (*LAYER, *RMS) and _leading(call) == 0:
         return None
     if argument not in call.memo:
         scale, shift = _scale_and_shift(call, grad)
@@ -94,10 +96,15 @@ def _scale_and_shift(call: Call, grad: Tensor) -> tuple[Tensor, Tensor]:
         mean, var = call.arguments["running_mean"], call.arguments["running_var"]
         return batch_norm_gradients(x, grad, mean, var, call.get("eps", 1e-5), call.samples)
     if call.function in (*LAYER, *RMS):
-        dims = tuple(range(1, x.ndim + 1 - len(call.arguments["normalized_shape"])))
+        dims = tuple(range(1, 1 + _leading(call)))
     else:
         dims = (1, *range(3, x.ndim + 1))
     return scale_and_shift_gradients(x, grad, _normalization(call), dims, call.samples)
+
+
+def _leading(call: Call) -> int:
+    """Return the number of axes of the input before those that are normalised over."""
+    return call.arguments["input"].ndim - len(call.arguments["normalized_shape"])
 
 
 def _normalization(call: Call) -> Callable[[Tensor], Tensor]:

@@ -49,8 +49,8 @@ class Rule:
             gradient of the summed loss with respect to the call's output, laid out as its data.
             It is called for a few samples at a time.
         norms: ``(call, argument, grad, orders) -> [samples, len(orders)]`` without ever holding
-            the gradients of all samples, or ``None`` where it has no cheap form for this call;
-            then ``gradient`` is called in chunks and reduced.
+            more of the gradients than about what the call's data take, or ``None`` where it has
+            no cheap form for this call; then ``gradient`` is called in chunks and reduced.
         reads_data: Whether the values of the call's data are needed, not only their shapes; where
             they are not, the data are handed over without memory behind them (on ``meta``).
         trailing: Whether the parameter meets the trailing axes only, so that the batch may come

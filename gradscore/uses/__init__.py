@@ -3,6 +3,7 @@
 from gradscore.uses.bundle import Bundle, bundles_of
 from gradscore.uses.collector import Collector
 from gradscore.uses.forward import Forward, check_eval_mode, check_images, record_forward
+from gradscore.uses.trial import structure_of, trial_images
 
 __all__ = [
     "Bundle",
@@ -12,4 +13,6 @@ __all__ = [
     "check_eval_mode",
     "check_images",
     "record_forward",
+    "structure_of",
+    "trial_images",
 ]

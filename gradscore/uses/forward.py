@@ -117,9 +117,12 @@ def check_eval_mode(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if module.training or module.running_mean is None:
+                remedy = "call model.eval() first"
+                if module.running_mean is None:
+                    remedy = "build it with track_running_stats=True"
                 raise ModelError(
                     f"Expected batch norm with fixed statistics, got layer {name!r} "
-                    "which takes them from the batch; call model.eval() first."
+                    f"which takes them from the batch; {remedy}."
                 )
         elif module.training and _drop_rate(module) > 0:
             raise ModelError(

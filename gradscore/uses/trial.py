@@ -1,0 +1,38 @@
+"""Forwards that only find something out about a model, and whether it is still the same model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+Structure = tuple[tuple[str, int], ...]
+
+
+@contextmanager
+def trial_images(images: Tensor) -> Iterator[Tensor]:
+    """Let a forward leave no trace, whatever mode the caller is in.
+
+    The model may write into its input, and what it makes once and keeps, such as a table of
+    positions, must serve a later backward: neither holds for the caller's images in inference
+    mode.
+
+    Args:
+        images: Input of a model; left as it is.
+
+    Yields:
+        A copy of it; inside, no graph is recorded, and inference mode is off.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        yield images.clone()
+
+
+def structure_of(model: nn.Module) -> Structure:
+    """Return what a model is made of, to tell later whether a part of it was replaced.
+
+    Returns:
+        Names and identities of its modules and parameters.
+    """
+    return tuple(
+        (name, id(part)) for name, part in (*model.named_modules(), *model.named_parameters())
+    )

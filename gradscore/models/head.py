@@ -16,12 +16,11 @@ from torch.func import functional_call
 from torch.nn.functional import linear
 
 from gradscore.errors import InvalidArgument, ModelError
-from gradscore.uses.trial import trial_images
+from gradscore.uses import check_eval_mode, trial_images
 
 LINEAR_LIKE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 REASONS = 2
 """How many of the layers nearest to the logits are told why they are not the head."""
-TRAINED = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
 
 @dataclass(frozen=True)
@@ -104,11 +103,10 @@ def find_head(model: nn.Module, images: Tensor) -> Head:
 
     Raises:
         ModelError: If the model raises an error, does not return logits ``[batch, classes]``, has
-            no parameters, or has batch norm or dropout in training mode, which a forward would
-            change.
+            no parameters, or has layers that are random or mix samples, as those in train mode.
         InvalidArgument: If the logits are NaN: they tell nothing of the head.
     """
-    _check_evaluation(model)
+    check_eval_mode(model)
     logits, calls = _forward(model, images, {})
     if logits.isnan().any():
         raise InvalidArgument("Expected images with finite logits, got logits that are NaN.")
@@ -169,15 +167,6 @@ def observe_features(
         yield observation
     finally:
         handle.remove()
-
-
-def _check_evaluation(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if module.training and isinstance(module, TRAINED):
-            raise ModelError(
-                f"Expected a model in evaluation mode, got {name} ({type(module).__name__}) in "
-                "training mode: call model.eval() first."
-            )
 
 
 def _forward(

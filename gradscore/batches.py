@@ -18,6 +18,9 @@ RESULT_BYTES = 31 * 2**20
 MOST_SELECTED = 0.5
 """Up to this share of the parameter tensors, a forward and backward are faster channels last."""
 
+LEAST_CHANNELS_LAST = 0.1
+"""Share of all results, in bytes, that a model must keep channels last for it to be of use."""
+
 Answer = TypeVar("Answer")
 
 _TRIED: WeakKeyDictionary[nn.Module, dict[object, object]] = WeakKeyDictionary()
@@ -57,9 +60,9 @@ def memory_format(model: nn.Module, images: Tensor, share: float) -> torch.memor
     """Return the memory format of the images with which a model takes the least time.
 
     With the channels last, a convolutional network's forward takes 0.75 to 0.95 of the time on a
-    CPU, that of a transformer the same. The rules want the channels first, so that it does not
+    CPU; a transformer has no use for it. The rules want the channels first, so that it does not
     pay where most parameters' gradients are asked for. Some models, such as those that flatten
-    by ``view``, cannot take it: whether the model can is tried once.
+    by ``view``, cannot take it: what holds for the model is tried once.
 
     Args:
         model: A classifier in eval mode; it is left as it is found.
@@ -72,8 +75,8 @@ def memory_format(model: nn.Module, images: Tensor, share: float) -> torch.memor
     plain = images.device.type != "cpu" or images.ndim != 4 or images.dtype == torch.float64
     if plain or share > MOST_SELECTED:
         return torch.contiguous_format
-    takes_it = _tried(_takes_channels_last, model, images, otherwise=False)
-    return torch.channels_last if takes_it else torch.contiguous_format
+    pays = _tried(_keeps_channels_last, model, images, otherwise=False)
+    return torch.channels_last if pays else torch.contiguous_format
 
 
 def _tried(
@@ -100,42 +103,50 @@ def _tried(
 
 def _image_bytes(model: nn.Module, images: Tensor) -> int:
     """Return the size of the largest intermediate result of one image."""
-    of_one, of_two = (_result_bytes(model, some) for some in (images[:1], images))
+    of_one, of_two = (_observed(model, some)[1].largest for some in (images[:1], images))
     if len(of_one) == len(of_two):
         # What does not grow with the images, such as weights made in the forward, is no matter.
         of_two = [2 * (more - less) for less, more in zip(of_one, of_two, strict=True)]
     return max(images.nbytes, *of_two) // 2
 
 
-def _takes_channels_last(model: nn.Module, images: Tensor) -> bool:
-    """Return whether a model takes the channels last, and gives the same logits."""
-    with trial_images(images) as copy:
-        logits = model(copy)
-    with trial_images(images.contiguous(memory_format=torch.channels_last)) as copy:
-        try:
-            others = model(copy)
-        except Exception:  # such a model needs the channels first, whatever it says
-            return False
-        tolerance = 10 * math.sqrt(torch.finfo(logits.dtype).eps) * float(logits.abs().max())
-        return others.shape == logits.shape and float((logits - others).abs().max()) <= tolerance
+def _keeps_channels_last(model: nn.Module, images: Tensor) -> bool:
+    """Return whether a model keeps the channels last if it gets them so, with the same logits."""
+    logits, _ = _observed(model, images)
+    try:
+        others, results = _observed(model, images.contiguous(memory_format=torch.channels_last))
+    except Exception:  # such a model needs the channels first, whatever it says
+        return False
+    tolerance = 10 * math.sqrt(torch.finfo(logits.dtype).eps) * float(logits.abs().max())
+    same = others.shape == logits.shape and float((logits - others).abs().max()) <= tolerance
+    return same and results.channels_last >= LEAST_CHANNELS_LAST * sum(results.largest)
 
 
-def _result_bytes(model: nn.Module, images: Tensor) -> list[int]:
-    """Return the bytes of the largest result of each operation of a forward."""
-    with trial_images(images) as copy, _Sizes() as sizes:
-        model(copy)
-    return sizes.made
+def _observed(model: nn.Module, images: Tensor) -> tuple[Tensor, "_Results"]:
+    """Return a model's output, and what the operations on the way made."""
+    with trial_images(images) as copy, _Results() as results:
+        return model(copy), results
 
 
-class _Sizes(TorchDispatchMode):
-    """Note the size of the largest result of each operation that runs inside."""
+class _Results(TorchDispatchMode):
+    """Weigh what each operation that runs inside makes.
+
+    Attributes:
+        largest: Bytes of the largest result of each operation.
+        channels_last: Bytes of all of these that have the channels last.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.made: list[int] = []
+        self.largest: list[int] = []
+        self.channels_last = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        tensors = (leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
-        self.made.append(max((tensor.nbytes for tensor in tensors), default=0))
+        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        largest = max(tensors, key=lambda tensor: tensor.nbytes, default=None)
+        self.largest.append(0 if largest is None else largest.nbytes)
+        if largest is not None and largest.ndim == 4 and not largest.is_contiguous():
+            last = largest.is_contiguous(memory_format=torch.channels_last)
+            self.channels_last += largest.nbytes if last else 0
         return result

@@ -75,6 +75,12 @@ def test_a_model_that_needs_the_channels_first_gets_them(flatten):
     torch.testing.assert_close(found.norms, expected.norms)
 
 
+def test_a_model_that_has_no_use_for_it_keeps_the_channels_first():
+    layers = (nn.Flatten(2), nn.Linear(4, 64), nn.GELU(), nn.Linear(64, 4), nn.Flatten())
+    model = nn.Sequential(nn.Conv2d(3, 8, 4, 4), *layers, nn.Linear(32, 5)).eval()
+    assert memory_format(model, torch.randn(5, 3, 8, 8), 0.0) is torch.contiguous_format
+
+
 def test_a_model_is_tried_once():
     model, x = make()
     for _ in range(2):

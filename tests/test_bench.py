@@ -3,12 +3,14 @@
 import csv
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from gradscore.bench import closed_form, norms
 from gradscore.bench.extract import measure as measure_extraction
 from gradscore.bench.timing import fraction, interleaved
 from gradscore.cli import cli
+from gradscore.last_layer import last_layer_score
 
 SMALL = {"batch": 2, "size": 32, "repeats": 2, "seconds": 60.0, "memory": ("gradscore",)}
 
@@ -42,13 +44,11 @@ def test_functions_take_turns_and_ratios_are_of_one_round():
 def test_the_closed_form_is_measured_beside_limits_and_peers():
     rows = list(closed_form.compare([(64, 16, 5)], repeats=2, seconds=0.1))
     names = [row["figure"] for row in rows]
-    assert names[:4] == [
-        "read once", "gradscore from logits", "bare product", "gradscore from head",
-    ]  # fmt: skip
-    assert {"backward a row", "backward a row, fresh layer", "vmap(grad)"} <= set(names[4:])
+    assert names[:4] == ["read once", "gradscore from logits", "plain", "plain, in blocks"]
+    assert names[4:6] == ["bare product", "gradscore from head"]
+    assert {"backward a row", "backward a row, fresh layer", "vmap(grad)"} <= set(names[6:])
     assert all(row["us_per_row"] > 0 for row in rows)
-    assert rows[1]["of_limit"] > 0
-    assert rows[3]["of_limit"] > 0
+    assert all(rows[position]["of_limit"] > 0 for position in (1, 2, 3, 5))
     assert closed_form.slope([1, 10, 100], [2, 200, 20000]) == pytest.approx(2)
 
 
@@ -66,3 +66,11 @@ def test_score_is_measured_beside_reading(tmp_path):
     (row,) = csv.DictReader(record.read_text().splitlines())
     assert row["rows"] == "64"
     assert float(row["of_limit"]) > 0
+
+
+def test_the_plain_form_is_that_of_the_equation(monkeypatch):
+    monkeypatch.setattr(closed_form, "PLAIN_BLOCK_BYTES", 3 * 5 * 4)
+    x, logits = torch.randn(7, 4), torch.randn(7, 5)
+    expected = last_layer_score(x, logits)
+    torch.testing.assert_close(closed_form._plain(x, logits), expected)
+    torch.testing.assert_close(closed_form._plain_in_blocks(x, logits), expected)

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from gradscore.uses import check_eval_mode, structure_of, trial_images
@@ -123,16 +123,16 @@ def _keeps_channels_last(model: nn.Module, images: Tensor) -> bool:
 
 
 def _observed(model: nn.Module, images: Tensor) -> tuple[Tensor, "_Results"]:
-    """Return a model's output, and what the operations on the way made."""
+    """Return a model's output, and what the functions on the way made."""
     with trial_images(images) as copy, _Results() as results:
         return model(copy), results
 
 
-class _Results(TorchDispatchMode):
-    """Weigh what each operation that runs inside makes.
+class _Results(TorchFunctionMode):
+    """Weigh what each function that is called inside makes.
 
     Attributes:
-        largest: Bytes of the largest result of each operation.
+        largest: Bytes of the largest result of each function.
         channels_last: Bytes of all of these that have the channels last.
     """
 
@@ -141,7 +141,7 @@ class _Results(TorchDispatchMode):
         self.largest: list[int] = []
         self.channels_last = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         largest = max(tensors, key=lambda tensor: tensor.nbytes, default=None)

@@ -1,7 +1,6 @@
 """Gradient norms of the last layer, the last block and all parameters: time and memory.
 
-python benchmarks/norms.py --method gradscore --method "batch-1 loop" -o norms-cpu.csv
-python benchmarks/norms.py -o norms-cpu-peers.csv
+python benchmarks/norms.py -o norms-cpu.csv
 python benchmarks/norms.py --device cuda --batch 256 -o norms-cuda.csv
 
 Method: gradscore/bench/norms.py says what is compared with what. Rows are medians of rounds in

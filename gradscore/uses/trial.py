@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 
 Structure = tuple[tuple[str, int], ...]
+"""Names and identities of a model's modules and parameters."""
 
 
 @contextmanager
 def trial_images(images: Tensor) -> Iterator[Tensor]:
     """Let a forward leave no trace, whatever mode the caller is in.
 
-    The model may write into its input, and what it makes once and keeps, such as a table of
-    positions, must serve a later backward: neither holds for the caller's images in inference
-    mode.
+    The model may write into its input, so it gets a copy; and what it makes once and keeps, such
+    as a table of positions, must serve a later backward, so it is not made in inference mode.
 
     Args:
         images: Input of a model; left as it is.

@@ -469,7 +469,7 @@ def test_bad_arguments_are_named_before_anything_is_written(tmp_path, options, m
 def test_models_that_cannot_be_asked_are_refused(tmp_path):
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 3))
     model.preprocessing = make_model().preprocessing
-    with pytest.raises(ModelError, match="call model.eval\\(\\) first"):
+    with pytest.raises(ModelError, match=r"call model.eval\(\) first"):
         extract(model, DIGITS, tmp_path / "run", **SMALL)
     if not torch.cuda.is_available():
         with pytest.raises(ModelError, match="Expected a CUDA device, found none"):

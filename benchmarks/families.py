@@ -1,8 +1,9 @@
 """Hold gradscore to autograd on one model of every architecture family of timm and torchvision.
 
 For each family the smallest model, its weights drawn at random (some start with a zero head, where
-every gradient is zero and a comparison proves nothing), two images, float64: norms of all
-parameters together, and of each top-level block, against one backward a sample.
+every gradient is zero and a comparison proves nothing), two images and the first of them alone,
+float64: norms of all parameters together, and of each top-level block, against one backward a
+sample.
 
     python benchmarks/families.py                 all families, skipping those already recorded
     python benchmarks/families.py resnet beit     these, anew
@@ -151,12 +152,14 @@ def examine(family: str, model: str) -> Outcome:
     names = list(parameters)
     started = time.perf_counter()
     recording = record(network, images, parameters)
-    cotangent = logit_gradient(recording.logits)
-    got = recording.norms(cotangent, ORDERS, last=True)
+    got = recording.norms(logit_gradient(recording.logits), ORDERS, last=True)
     seconds = time.perf_counter() - started
+    lone = record(network, images[:1], parameters)
+    got = torch.cat([got, lone.norms(logit_gradient(lone.logits), ORDERS, last=True)], dim=1)
     started = time.perf_counter()
     expected = backward_norms(network, images, parameters, logit_gradient, ORDERS)
     reference_seconds = time.perf_counter() - started
+    expected = torch.cat([expected, expected[:, :1]], dim=1)
     errors = [
         relative_error(x, y, names, p) for x, y, p in zip(got, expected, ORDERS, strict=True)
     ]

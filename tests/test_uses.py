@@ -182,6 +182,12 @@ def transformed_inside(m, x):
     return torch.func.vmap(torch.func.grad(lambda row: (m.w @ row).tanh().sum()))(x) * m.s
 
 
+def joined_with_another(m, x):
+    x = F.linear(x, m.u).tanh()
+    first, second = torch.cat([F.linear(x, m.w, m.b), F.linear(x, m.v, m.b)]).tanh().chunk(2)
+    return (first - 2 * second).mean(1)
+
+
 CASES = {
     "shared": (shared, {"w": (5, 5)}, (3, 5)),
     "tied and transposed": (tied_and_transposed, {"w": (4, 5)}, (3, 5)),
@@ -209,6 +215,11 @@ CASES = {
     "divided": (changed_by_the_generic_rule, {"w": (4, 5), "s": (4,), "t": (4,)}, (3, 5)),
     "changed after repeat": (changed_after_repeat, {"token": (1, 5), "w": (4, 5)}, (3, 5)),
     "transformed": (transformed_inside, {"w": (4, 5), "s": (5,)}, (3, 5)),
+    "joined with another": (
+        joined_with_another,
+        {"u": (5, 5), "w": (4, 5), "v": (4, 5), "b": (4,)},
+        (3, 6, 5),
+    ),
     "no gradient": (no_gradient_here, {"gate": (4, 5), "w": (4, 5)}, (3, 5)),
 }
 BY_REFERENCE = {

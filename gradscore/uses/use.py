@@ -32,6 +32,36 @@ class Root(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
+class Window:
+    """How a view lies in the tensor behind it.
+
+    Attributes:
+        behind: Strides of that tensor.
+        shape: Shape of the view.
+        strides: Strides of the view.
+        offset: Where it starts within that tensor.
+    """
+
+    behind: tuple[int, ...]
+    shape: torch.Size
+    strides: tuple[int, ...]
+    offset: int
+
+    @classmethod
+    def of(cls, view: Tensor, base: Tensor) -> "Window":
+        """Return how ``view`` lies in ``base``."""
+        offset = view.storage_offset() - base.storage_offset()
+        return cls(base.stride(), view.shape, view.stride(), offset)
+
+    def of_gradient(self, grad: Tensor) -> Tensor:
+        """Return the view's part of the gradient of the tensor behind it."""
+        if grad.stride() != self.behind:
+            grad = grad.new_empty_strided(grad.shape, self.behind).copy_(grad)
+        # A gradient may itself be a part of another, as that of an input of ``torch.cat``.
+        return grad.as_strided(self.shape, self.strides, grad.storage_offset() + self.offset)
+
+
+@dataclass(frozen=True)
 class Edge:
     """Where the gradient of a recorded output arrives, whatever is done to the output in place.
 
@@ -39,14 +69,14 @@ class Edge:
         node: The node of the graph whose incoming gradient it is.
         index: Which of the node's outputs.
         shape: Shape of the recorded output.
-        window: Where the output is a view that the call changed in place, its strides and offset
-            within the tensor behind it, since the gradient arrives at that tensor.
+        window: Where the output is a view, how it lies in the tensor behind it, since the gradient
+            arrives at that tensor.
     """
 
     node: Node
     index: int
     shape: torch.Size
-    window: tuple[tuple[int, ...], int] | None = None
+    window: "Window | None" = None
 
     @classmethod
     def of(cls, output: Tensor) -> "Edge":
@@ -56,15 +86,12 @@ class Edge:
             edge = get_gradient_edge(output)
             return cls(edge.node, edge.output_nr, output.shape)
         edge = get_gradient_edge(base)
-        window = (output.stride(), output.storage_offset() - base.storage_offset())
-        return cls(edge.node, edge.output_nr, output.shape, window)
+        return cls(edge.node, edge.output_nr, output.shape, Window.of(output, base))
 
     def gradient(self, arrived: Sequence[Tensor | None]) -> Tensor | None:
         """Return the output's gradient from those that arrived at the node."""
         grad = arrived[self.index]
-        if grad is None or self.window is None:
-            return grad
-        return grad.contiguous().as_strided(self.shape, *self.window)
+        return grad if grad is None or self.window is None else self.window.of_gradient(grad)
 
 
 @dataclass

@@ -27,6 +27,7 @@ from gradscore.uses import (
     check_eval_mode,
     check_images,
     record_forward,
+    straighten_batch_norms,
 )
 
 __all__ = ["GradientNorms", "Recording", "gradient_norms", "record"]
@@ -105,6 +106,8 @@ def record(model: nn.Module, images: Tensor, selected: Mapping[str, Tensor]) -> 
     with torch.inference_mode(False):
         images = images.clone() if images.is_inference() else images.detach()
         forward = record_forward(model, images, selected)
+        if len(images) == 1:
+            straighten_batch_norms(forward.logits)
     return Recording(model, images, selected, forward)
 
 

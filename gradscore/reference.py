@@ -13,8 +13,7 @@ from gradscore.errors import ModelError
 from gradscore.norms import check_order, combine_norms, vector_norm
 from gradscore.objective import check_target, check_temperature, logit_gradient
 from gradscore.selection import select
-from gradscore.uses import check_eval_mode, check_images
-from gradscore.uses.derivation import nodes_below
+from gradscore.uses import check_eval_mode, check_images, straighten_batch_norms
 from gradscore.uses.forward import requiring_grad
 
 Objective = Callable[[Tensor], Tensor]
@@ -127,7 +126,7 @@ def backward_norms(
             if not logits.requires_grad:
                 gradients = (None,) * len(selected)
             else:
-                _straighten_batch_norm(logits)
+                straighten_batch_norms(logits)
                 cotangent = objective(logits.detach()).to(logits.dtype)
                 gradients = torch.autograd.grad(
                     logits, list(selected.values()), cotangent, allow_unused=True
@@ -198,22 +197,6 @@ def _differentiating(model: nn.Module, selected: Mapping[str, Tensor]) -> Iterat
     check_eval_mode(model)
     with torch.inference_mode(False), torch.enable_grad(), requiring_grad(model, selected):
         yield
-
-
-def _straighten_batch_norm(logits: Tensor) -> None:
-    """Give batch norms a gradient that is dense in memory.
-
-    Given one of a single image whose batch axis has a stride of its own, as it comes from token
-    networks, torch's batch norm on the CPU returns wrong gradients of its weight and bias.
-    """
-    for node in nodes_below([logits.grad_fn]):
-        if node.name().startswith("NativeBatchNormBackward"):
-            node.register_prehook(
-                lambda grads: tuple(
-                    g if g is None else g.clone(memory_format=torch.contiguous_format)
-                    for g in grads
-                )
-            )
 
 
 def _logits(output: object, batch: int) -> Tensor:

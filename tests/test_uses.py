@@ -354,3 +354,18 @@ def test_an_input_changed_after_it_was_read_is_an_error():
 
     with pytest.raises(ModelError, match="argument 'input' changed in place after the call"):
         gradient_norms(Model(changing, s=(5,)), images(3, 5))
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["channels first", "tokens"])
+def test_batch_norm_of_a_lone_image_from_tokens(first):
+    def tokens(m, x):
+        y = F.linear(x, m.w).transpose(1, 2).unflatten(2, (2, 3))
+        y = F.batch_norm(y.contiguous() if first else y, m.mean, m.mean.square() + 1, m.s, m.b)
+        return (y.flatten(2).transpose(1, 2) * m.gain).tanh().mean(1)
+
+    model = Model(tokens, w=(4, 5), s=(4,), b=(4,), gain=(6, 4))
+    model.register_buffer("mean", images(4))
+    two = images(2, 6, 5)
+    for norms in (gradient_norms, one_backward_a_sample):
+        lone, both = norms(model, two[:1]).norms, gradient_norms(model, two).norms[:1]
+        torch.testing.assert_close(lone, both, rtol=1e-10, atol=0)

@@ -106,8 +106,7 @@ def record(model: nn.Module, images: Tensor, selected: Mapping[str, Tensor]) -> 
     with torch.inference_mode(False):
         images = images.clone() if images.is_inference() else images.detach()
         forward = record_forward(model, images, selected)
-        if len(images) == 1:
-            straighten_batch_norms(forward.logits)
+        straighten_batch_norms(forward.logits)
     return Recording(model, images, selected, forward)
 
 

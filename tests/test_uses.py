@@ -357,15 +357,22 @@ def test_an_input_changed_after_it_was_read_is_an_error():
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["channels first", "tokens"])
-def test_batch_norm_of_a_lone_image_from_tokens(first):
+@pytest.mark.parametrize(("batch", "rows"), [(1, 2), (2, 1)], ids=["lone image", "one row"])
+def test_batch_norm_of_tokens(batch, rows, first):
     def tokens(m, x):
-        y = F.linear(x, m.w).transpose(1, 2).unflatten(2, (2, 3))
+        y = F.linear(x, m.w).transpose(1, 2).unflatten(2, (rows, -1))
         y = F.batch_norm(y.contiguous() if first else y, m.mean, m.mean.square() + 1, m.s, m.b)
         return (y.flatten(2).transpose(1, 2) * m.gain).tanh().mean(1)
 
-    model = Model(tokens, w=(4, 5), s=(4,), b=(4,), gain=(6, 4))
-    model.register_buffer("mean", images(4))
-    two = images(2, 6, 5)
-    for norms in (gradient_norms, one_backward_a_sample):
-        lone, both = norms(model, two[:1]).norms, gradient_norms(model, two).norms[:1]
-        torch.testing.assert_close(lone, both, rtol=1e-10, atol=0)
+    def plain(m, x):
+        y = (F.linear(x, m.w) - m.mean) / (m.mean.square() + 1 + 1e-5).sqrt() * m.s + m.b
+        return (y * m.gain).tanh().mean(1)
+
+    parameters = {"w": (4, 5), "s": (4,), "b": (4,), "gain": (6, 4)}
+    model, other = Model(tokens, **parameters), Model(plain, **parameters)
+    for each in (model, other):
+        each.register_buffer("mean", images(4))
+    expected = one_backward_a_sample(other, images(batch, 6, 5)).norms
+    for method in (gradient_norms, one_backward_a_sample):
+        got = method(model, images(batch, 6, 5)).norms
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=0)

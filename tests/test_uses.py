@@ -1,12 +1,15 @@
 """The recorder finds every use of a parameter, whatever the model does with it, or says so."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from gradscore.engine import gradient_norms
+from gradscore.engine import gradient_norms, record
 from gradscore.errors import ModelError
 from gradscore.reference import one_backward_a_sample
 
@@ -376,3 +379,25 @@ def test_batch_norm_of_tokens(batch, rows, first):
     for method in (gradient_norms, one_backward_a_sample):
         got = method(model, images(batch, 6, 5)).norms
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=0)
+
+
+def test_a_recording_frees_what_batch_norms_read_with_its_last_reference():
+    seen = []
+
+    def tokens(m, x):
+        y = F.linear(x, m.w).tanh().transpose(1, 2)[..., None]
+        seen.append(weakref.ref(y))
+        return F.batch_norm(y, m.mean, m.mean.square() + 1, m.s).mean((2, 3))
+
+    model = Model(tokens, w=(4, 5), s=(4,))
+    model.register_buffer("mean", images(4))
+    gc.collect()
+    gc.disable()
+    try:
+        recording = record(model, images(2, 6, 5), dict(model.named_parameters()))
+        recording.norms(torch.ones(2, 4, dtype=torch.float64), (1.0,))
+        assert seen[0]() is not None
+        del recording
+        assert seen[0]() is None
+    finally:
+        gc.enable()

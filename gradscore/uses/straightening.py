@@ -6,25 +6,36 @@ concludes another layout of the memory than the one there is, and returns wrong 
 input, weight and bias.
 """
 
-from torch import Tensor, channels_last, channels_last_3d, contiguous_format
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
 
 from gradscore.uses.derivation import nodes_below
 
-CHANNELS_LAST = {4: channels_last, 5: channels_last_3d}
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""The other layout that torch's batch norm knows, by the number of axes."""
 
 
 def straighten_batch_norms(logits: Tensor) -> None:
-    """Let each batch norm below get its gradient laid out as its input, with plain strides."""
+    """Let each batch norm concerned get its gradient laid out as its input, with plain strides.
+
+    Args:
+        logits: Output of a model, with the graph of how it was made.
+    """
     for node in nodes_below([logits.grad_fn]):
-        if node.name().startswith("NativeBatchNormBackward"):
-            node.register_prehook(
-                lambda grads, node=node: (_as_laid_out(grads[0], node._saved_input), *grads[1:])
-            )
+        if node.name().startswith("NativeBatchNormBackward") and 1 in node._saved_input.shape:
+            node.register_prehook(_laying_out(_layout_of(node._saved_input)))
 
 
-def _as_laid_out(grad: Tensor | None, x: Tensor) -> Tensor | None:
-    if grad is None or 1 not in x.shape:
-        return grad
+def _layout_of(x: Tensor) -> torch.memory_format:
     last = CHANNELS_LAST.get(x.ndim)
     is_last = last is not None and not x.is_contiguous() and x.is_contiguous(memory_format=last)
-    return grad.clone(memory_format=last if is_last else contiguous_format)
+    return last if is_last else torch.contiguous_format
+
+
+def _laying_out(
+    layout: torch.memory_format,
+) -> Callable[[Sequence[Tensor | None]], tuple[Tensor | None, ...]]:
+    """Return a hook that holds no node: a graph that holds itself is freed late."""
+    return lambda grads: tuple(g if g is None else g.clone(memory_format=layout) for g in grads)

@@ -54,7 +54,7 @@ class Window:
         return cls(base.stride(), view.shape, view.stride(), offset)
 
     def of_gradient(self, grad: Tensor) -> Tensor:
-        """Return the view's part of the gradient of the tensor behind it."""
+        """Return the view's part of ``grad``, the gradient of the tensor behind it."""
         if grad.stride() != self.behind:
             grad = grad.new_empty_strided(grad.shape, self.behind).copy_(grad)
         # A gradient may itself be a part of another, as that of an input of ``torch.cat``.
@@ -76,7 +76,7 @@ class Edge:
     node: Node
     index: int
     shape: torch.Size
-    window: "Window | None" = None
+    window: Window | None = None
 
     @classmethod
     def of(cls, output: Tensor) -> "Edge":

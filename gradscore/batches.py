@@ -124,7 +124,7 @@ def _keeps_channels_last(model: nn.Module, images: Tensor) -> bool:
 
 def _observed(model: nn.Module, images: Tensor) -> tuple[Tensor, "_Results"]:
     """Return a model's output, and what the functions on the way made."""
-    with trial_images(images) as copy, _Results() as results:
+    with trial_images(model, images) as copy, _Results() as results:
         return model(copy), results
 
 

@@ -27,6 +27,7 @@ from gradscore.uses import (
     check_eval_mode,
     check_images,
     record_forward,
+    run_backward,
     straighten_batch_norms,
 )
 
@@ -180,22 +181,14 @@ class Recording:
         forward = self._forward
         served = [bundle for bundle in self._bundles if not bundle.by_reference]
         collector = Collector(forward, served, orders, last, found)
-        handles = [
-            edge.node.register_prehook(collector.listener(number, position))
+        listeners = [
+            (edge, collector.listener(number, position))
             for number in collector.wanted
             for position, edge in enumerate(forward.uses[number].edges)
         ]
-        try:
-            if handles:
-                # Only what lies above one of these is run. What uncovered parameters get on the
-                # way is not used.
-                ends = [forward.start, *(forward.edges[name] for name in forward.uncovered)]
-                torch.autograd.grad(
-                    forward.logits, ends, cotangent, retain_graph=not last, allow_unused=True
-                )
-        finally:
-            for handle in handles:
-                handle.remove()
+        # What uncovered parameters get on the way is not used.
+        ends = [forward.start, *(forward.edges[name] for name in forward.uncovered)]
+        run_backward(forward.logits, ends, listeners, cotangent, retain=not last)
         collector.finish()
 
     def _ask_reference(

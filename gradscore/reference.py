@@ -13,7 +13,12 @@ from gradscore.errors import ModelError
 from gradscore.norms import check_order, combine_norms, vector_norm
 from gradscore.objective import check_target, check_temperature, logit_gradient
 from gradscore.selection import select
-from gradscore.uses import check_eval_mode, check_images, straighten_batch_norms
+from gradscore.uses import (
+    check_eval_mode,
+    check_images,
+    straighten_batch_norms,
+    undisturbed,
+)
 from gradscore.uses.forward import requiring_grad
 
 Objective = Callable[[Tensor], Tensor]
@@ -122,7 +127,8 @@ def backward_norms(
     norms = []
     with _differentiating(model, selected):
         for image in images:
-            logits = _logits(model(image[None]), 1)
+            with undisturbed(model):
+                logits = _logits(model(image[None].clone()), 1)
             if not logits.requires_grad:
                 gradients = (None,) * len(selected)
             else:
@@ -156,7 +162,7 @@ def vmap_norms(
         logits = _logits(functional_call(model, parameters, (image[None],)), 1)
         return (logits * objective(logits.detach())).sum()
 
-    with _differentiating(model, {}):
+    with _differentiating(model, {}), undisturbed(model):
         try:
             gradients = vmap(grad(loss), in_dims=(None, 0))(dict(selected), images)
         except RuntimeError as error:
@@ -207,6 +213,7 @@ def _logits(output: object, batch: int) -> Tensor:
 
 
 def _norm(gradient: Tensor, p: float) -> Tensor:
+    gradient = gradient.to_dense() if gradient.is_sparse else gradient
     return vector_norm(gradient.abs().flatten(), p)
 
 

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from gradscore.last_layer import check_finite, last_layer_score
-from gradscore.models.head import Head, check_logits, find_head, observe_features
+from gradscore.models.features import observe_features
+from gradscore.models.head import Head, check_logits, find_head
 from gradscore.norms import check_order, vector_norm
 from gradscore.objective import check_target, check_temperature, logit_gradient
 from gradscore.uses import check_eval_mode, check_images, structure_of
@@ -90,6 +91,8 @@ class GradNorm(nn.Module):
     def _closed_form(self, images: Tensor, head: Head) -> tuple[Tensor, Tensor]:
         with observe_features(self.model, head) as observed:
             logits = self.model(images)
+        if not observed.explains(logits):
+            return self._by_rules(images)
         with torch.no_grad():
             scores = last_layer_score(
                 observed.features.detach(),

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from gradscore.engine import gradient_norms
 from gradscore.errors import InvalidArgument
 from gradscore.last_layer import last_layer_score
-from gradscore.models.head import Head, find_head, observe_features
+from gradscore.models.features import observe_features
+from gradscore.models.head import Head, find_head
 from gradscore.norms import vector_norm
 from gradscore.reference import one_backward_a_sample
 from gradscore.uses import check_images
@@ -84,7 +85,7 @@ def verify(
     if not len(images):
         raise InvalidArgument("Expected at least one image, got an empty batch.")
     with torch.no_grad():
-        model = deepcopy(model).to(dtype)
+        model = _copied(model).to(dtype)
     images = images.to(dtype) if images.is_floating_point() else images
     got = gradient_norms(model, images, layers=layers, **how)
     expected = one_backward_a_sample(model, images, layers=got.parameters, **how)
@@ -101,6 +102,17 @@ def verify(
         else None,
         closed_form_reason=head.reason,
     )
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """Return a copy of a model, which may keep weights that it computed from others."""
+    computed = [
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    return deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
 def _closed_form_error(

@@ -10,7 +10,7 @@ from gradscore.batches import memory_format, parts_of
 from gradscore.engine import record
 from gradscore.extraction.keeping import observe_inputs
 from gradscore.extraction.network import Network, memory_for
-from gradscore.models.head import observe_features
+from gradscore.models.features import observe_features
 from gradscore.objective import logit_gradient
 from gradscore.reference import backward_norms, differentiable_parameters, vmap_norms
 from gradscore.run import BASE, PassInfo, pass_field
@@ -111,6 +111,7 @@ class Computer:
         if self._base:
             rows[BASE] = {"logits": logits.float()}
             if observed is not None:
+                observed.check(logits)
                 rows[BASE]["features"] = observed.features.float()
         return rows
 

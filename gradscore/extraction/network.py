@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gradscore.errors import ModelError
 from gradscore.models.head import Head, check_logits
+from gradscore.uses import undisturbed
 
 PRECISIONS = {
     "float32": torch.float32,
@@ -39,7 +40,7 @@ class Network:
         Raises:
             ModelError: If the model does not return logits.
         """
-        with self.autocast():
+        with self.autocast(), undisturbed(self.model):
             return check_logits(self.model(images), len(images))
 
     def autocast(self) -> AbstractContextManager:

@@ -46,7 +46,7 @@ def find_blocks(model: nn.Module, head: Set[str]) -> list[Unit]:
         if not children:
             return []
         path = max(children, key=lambda child: _count([child], names))
-        module = model.get_submodule(path)
+        module = _part(model, path)
         if _count([path], names) < MAJORITY * len(names):
             return []
 
@@ -72,7 +72,7 @@ def _numbered(path: str, module: nn.Module, names: list[str]) -> list[Unit]:
 
 def _staged(model: nn.Module, units: list[Unit], names: list[str]) -> list[Unit]:
     """Return the blocks among the units of a trunk: its stages, or parts of its depth."""
-    heights = [max(_height(model.get_submodule(name)) for name in unit) for unit in units]
+    heights = [max(_height(_part(model, name)) for name in unit) for unit in units]
     chosen = _weighty(units, names)
     for height in (2, 1):  # what holds blocks is a stage; what joins stages is flatter
         high = [unit for unit, h in zip(units, heights, strict=True) if h >= height]
@@ -94,7 +94,7 @@ def _cut_at_pooling(model: nn.Module, units: list[Unit], chosen: list[Unit]) -> 
     for unit in units:
         if unit in chosen:
             pieces[-1] += unit
-        elif "Pool" in type(model.get_submodule(unit[0])).__name__ and pieces[-1]:
+        elif "Pool" in type(_part(model, unit[0])).__name__ and pieces[-1]:
             pieces.append(())
     return [piece for piece in pieces if piece]
 
@@ -103,7 +103,7 @@ def _alike(model: nn.Module, units: list[Unit]) -> bool:
     """Return whether all units are of one class and hold parameters of the same shapes."""
 
     def looks(unit: Unit) -> tuple:
-        module = model.get_submodule(unit[0])
+        module = _part(model, unit[0])
         shapes = tuple(tuple(parameter.shape) for parameter in module.parameters())
         return len(unit), type(module), shapes
 
@@ -126,6 +126,11 @@ def _share(units: list[Unit], names: list[str]) -> float:
 
 def _count(modules: Unit | list[str], names: list[str]) -> int:
     return sum(is_below(name, modules) for name in names)
+
+
+def _part(model: nn.Module, name: str) -> nn.Module:
+    """Return a module by name; scripted modules have no ``get_submodule`` of their own."""
+    return nn.Module.get_submodule(model, name)
 
 
 def is_below(name: str, modules: Unit | list[str]) -> bool:

@@ -5,20 +5,32 @@ sample that does not itself depend on ``W``. Both are checked on values, with th
 ``W`` and with one drawn at random, so that a head that starts at zero proves nothing by accident.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import linear
 
 from gradscore.errors import InvalidArgument, ModelError
-from gradscore.uses import check_eval_mode, trial_images
+from gradscore.uses import (
+    bundles_of,
+    check_apart,
+    check_eval_mode,
+    record_forward,
+    tolerance_of,
+    trial_images,
+)
 
 LINEAR_LIKE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TOLERANCES = {torch.float64: 1e-8, torch.float32: 2e-3}
+"""Relative error of a matrix product, by type; 2e-2 for all others."""
+
+FOLLOWED = "the logits are not its output: something follows it"
 REASONS = 2
 """How many of the layers nearest to the logits are told why they are not the head."""
 
@@ -40,24 +52,6 @@ class Head:
     bias: str | None
     closed_form: bool
     reason: str = ""
-
-
-@dataclass
-class Observation:
-    """The input of the last layer in the latest forward, ``[batch, in_features]``."""
-
-    _input: list[Tensor] = field(default_factory=list)
-
-    @property
-    def features(self) -> Tensor:
-        """Return the features, detached, in the type that the model computed them in.
-
-        Raises:
-            ModelError: If no forward has passed through the last layer.
-        """
-        if not self._input:
-            raise ModelError("Expected a forward through the last layer, there was none.")
-        return self._input[-1].detach().flatten(1)
 
 
 @dataclass(frozen=True)
@@ -90,7 +84,7 @@ def check_logits(output: Any, batch: int) -> Tensor:
 
 
 def find_head(model: nn.Module, images: Tensor) -> Head:
-    """Return the last layer of a classifier, found by two forwards on a small batch.
+    """Return the last layer of a classifier, found by a few forwards on a small batch.
 
     Args:
         model: Classifier in evaluation mode; left as it is.
@@ -103,13 +97,14 @@ def find_head(model: nn.Module, images: Tensor) -> Head:
 
     Raises:
         ModelError: If the model raises an error, does not return logits ``[batch, classes]``, has
-            no parameters, or has layers that are random or mix samples, as those in train mode.
+            no parameters, or is random or mixes samples, as layers in train mode do.
         InvalidArgument: If the logits are NaN: they tell nothing of the head.
     """
     check_eval_mode(model)
     logits, calls = _forward(model, images, {})
     if logits.isnan().any():
         raise InvalidArgument("Expected images with finite logits, got logits that are NaN.")
+    _check_apart(model, images, logits)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     if not names:
         raise ModelError("Expected a model with parameters, got one without.")
@@ -124,68 +119,31 @@ def find_head(model: nn.Module, images: Tensor) -> Head:
         reasons.append(f"{call.name}: {fault}")
     if not reasons:
         reasons = [f"no Linear or 1x1 convolution with {logits.shape[1]} outputs was used"]
-    weights = _last_weights(model, calls, logits.shape[1])
+    weights = _last_weights(model, images, logits.shape[1])
     return Head(None, weights, None, False, "; ".join(reasons[:REASONS]))
 
 
-@contextmanager
-def observe_features(
-    model: nn.Module, head: Head, samples: int | None = None
-) -> Iterator[Observation]:
-    """Observe the last layer's input while the context is open, by one hook on that layer.
-
-    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
-    >>> images = torch.ones(2, 1, 2, 2)
-    >>> with observe_features(model, find_head(model, images)) as observed:
-    ...     logits = model(images)
-    >>> observed.features.shape
-    torch.Size([2, 4])
-
-    Args:
-        model: The classifier whose head it is.
-        head: What :func:`find_head` found.
-        samples: Observe only forwards of so many samples; None observes every one. (Recording
-            the uses of parameters may add a forward of one sample.)
-
-    Yields:
-        An object whose ``features`` are those of the latest forward, ``[batch, in_features]``.
-
-    Raises:
-        ModelError: If the head has no closed form, and so no features; the reason is given.
-    """
-    if not head.closed_form or head.module is None:
-        raise ModelError(f"The last layer has no features to observe: {head.reason}.")
-    observation = Observation()
-
-    def keep(module: nn.Module, args: tuple, output: Any) -> None:
-        # No operation on the tensor here: a recorder of uses would see it as the model's own.
-        if samples is None or len(args[0]) == samples:
-            observation._input[:] = [args[0]]
-
-    handle = model.get_submodule(head.module).register_forward_hook(keep)
-    try:
-        yield observation
-    finally:
-        handle.remove()
-
-
 def _forward(
-    model: nn.Module, images: Tensor, replaced: dict[str, Tensor]
+    model: nn.Module, images: Tensor, instead: Mapping[nn.Module, Tensor] = MappingProxyType({})
 ) -> tuple[Tensor, list[_Call]]:
-    """Run the model with some parameters replaced; return logits and linear-like calls."""
+    """Run the model, some modules' outputs replaced; return logits and linear-like calls."""
     calls: list[_Call] = []
     handles = []
+    thread = threading.get_ident()
     for name, module in model.named_modules():
         if isinstance(module, LINEAR_LIKE):
 
-            def note(module: nn.Module, args: tuple, output: Any, name: str = name) -> None:
+            def note(module: nn.Module, args: tuple, output: Any, name: str = name) -> Any:
+                if threading.get_ident() != thread:
+                    return None
                 if args and isinstance(args[0], Tensor):
                     calls.append(_Call(name, module, args[0].detach()))
+                return instead[module].view_as(output).clone() if module in instead else None
 
             handles.append(module.register_forward_hook(note))
     try:
-        with trial_images(images) as copy:
-            output = functional_call(model, replaced, (copy,)) if replaced else model(copy)
+        with trial_images(model, images) as own:
+            output = model(own)
     except Exception as error:  # whatever a model raises
         raise ModelError(
             f"Expected a model that takes {images.dtype} {list(images.shape)} on {images.device}, "
@@ -213,52 +171,91 @@ def _fault(
         return "it is used more than once in a forward"
     if module.weight[0].numel() != x.flatten(1).shape[1] or len(x) != len(images):
         return f"it works at several positions, on an input {list(x.shape)}"
-    if not _is_product(module, x, module.weight, logits):
-        return "the logits are not its output: something follows it"
-    drawn = torch.randn(
-        module.weight.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
-    ).to(module.weight)
-    drawn *= module.weight[0].numel() ** -0.5
-    name = f"{call.name}.weight" if call.name else "weight"
-    other_logits, other_calls = _forward(model, images, {name: drawn})
-    again = [other for other in other_calls if other.module is module]
-    if len(again) != 1 or not _close(again[0].input, x):
-        return "its input depends on its own weight, or the forward is not deterministic"
-    if not _is_product(module, x, drawn, other_logits):
-        return "the logits are not its output: something follows it"
+    if not is_product(module, x, module.weight, logits):
+        return FOLLOWED
+    if not _multiplies(model, module, x):
+        return FOLLOWED
+    drawn = _drawn_like(logits)
+    if not torch.equal(_forward(model, images, {module: drawn})[0], drawn):
+        return FOLLOWED
+    with torch.inference_mode(False):
+        forward = record_forward(model, images[:1].clone(), {"weight": module.weight})
+    bundles = bundles_of(forward, {"weight": module.weight})
+    if forward.uncovered or forward.differentiates or len(bundles[0].contributions) != 1:
+        return "its weight is used more than once in a forward"
     return ""
 
 
-def _is_product(module: nn.Module, x: Tensor, weight: Tensor, logits: Tensor) -> bool:
-    with torch.no_grad():
-        return _close(linear(x.flatten(1), weight.flatten(1), module.bias), logits)
+def _drawn_like(x: Tensor) -> Tensor:
+    return torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
 
 
-def _close(value: Tensor, other: Tensor) -> bool:
-    """Compare to within what kernels of the type may differ by, TF32 included.
+def _multiplies(model: nn.Module, module: nn.Module, x: Tensor) -> bool:
+    """Say whether a layer of the class of a linear one is linear, with a weight drawn for it."""
+    drawn = _drawn_like(module.weight) * module.weight[0].numel() ** -0.5
+    other = copy(module)
+    other._parameters = {**module._parameters, "weight": nn.Parameter(drawn, requires_grad=False)}
+    with trial_images(model, x) as own:
+        return is_product(module, x, drawn, other(own).flatten(1))
 
-    Loose is enough: with a drawn weight, anything but the same function is off by whole values.
+
+def is_product(module: nn.Module, x: Tensor, weight: Tensor, logits: Tensor) -> bool:
+    """Say whether ``logits [batch, classes]`` are ``W x + b``.
+
+    Args:
+        module: The layer, whose bias is taken.
+        x: Its input, shape ``[batch, ...]``.
+        weight: The weight to multiply with, shape ``[classes, ...]``.
+        logits: What is compared, to within what kernels may differ by, TF32 included.
     """
-    tolerance = {torch.float64: 1e-8, torch.float32: 2e-3}.get(other.dtype, 2e-2)
-    scale = max(value.abs().max().item(), 1e-30)
-    return torch.allclose(value.double(), other.double(), rtol=0, atol=tolerance * scale)
+    types = x.dtype, weight.dtype, logits.dtype
+    common = torch.promote_types(x.dtype, weight.dtype)
+    bias = None if module.bias is None else module.bias.to(common)
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        product = linear(x.flatten(1).to(common), weight.flatten(1).to(common), bias)
+    return _close(product, logits, max(TOLERANCES.get(dtype, 2e-2) for dtype in types))
 
 
-def _last_weights(model: nn.Module, calls: list[_Call], classes: int) -> tuple[str, ...]:
-    """Return the weights of the trailing calls with one output a class, or of the last layer."""
-    trailing: list[nn.Module] = []
-    for call in reversed(calls):
-        if trailing and _outputs(call.module) != classes:
-            break
-        trailing.insert(0, call.module)
-        if _outputs(call.module) != classes:
-            break
-    ids = {
-        id(parameter)
-        for module in trailing
-        for name, parameter in module.named_parameters()
-        if name.split(".")[-1] != "bias" and not name.startswith("parametrizations.bias.")
+def _close(value: Tensor, other: Tensor, tolerance: float) -> bool:
+    """Compare; loose is enough, for anything but the same function is off by whole values."""
+    scale = float(value.abs().max()) if value.numel() else 0.0
+    return torch.allclose(value.double(), other.double(), rtol=0, atol=tolerance * scale + 1e-30)
+
+
+def _check_apart(model: nn.Module, images: Tensor, logits: Tensor) -> None:
+    """Refuse a model that mixes samples, by the same images in another company and order."""
+    first, last = images[:1], images[-1:]
+    others, _ = _forward(model, torch.cat([last, first, first.flip(-1)]), {})
+    types = {logits.dtype}
+    if torch.is_autocast_enabled(images.device.type):
+        types.add(torch.get_autocast_dtype(images.device.type))
+    check_apart(logits[[-1, 0]], others[:2], tolerance_of(types))
+
+
+def _last_weights(model: nn.Module, images: Tensor, classes: int) -> tuple[str, ...]:
+    """Return the weights of the trailing uses with one output a class, or of the last use."""
+    parameters = dict(model.named_parameters())
+    selected = {
+        name: parameter
+        for name, parameter in parameters.items()
+        if parameter.is_floating_point() or parameter.is_complex()
     }
-    found = tuple(name for name, parameter in model.named_parameters() if id(parameter) in ids)
-    matrices = [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
-    return found or tuple((matrices or [name for name, _ in model.named_parameters()])[-1:])
+    with torch.inference_mode(False):
+        forward = record_forward(model, images.clone(), selected)
+    weights: dict[int, set[str]] = {}
+    for bundle in bundles_of(forward, selected):
+        for part in bundle.contributions:
+            if part.tensor.ndim > 1:
+                weights.setdefault(part.number, set()).update(part.sources)
+    found: set[str] = set()
+    for number in sorted(weights, reverse=True):
+        one_a_class = any(classes in shape[1:] for shape in forward.uses[number].output_shapes)
+        if found and not one_a_class:
+            break
+        found |= weights[number]
+        if not one_a_class:
+            break
+    if not found:
+        matrices = [name for name, parameter in parameters.items() if parameter.ndim > 1]
+        found = {(matrices or list(parameters))[-1]}
+    return tuple(name for name in parameters if name in found)

@@ -8,6 +8,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from gradscore.errors import InvalidArgument
 from gradscore.rules import (
     attention,
@@ -66,9 +68,21 @@ def register_rule(function: Callable[..., Any], argument: str, rule: Rule) -> No
     RULES[function, argument] = rule
 
 
-def find_rule(function: Callable[..., Any], argument: str) -> Rule | None:
-    """Return the rule for an argument, ``operands[1]`` being an entry of ``operands``."""
-    return RULES.get((function, argument.partition("[")[0]))
+def find_rule(
+    function: Callable[..., Any], argument: str, arguments: Mapping[str, Any]
+) -> Rule | None:
+    """Return the rule that serves an argument of a call, or ``None``.
+
+    Args:
+        function: The function called.
+        argument: The argument's name, ``operands[1]`` being an entry of ``operands``.
+        arguments: All arguments of the call by name.
+    """
+    rule = RULES.get((function, argument.partition("[")[0]))
+    if rule is None or (rule.serves is not None and not rule.serves(arguments)):
+        return None
+    tensors = (value for value in arguments.values() if isinstance(value, Tensor))
+    return None if any(tensor.is_complex() for tensor in tensors) else rule
 
 
 def signature(function: Callable[..., Any]) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Linear layers, applied at one or at many positions of a sample."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,17 @@ def _positions(x: Tensor, call: Call) -> Tensor:
     return x.reshape(call.samples, x.shape[:-1].numel() // max(1, call.samples), x.shape[-1])
 
 
+def is_layer(arguments: Mapping[str, Any]) -> bool:
+    """Say whether there is a weight ``[out, in]``, and a bias ``[out]`` if any, as in a layer."""
+    weight, bias = arguments["weight"], arguments.get("bias")
+    return weight.ndim == 2 and (bias is None or bias.shape == weight.shape[:1])
+
+
 RULES = {
-    (F.linear, "weight"): Rule("linear", weight_gradient, weight_norms, trailing=True),
-    (F.linear, "bias"): Rule("linear bias", bias_gradient, reads_data=False, trailing=True),
+    (F.linear, "weight"): Rule(
+        "linear", weight_gradient, weight_norms, trailing=True, serves=is_layer
+    ),
+    (F.linear, "bias"): Rule(
+        "linear bias", bias_gradient, reads_data=False, trailing=True, serves=is_layer
+    ),
 }

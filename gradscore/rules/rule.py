@@ -55,6 +55,8 @@ class Rule:
             they are not, the data are handed over without memory behind them (on ``meta``).
         trailing: Whether the parameter meets the trailing axes only, so that the batch may come
             from any other axis, as in sequence-first networks.
+        serves: From a call's arguments by name to whether the rule holds for them, or ``None``
+            where it holds for all. Calls with complex tensors are left to the generic rule.
         tiles: ``(call, argument, grad)`` to the gradients in tiles that each hold whole output
             channels, for what is made of a parameter channel by channel, or ``None``.
     """
@@ -64,4 +66,5 @@ class Rule:
     norms: NormForm | None = None
     reads_data: bool = True
     trailing: bool = False
+    serves: Callable[[Mapping[str, Any]], bool] | None = None
     tiles: TileForm | None = None

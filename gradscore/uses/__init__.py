@@ -1,20 +1,27 @@
 """Where a model uses its parameters, and how per-sample gradients are had from there."""
 
+from gradscore.uses.backward import run_backward
 from gradscore.uses.bundle import Bundle, bundles_of
 from gradscore.uses.collector import Collector
 from gradscore.uses.forward import Forward, check_eval_mode, check_images, record_forward
+from gradscore.uses.proof import check_apart, tolerance_of
 from gradscore.uses.straightening import straighten_batch_norms
 from gradscore.uses.trial import structure_of, trial_images
+from gradscore.uses.undisturbed import undisturbed
 
 __all__ = [
     "Bundle",
     "Collector",
     "Forward",
     "bundles_of",
+    "check_apart",
     "check_eval_mode",
     "check_images",
     "record_forward",
+    "run_backward",
     "straighten_batch_norms",
     "structure_of",
+    "tolerance_of",
     "trial_images",
+    "undisturbed",
 ]

@@ -40,6 +40,11 @@ class Arguments:
             self._tensors = self._find_tensors()
         return self._tensors
 
+    @property
+    def first(self) -> Slot:
+        """Slot of what the call is about, and changes if it works in place."""
+        return (0,) if self.args else ("input" if "input" in self.kwargs else "self",)
+
     def _find_tensors(self) -> tuple[tuple[Slot, Tensor], ...]:
         found: list[tuple[Slot, Tensor]] = []
         for key, value in (*enumerate(self.args), *self.kwargs.items()):

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from gradscore.errors import ModelError
 from gradscore.norms import vector_norm
-from gradscore.rules import Rule, find_rule
+from gradscore.rules import Rule
 from gradscore.rules.tile_forms import reduce_tiles
 from gradscore.uses.arguments import Slot
 from gradscore.uses.arrival import Arrival
 from gradscore.uses.derivation import leaves_below, pull_back
 from gradscore.uses.forward import Forward
-from gradscore.uses.generic import call_gradients
+from gradscore.uses.generic import Unserved, call_gradients
 from gradscore.uses.layout import UseLayout
 from gradscore.uses.standardisation import Standardisation
 from gradscore.uses.use import Use
@@ -91,6 +91,9 @@ class Bundle:
 
         Raises:
             ModelError: If the model changed the input of a use in place after it was read.
+
+        Where the generic rule cannot serve a call, nothing is returned, and the bundle is left
+        to the reference.
         """
         arrived = [
             c
@@ -105,7 +108,11 @@ class Bundle:
             short = self._short_form(arrived[0], arrivals[arrived[0].number], orders)
             if short is not None:
                 return {self.names[0]: short}
-        return self._by_chunks(arrived, arrivals, orders)
+        try:
+            return self._by_chunks(arrived, arrivals, orders)
+        except Unserved:
+            self.by_reference = True
+            return {}
 
     def _short_form(
         self, contribution: Contribution, arrival: Arrival, orders: Sequence[float]
@@ -174,7 +181,7 @@ class Bundle:
 
 def rule_for(use: Use, layout: UseLayout, slot: Slot) -> Rule | None:
     """Return the rule that serves an operand, or ``None`` if the generic one must."""
-    rule = find_rule(use.arguments.function, use.arguments.name(slot))
+    rule = use.rules[slot]
     if rule is None or len(use.output_shapes) != 1:
         return None
     moved = any(at.axis for at in (*layout.arguments.values(), *layout.outputs))
@@ -195,7 +202,7 @@ def bundles_of(forward: Forward, selected: Mapping[str, Tensor]) -> list[Bundle]
     """Group the selected parameters that a forward used by what contributes to them."""
     names = {id(parameter): name for name, parameter in selected.items()}
     bundles: dict[str, tuple[set[str], list[Contribution]]] = {
-        name: ({name}, []) for name in forward.uncovered
+        name: ({name}, []) for name in (selected if forward.differentiates else forward.uncovered)
     }
     for number, use in enumerate(forward.uses):
         for slot, tensor in use.operands:
@@ -238,5 +245,9 @@ def _bundle(
         shapes={name: selected[name].shape for name in names},
         contributions=tuple(contributions),
         forward=forward,
-        by_reference=unplaced or bool(forward.uncovered & members),
+        by_reference=unplaced
+        or forward.differentiates
+        or not forward.uncovered.isdisjoint(members)
+        # A hook may change the gradient of a parameter.
+        or any(selected[name]._backward_hooks for name in members),
     )

@@ -1,11 +1,9 @@
 """One forward with its uses recorded, laid out, and proved to be all there are."""
 
-import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,27 +12,20 @@ from torch.autograd.graph import (
     disable_saved_tensors_hooks,
     get_gradient_edge,
 )
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from gradscore.errors import InvalidArgument, ModelError
 from gradscore.uses.derivation import leaves_below, nodes_below
-from gradscore.uses.layout import (
-    UseLayout,
-    batch_first_layout,
-    keeps_samples_apart,
-    proved_layout,
-    same_uses,
-    signature_of,
-)
+from gradscore.uses.layout import UseLayout
+from gradscore.uses.proof import layouts_of
 from gradscore.uses.recorder import Recorder
+from gradscore.uses.undisturbed import ONE_AT_A_TIME, undisturbed
 from gradscore.uses.use import Use
 
 CHECKPOINTED = (
     "Expected a model that keeps what its backward needs, got one with activation checkpointing "
     "or other hooks on saved tensors; turn them off to score it."
 )
-
-_PROVED: WeakKeyDictionary[nn.Module, dict[Any, list[UseLayout | None]]] = WeakKeyDictionary()
-"""Layouts that a second forward proved, by model and shapes: one proof serves a whole run."""
 
 
 @dataclass
@@ -49,6 +40,8 @@ class Forward:
         layouts: Where the samples are in each use; ``None`` where that could not be told.
         edges: Graph edges of the selected parameters that something was made of, by name.
         uncovered: Names of parameters that are used in a way that was not recorded.
+        differentiates: Whether the model takes gradients of its own: none of ours is then told
+            apart from those.
     """
 
     logits: Tensor
@@ -57,6 +50,7 @@ class Forward:
     layouts: list[UseLayout | None]
     edges: dict[str, GradientEdge]
     uncovered: frozenset[str]
+    differentiates: bool
 
 
 def record_forward(model: nn.Module, images: Tensor, selected: Mapping[str, Tensor]) -> Forward:
@@ -75,17 +69,11 @@ def record_forward(model: nn.Module, images: Tensor, selected: Mapping[str, Tens
             output is not a matrix of logits.
     """
     check_eval_mode(model)
-    batch = len(images)
     if images.is_inference():
         images = images.clone()
     with requiring_grad(model, selected):
-        recorder, logits = _run(model, images, selected)
-        layouts = _layouts(model, images, selected, recorder, logits)
-        if layouts is None:
-            # A parameter was spread over something that only had the size of the batch.
-            never = [False] * len(recorder.expansions)
-            recorder, logits = _run(model, images, selected, never)
-            layouts = _layouts(model, images, selected, recorder, logits)
+        recorder, layouts = _recorded(model, images, selected)
+        logits = recorder.logits
         names = {id(parameter): name for name, parameter in selected.items()}
         missed = [leaf for leaf in leaves_below([logits.grad_fn]) if id(leaf) in names]
         made = [tensor.grad_fn for use in recorder.uses for _, tensor in use.operands]
@@ -94,27 +82,60 @@ def record_forward(model: nn.Module, images: Tensor, selected: Mapping[str, Tens
             for leaf in (*missed, *leaves_below(made))
             if id(leaf) in names
         }
-    if logits.ndim != 2 or len(logits) != batch:
-        raise ModelError(
-            f"Expected logits [{batch}, classes] from the model, got {list(logits.shape)}."
-        )
     return Forward(
         logits=logits,
         start=recorder.start,
         uses=recorder.uses,
-        layouts=layouts or [None] * len(recorder.uses),
+        layouts=layouts,
         edges=edges,
         uncovered=frozenset(names[id(leaf)] for leaf in missed),
+        differentiates=recorder.differentiates,
+    )
+
+
+def _recorded(
+    model: nn.Module, images: Tensor, selected: Mapping[str, Tensor]
+) -> tuple[Recorder, list[UseLayout | None]]:
+    """Run the model, and tell where the samples are in each use."""
+    recorder = _run(model, images, selected)
+    layouts = _layouts(model, images, selected, recorder)
+    wrong = any(
+        layout is None and use.expansion is not None
+        for use, layout in zip(recorder.uses, layouts, strict=True)
+    )
+    if wrong and any(recorder.expansions):
+        # A parameter was spread over something that only had the size of the batch.
+        recorder = _run(model, images, selected, [False] * len(recorder.expansions))
+        layouts = _layouts(model, images, selected, recorder)
+    return recorder, layouts
+
+
+def _layouts(
+    model: nn.Module, images: Tensor, selected: Mapping[str, Tensor], recorder: Recorder
+) -> list[UseLayout | None]:
+    return layouts_of(
+        *(model, images, recorder),
+        lambda others: _run(model, others, selected, recorder.expansions),
     )
 
 
 def check_eval_mode(model: nn.Module) -> None:
-    """Refuse a model with layers that are random or mix samples.
+    """Refuse a model whose layers are random, mix samples, or are not ready to be scored.
 
     Raises:
         ModelError: Naming the first such layer.
     """
     for name, module in model.named_modules():
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            raise ModelError(
+                f"Expected the model itself, got it wrapped in {type(module).__name__}; "
+                "pass its .module."
+            )
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+            raise ModelError(
+                f"Expected a model whose layers have their shapes, got lazy layer {name!r}; "
+                "run the model once first."
+            )
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if module.training or module.running_mean is None:
                 remedy = "call model.eval() first"
@@ -153,14 +174,15 @@ def requiring_grad(model: nn.Module, selected: Mapping[str, Tensor]) -> Iterator
                 "make or convert the model outside inference mode and under torch.no_grad()."
             )
     wanted = {id(parameter) for parameter in selected.values()}
-    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        for parameter, _ in before:
-            parameter.requires_grad_(id(parameter) in wanted)
-        yield
-    finally:
-        for parameter, required in before:
-            parameter.requires_grad_(required)
+    with ONE_AT_A_TIME:
+        before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        try:
+            for parameter, _ in before:
+                parameter.requires_grad_(id(parameter) in wanted)
+            yield
+        finally:
+            for parameter, required in before:
+                parameter.requires_grad_(required)
 
 
 def _run(
@@ -168,8 +190,8 @@ def _run(
     images: Tensor,
     selected: Mapping[str, Tensor],
     expansions: Sequence[bool] = (),
-    survey: bool = False,
-) -> tuple[Recorder, Tensor]:
+) -> Recorder:
+    """Run the model on a copy of the images, into which it may write."""
     wanted = {id(parameter) for parameter in selected.values()}
     constants = [
         tensor
@@ -177,86 +199,44 @@ def _run(
         for tensor in (*module._parameters.values(), *module._buffers.values())
         if tensor is not None and id(tensor) not in wanted
     ]
-    recorder = Recorder(selected.values(), constants, len(images), expansions, survey)
+    recorder = Recorder(selected.values(), constants, len(images), expansions)
+    own = images.clone()
     try:
-        with torch.enable_grad(), recorder, disable_saved_tensors_hooks(CHECKPOINTED):
-            logits = model(images)
+        with (
+            undisturbed(model),
+            torch.enable_grad(),
+            _uncompiled(),
+            disable_saved_tensors_hooks(CHECKPOINTED),
+            recorder,
+        ):
+            logits = model(own)
     except RuntimeError as error:
         if str(error) == CHECKPOINTED:
             raise ModelError(CHECKPOINTED) from None
         raise
+    recorder.logits = _checked(logits, len(images))
+    if any(node.name() == "CheckpointFunctionBackward" for node in nodes_below([logits.grad_fn])):
+        raise ModelError(CHECKPOINTED)
+    return recorder
+
+
+def _uncompiled() -> AbstractContextManager:
+    """Run compiled modules as they were written, so that each of their calls is seen."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
+def _checked(logits: object, batch: int) -> Tensor:
     if not isinstance(logits, Tensor):
         raise ModelError(
             f"Expected a tensor of logits from the model, got {type(logits).__name__}."
         )
-    if any(node.name() == "CheckpointFunctionBackward" for node in nodes_below([logits.grad_fn])):
-        raise ModelError(CHECKPOINTED)
-    return recorder, logits
-
-
-def _layouts(
-    model: nn.Module,
-    images: Tensor,
-    selected: Mapping[str, Tensor],
-    recorder: Recorder,
-    logits: Tensor,
-) -> list[UseLayout | None] | None:
-    """Return the layout of every use, or ``None`` if a guess about an expansion was wrong."""
-    batch, uses = len(images), recorder.uses
-    if batch == 1 or recorder.batch_first:
-        layouts = [batch_first_layout(use, batch) for use in uses]
-        if batch == 1 or None not in layouts:
-            return layouts
-    proofs, key = _PROVED.setdefault(model, {}), (batch, signature_of(uses))
-    if key not in proofs:
-        layouts = _prove(model, images, selected, recorder, logits)
-        wrong = any(
-            layout is None and use.expansion is not None
-            for use, layout in zip(uses, layouts, strict=True)
-        )
-        if wrong and any(recorder.expansions):
-            return None
-        proofs[key] = layouts
-    return proofs[key]
-
-
-def _prove(
-    model: nn.Module,
-    images: Tensor,
-    selected: Mapping[str, Tensor],
-    recorder: Recorder,
-    logits: Tensor,
-) -> list[UseLayout | None]:
-    """Prove layouts by a forward over one sample, or over one more where that does not run.
-
-    A model that mixes samples has no layout: only a batch of one tells a sample's gradient.
-    """
-    batch, uses = len(images), recorder.uses
-    for other in (images[:1], torch.cat([images, images[:1]])):
-        try:
-            survey, twin = _run(model, other, selected, recorder.expansions, survey=True)
-        except (RuntimeError, ValueError, IndexError):
-            continue
-        _check_apart(logits, twin)
-        if not keeps_samples_apart(recorder.shapes, survey.shapes):
-            break
-        if same_uses(uses, survey.uses):
-            pairs = zip(uses, survey.uses, strict=True)
-            return [proved_layout(use, twin, batch, len(other)) for use, twin in pairs]
-    return [None] * len(uses)
-
-
-def _check_apart(logits: Tensor, twin: Tensor) -> None:
-    """Refuse a model in which the first sample's logits depend on the others."""
-    if twin.shape[1:] != logits.shape[1:]:
-        return
-    first, same = logits[0].detach(), twin[0].detach()
-    tolerance = 10 * math.sqrt(torch.finfo(first.dtype).eps) * float(first.abs().max())
-    if not float((first - same).abs().max()) <= tolerance:
+    if logits.ndim != 2 or len(logits) != batch:
         raise ModelError(
-            "Expected a model whose logits for an image do not depend on the rest of the batch, "
-            f"got ones that differ by {float((first - same).abs().max()):.2g}."
+            f"Expected logits [{batch}, classes] from the model, got {list(logits.shape)}."
         )
+    return logits
 
 
 def check_images(images: Tensor) -> None:

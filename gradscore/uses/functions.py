@@ -2,7 +2,7 @@
 
 import functools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,57 +55,61 @@ BATCH_NORMS = {F.batch_norm: 5, torch.batch_norm: 5}
 """Batch norms and the position of their argument ``training``."""
 GUARDED = frozenset({*DROPOUTS, *BATCH_NORMS})
 
-_ELEMENTWISE = (
-    *(torch.relu, F.relu, F.relu_, torch.relu_, Tensor.relu, Tensor.relu_, F.relu6, F.silu),
-    *(F.gelu, F.hardswish, F.hardsigmoid, F.sigmoid, torch.sigmoid, Tensor.sigmoid, F.mish),
-    *(
-        Tensor.sigmoid_,
-        F.leaky_relu,
-        F.elu,
-        F.hardtanh,
-        F.hardtanh_,
-        torch.tanh,
-        F.tanh,
-        F.softplus,
-    ),
-    *(Tensor.add, Tensor.add_, torch.add, Tensor.mul, torch.mul, Tensor.mul_, Tensor.sub),
-    *(Tensor.div, F.dropout, F.dropout2d, Tensor.contiguous, Tensor.clone, Tensor.float),
+DERIVATIVES = frozenset(
+    {torch.autograd.grad, torch.autograd.backward, Tensor.backward, Tensor.register_hook}
 )
-_POOLS = (
-    *(F.avg_pool2d, F.max_pool2d, torch.max_pool2d, F.adaptive_avg_pool2d, F.interpolate),
-    *(F.adaptive_max_pool2d, F.pad, F.local_response_norm),
+"""Calls by which a forward takes gradients of its own, or changes those that pass later."""
+
+_VALUES = frozenset(
+    {
+        *("__bool__", "__float__", "__index__", "__int__", "item", "numpy", "tolist"),
+        *("argwhere", "masked_scatter", "masked_scatter_", "masked_select", "nonzero"),
+        *("unique", "unique_consecutive"),
+    }
 )
-_LAYERS = (
-    *(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose2d, F.linear),
-    *(F.batch_norm, F.group_norm, F.instance_norm),
+_INDEXED = frozenset(
+    {
+        *("__getitem__", "__setitem__", "gather", "index_add", "index_add_", "index_copy"),
+        *("index_copy_", "index_fill", "index_fill_", "index_put", "index_put_", "index_reduce"),
+        *("index_reduce_", "index_select", "repeat_interleave", "scatter", "scatter_"),
+        *("scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_", "take"),
+        *("take_along_dim",),
+    }
 )
-BATCH_FIRST = frozenset({*_ELEMENTWISE, *_POOLS, *_LAYERS})
-"""Functions after which a batch-first tensor is batch-first again, whatever their arguments."""
 
 
-def keeps_batch_first(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> bool:
-    """Say whether a call surely leaves the batch in axis 0 of its result, one row a sample."""
-    if function in BATCH_FIRST:
-        return True
-    if function in (torch.flatten, Tensor.flatten):
-        start = args[1] if len(args) > 1 else kwargs.get("start_dim", 0)
-        return start >= 1
-    if function in (torch.cat, torch.mean, Tensor.mean):
-        dims = args[1] if len(args) > 1 else kwargs.get("dim", 0)
-        dims = dims if isinstance(dims, (list, tuple)) else (dims,)
-        first = next((a for a in (args[0] if function is torch.cat else args)), None)
-        ndim = first.ndim if isinstance(first, Tensor) else 0
-        return bool(dims) and all(isinstance(d, int) and d % max(1, ndim) >= 1 for d in dims)
-    return False
+def moves_by_value(function: Callable[..., Any], data: Sequence[Tensor]) -> bool:
+    """Say whether where the samples are after a call may depend on the values of data.
+
+    Args:
+        function: The function called.
+        data: The tensors that hold data among its arguments.
+    """
+    name = getattr(function, "__name__", "")
+    if name in _INDEXED:
+        return any(not (x.is_floating_point() or x.is_complex()) for x in data)
+    return name in _VALUES or (name == "where" and len(data) == 1)
 
 
-def spreads(
-    function: Callable[..., Any], args: tuple[Any, ...], result: Tensor, batch: int
-) -> bool:
+def first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Return what a call is about, which torch names ``input`` or ``self``."""
+    return args[0] if args else kwargs.get("input", kwargs.get("self"))
+
+
+def fixed_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the whole numbers, such as axes and sizes, and the names among arguments."""
+    values = (*args, *kwargs.values()) if kwargs else args
+    return tuple(value for value in values if isinstance(value, (int, str)) or _is_sizes(value))
+
+
+def _is_sizes(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(entry, int) for entry in value)
+
+
+def spreads(source: Tensor, result: Tensor, batch: int) -> bool:
     """Say whether a call may have spread a parameter over the batch, as axis 0 of its result."""
-    source = args[0]
-    grown = source.ndim < result.ndim or source.shape[0] == 1
-    return batch > 1 and result.ndim > 0 and result.shape[0] == batch and grown
+    grown = source.ndim < result.ndim or source.shape[:1] == (1,)
+    return batch > 1 and result.shape[:1] == (batch,) and grown
 
 
 def is_in_place(function: Callable[..., Any]) -> bool:

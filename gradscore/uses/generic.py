@@ -1,6 +1,7 @@
 """The rule that needs no rule: vmap over samples of the vjp of one recorded call."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -11,6 +12,10 @@ from gradscore.uses.arguments import Slot, tensors_in
 from gradscore.uses.functions import is_in_place
 from gradscore.uses.layout import UseLayout
 from gradscore.uses.use import Use
+
+
+class Unserved(Exception):
+    """A recorded call cannot be made anew for one sample."""
 
 
 def call_gradients(
@@ -28,6 +33,9 @@ def call_gradients(
 
     Returns:
         One tensor ``[samples, *operand.shape]`` for each slot.
+
+    Raises:
+        Unserved: If the call cannot be made for one sample alone.
     """
     tensors = {
         # Data that were let go have no influence on the gradient: any values will do.
@@ -57,8 +65,10 @@ def call_gradients(
     def outputs_of(values: dict[Slot, Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
         replaced = values | dict(zip(slots, parameters, strict=True))
         if is_in_place(use.arguments.function):
-            replaced[0,] = replaced.get((0,), tensors[0,]).clone()
-        outputs = _differentiable(use.arguments.replaced(tensors | replaced).call())
+            target = use.arguments.first
+            replaced[target] = replaced.get(target, tensors[target]).clone()
+        with _as_recorded(use):
+            outputs = _differentiable(use.arguments.replaced(tensors | replaced).call())
         return [outputs[i] for i in arrived]
 
     def transformed(rows: list[Tensor], row_grads: list[Tensor]) -> list[Tensor]:
@@ -75,17 +85,34 @@ def call_gradients(
         if not reached:
             return [torch.zeros_like(parameter) for parameter in parameters]
         outputs, cotangents = zip(*reached, strict=True)
-        return list(torch.autograd.grad(outputs, parameters, cotangents, materialize_grads=True))
+        found = torch.autograd.grad(outputs, parameters, cotangents, materialize_grads=True)
+        return [g.to_dense() if g.is_sparse else g for g in found]
 
     samples = part.stop - part.start
     if samples > 1 or not sliced:
         try:
-            return vmap(transformed)(sliced, sliced_grads)
+            found = vmap(transformed)(sliced, sliced_grads)
+            if not any(gradient.is_sparse for gradient in found):
+                return found
         except RuntimeError:
             # Some functions cannot be vmapped: recurrent kernels, calls that read a value.
             pass
-    parts = [plain([x[i] for x in sliced], [g[i] for g in sliced_grads]) for i in range(samples)]
+    rows = [([x[i] for x in sliced], [g[i] for g in sliced_grads]) for i in range(samples)]
+    try:
+        parts = [plain(*row) for row in rows]
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise Unserved(f"{use.name} does not run for one sample") from error
     return [torch.stack(gradients) for gradients in zip(*parts, strict=True)]
+
+
+def _as_recorded(use: Use) -> AbstractContextManager:
+    """Return the autocast that the call ran in."""
+    device = use.operands[0][1].device.type
+    return torch.autocast(
+        device, use.autocast, enabled=use.autocast is not None, cache_enabled=False
+    )
 
 
 def _by_sample(x: Tensor, layout: Any, part: slice) -> Tensor:

@@ -1,19 +1,13 @@
-"""Where the samples are in a tensor, and the proof of it.
+"""Where the samples are in a tensor: the axis whose size goes with their number, and its rows."""
 
-A forward in which every call surely left the batch in axis 0 proves itself. Otherwise the layout
-is proved by a second forward over another number of samples: the axis of the batch is the one
-whose size changes, and where it grew by more than the number of samples, as with windows folded
-into the batch, the values tell whether a sample's rows stand side by side.
-"""
-
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from gradscore.uses.arguments import Slot
-from gradscore.uses.use import Use
+from gradscore.uses.use import Made, Use
 
 
 @dataclass(frozen=True)
@@ -37,6 +31,10 @@ class Layout:
             return x
         return x.unflatten(0, (self.rows, -1)).transpose(0, 1).flatten(0, 1)
 
+    def spread(self, values: Tensor) -> Tensor:
+        """Return one value a sample, ``[samples]``, for each row as they stand along the axis."""
+        return values.repeat_interleave(self.rows) if self.adjacent else values.repeat(self.rows)
+
 
 @dataclass(frozen=True)
 class UseLayout:
@@ -45,47 +43,52 @@ class UseLayout:
     arguments: dict[Slot, Layout]
     outputs: tuple[Layout, ...]
 
+    def orders(self) -> Iterator["UseLayout"]:
+        """Yield the layouts with the same axes, for each order in which rows may stand."""
+        yield self
+        if any(place.rows > 1 for place in (*self.arguments.values(), *self.outputs)):
+            yield UseLayout(
+                {slot: replace(place, adjacent=False) for slot, place in self.arguments.items()},
+                tuple(replace(place, adjacent=False) for place in self.outputs),
+            )
 
-def batch_first_layout(use: Use, batch: int) -> UseLayout | None:
-    """Return the layout of a use whose data are all batch-first, or ``None`` if they are not.
 
-    With a single sample, whatever is in axis 0 belongs to it.
+def lone_layout(use: Use) -> UseLayout | None:
+    """Return the layout of a use of a single sample, to which whatever is in axis 0 belongs.
+
+    Returns:
+        ``None`` where there is data without an axis.
     """
     owned = {slot for slot, _ in use.operands}
-    arguments: dict[Slot, Layout] = {}
-    for slot, tensor in use.arguments.tensors:
-        if slot in owned or slot in use.constants:
-            continue
-        if tensor.ndim and tensor.shape[0] == batch:
-            arguments[slot] = Layout(0)
-        elif batch == 1 and tensor.ndim:
-            arguments[slot] = Layout(0, tensor.shape[0])
-        else:
-            return None
-    outputs = []
-    for shape in use.output_shapes:
-        if not shape or (batch > 1 and shape[0] != batch):
-            return None
-        outputs.append(Layout(0, shape[0] // batch))
-    return UseLayout(arguments, tuple(outputs))
+    data = {
+        slot: tensor.shape
+        for slot, tensor in use.arguments.tensors
+        if slot not in owned and slot not in use.constants
+    }
+    if not all((*data.values(), *use.output_shapes)):
+        return None
+    return UseLayout(
+        {slot: Layout(0, shape[0]) for slot, shape in data.items()},
+        tuple(Layout(0, shape[0]) for shape in use.output_shapes),
+    )
 
 
-def proved_layout(use: Use, other: Use, batch: int, other_batch: int) -> UseLayout | None:
+def layout_by_shapes(use: Use, other: Use, batch: int, other_batch: int) -> UseLayout | None:
     """Return the layout of a use by comparison with the same use of another batch.
 
     Args:
         use: A use of a forward over ``batch`` samples.
-        other: The same of a forward over ``other_batch`` samples, of which the first is the same.
+        other: The same of a forward over ``other_batch`` samples.
         batch: Number of samples.
         other_batch: Another number of samples.
 
     Returns:
-        The layouts, or ``None`` where the shapes and values do not tell.
+        The layouts, a sample's rows taken to stand side by side, or ``None`` where the shapes do
+        not tell them.
     """
     owned = {slot for slot, _ in use.operands}
     others = dict(other.arguments.tensors)
-    places: dict[Slot, tuple[int, int]] = {}
-    told: set[bool] = set()
+    arguments: dict[Slot, Layout] = {}
     for slot, tensor in use.arguments.tensors:
         if slot not in others:
             return None
@@ -98,28 +101,18 @@ def proved_layout(use: Use, other: Use, batch: int, other_batch: int) -> UseLayo
         place = _place(tensor.shape, twin.shape, batch, other_batch)
         if place is None or slot in owned:
             return None
-        places[slot] = place
-        if tensor.is_meta and place[0] == 0:
-            tensor, twin = use.glimpses.get(slot, tensor), other.glimpses.get(slot, twin)
-        if place[1] > 1 and not tensor.is_meta and not twin.is_meta:
-            told |= _adjacent(tensor, twin, place, batch, other_batch)
-    if len(told) > 1 or (not told and any(rows > 1 for _, rows in places.values())):
-        return None
-    adjacent = False not in told
-    arguments = {slot: Layout(*place, adjacent) for slot, place in places.items()}
+        arguments[slot] = place
     outputs = []
     for shape, twin_shape in zip(use.output_shapes, other.output_shapes, strict=True):
         place = _place(shape, twin_shape, batch, other_batch)
         if place is None:
             return None
-        outputs.append(Layout(*place, adjacent))
+        outputs.append(place)
     return UseLayout(arguments, tuple(outputs))
 
 
-def _place(
-    shape: Sequence[int], twin: Sequence[int], batch: int, other: int
-) -> tuple[int, int] | None:
-    """Return the axis that holds the samples and its rows a sample."""
+def _place(shape: Sequence[int], twin: Sequence[int], batch: int, other: int) -> Layout | None:
+    """Return the place of the samples in the axis whose size goes with their number."""
     if len(shape) != len(twin):
         return None
     axes = [axis for axis, sizes in enumerate(zip(shape, twin, strict=True)) if len({*sizes}) > 1]
@@ -127,31 +120,21 @@ def _place(
         return None
     axis = axes[0]
     rows, rest = divmod(shape[axis], batch)
-    return (axis, rows) if not rest and rows * other == twin[axis] else None
+    return Layout(axis, rows) if not rest and rows * other == twin[axis] else None
 
 
-def _adjacent(
-    tensor: Tensor, twin: Tensor, place: tuple[int, int], batch: int, other: int
-) -> set[bool]:
-    """Return how the first sample's rows stand by their values, nothing if these do not tell."""
-    axis, rows = place
-    x, y = tensor.movedim(axis, 0), twin.movedim(axis, 0)
-    small = 1e-3 * float(x.abs().max())
-    orders = {True: (x[:rows], y[:rows]), False: (x[::batch], y[::other])}
-    alike = {order for order, (a, b) in orders.items() if float((a - b).abs().max()) <= small}
-    return alike if len(alike) == 1 else set()
-
-
-def keeps_samples_apart(shapes: Sequence[torch.Size], others: Sequence[torch.Size]) -> bool:
+def keeps_samples_apart(calls: Sequence[Made], others: Sequence[Made]) -> bool:
     """Say whether no tensor has two axes that grow with the batch, as samples against samples do.
 
     Args:
-        shapes: Shapes of the data made in a forward, in order.
+        calls: What was called in a forward, in order.
         others: The same of a forward over another number of samples.
     """
-    return len(shapes) == len(others) and all(
+    shapes = [shape for call in calls for shape, _ in call.results]
+    twins = [shape for call in others for shape, _ in call.results]
+    return len(shapes) == len(twins) and all(
         sum(a != b for a, b in zip(shape, twin, strict=False)) < 2
-        for shape, twin in zip(shapes, others, strict=True)
+        for shape, twin in zip(shapes, twins, strict=True)
     )
 
 

@@ -7,7 +7,7 @@ gradient can then be computed, and a parameter that is still found in the graph 
 used in a way that was not recorded.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,24 +17,24 @@ from torch.overrides import TorchFunctionMode
 
 from gradscore.errors import ModelError
 from gradscore.rules import find_rule
-from gradscore.uses.arguments import Arguments, Slot, tensors_in
+from gradscore.uses.arguments import Arguments, tensors_in
 from gradscore.uses.functions import (
     BATCH_NORMS,
     COMPOSITES,
+    DERIVATIVES,
     DROPOUTS,
     EXPANSIONS,
     GUARDED,
     PASSIVE,
     UNRELATED,
     entered,
+    first_argument,
+    fixed_arguments,
     is_in_place,
-    keeps_batch_first,
+    moves_by_value,
     spreads,
 )
-from gradscore.uses.use import Edge, Root, Use
-
-GLIMPSE = 16
-"""Values kept of each row of data that a rule does not read."""
+from gradscore.uses.use import Edge, Made, Root, Use
 
 
 class Recorder(TorchFunctionMode):
@@ -46,14 +46,18 @@ class Recorder(TorchFunctionMode):
         batch: Number of samples.
         expansions: What to make of the calls that may spread a parameter over the batch, in
             order: ``True`` if they do. Beyond its end it is guessed by shape.
-        survey: Only look at shapes; no graph of the data is built.
 
     Attributes:
         uses: The uses, in order.
-        batch_first: Whether each call surely left the batch in axis 0.
-        shapes: Shapes of the data that calls without selected parameters made, in order.
+        calls: What calls with data made, in order, those uses among them.
+        logits: What the model returned, once it has.
         start: The tensor at which the graph begins.
+        expansions: What was made of the calls that may spread a parameter over the batch.
+        moves_by_value: Whether where samples are may depend on the values of data.
+        differentiates: Whether the forward takes gradients of its own, or changes those to come.
     """
+
+    logits: Tensor
 
     def __init__(
         self,
@@ -61,15 +65,14 @@ class Recorder(TorchFunctionMode):
         constants: Iterable[Tensor],
         batch: int,
         expansions: Iterable[bool] = (),
-        survey: bool = False,
     ) -> None:
         super().__init__()
         self.uses: list[Use] = []
-        self.batch_first = True
-        self.shapes: list[torch.Size] = []
+        self.calls: list[Made] = []
         self.start = torch.zeros((), requires_grad=True)
         self.expansions = list(expansions)
-        self._batch, self._survey = batch, survey
+        self.moves_by_value = self.differentiates = False
+        self._batch = batch
         self._expansion = -1
         # Kept alive here, so that an id names one tensor for as long as the recorder lives.
         self._owned = {id(tensor): tensor for tensor in selected}
@@ -89,41 +92,42 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         if maybe_current_level() is not None:
             # Inside the model's own vmap or grad; what it uses there, the graph tells.
-            self.batch_first = False
             return func(*args, **kwargs)
-        touched = data = False
+        if func in DERIVATIVES:
+            self.differentiates = True
+            return func(*args, **kwargs)
+        touched, data = False, []
         for tensor in tensors_in(args, kwargs):
             if id(tensor) in self._owned:
                 touched = True
             elif id(tensor) not in self._constants:
-                data = True
-        if not touched:
-            return self._other(func, args, kwargs, data)
-        if func in COMPOSITES:
+                data.append(tensor)
+        if touched and func in COMPOSITES:
             with self:
                 return entered(func)(*args, **kwargs)
         if not data:
-            return self._derive(func, args, kwargs)
-        if func in UNRELATED or func is Tensor.__setitem__ or not torch.is_grad_enabled():
-            self.batch_first = False
-            return func(*args, **kwargs)
-        return self._record(Arguments(func, args, kwargs))
-
-    def _other(self, func: Callable[..., Any], args: Any, kwargs: Any, data: bool) -> Any:
-        """Run a call without selected parameters."""
-        if not data:
-            result = func(*args, **kwargs)
-            self._keep(result)
-            return result
+            make = self._derive if touched else self._constant
+            return make(func, args, kwargs)
         if func in GUARDED:
             _refuse_training(func, args, kwargs)
-        if self.batch_first and not keeps_batch_first(func, args, kwargs):
-            self.batch_first = False
-        if func is Tensor.__setitem__ or is_in_place(func):
-            self._constants.pop(id(args[0]), None)
+        self.moves_by_value |= moves_by_value(func, data)
+        for target in _changed(func, args, kwargs):
+            self._forget(target)
+        related = touched and func not in UNRELATED and func is not Tensor.__setitem__
+        if related and torch.is_grad_enabled():
+            return self._record(Arguments(func, args, kwargs))
+        return self._made(func, args, kwargs, func(*args, **kwargs))
+
+    def _made(self, func: Callable[..., Any], args: Any, kwargs: Any, result: Any) -> Any:
+        """Note what a call with data made."""
+        results = tuple((t.shape, t.dtype) for t in tensors_in((result,), {}))
+        self.calls.append(Made(func, results, fixed_arguments(args, kwargs)))
+        return result
+
+    def _constant(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a call without selected parameters and data."""
         result = func(*args, **kwargs)
-        if isinstance(result, Tensor):
-            self.shapes.append(result.shape)
+        self._keep(result)
         return result
 
     def _derive(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -131,14 +135,11 @@ class Recorder(TorchFunctionMode):
         if func in EXPANSIONS:
             self._expansion += 1
             if self._expansion == len(self.expansions):
-                self.expansions.append(spreads(func, args, func(*args, **kwargs), self._batch))
+                source, result = first_argument(args, kwargs), func(*args, **kwargs)
+                self.expansions.append(spreads(source, result, self._batch))
             if self.expansions[self._expansion]:
-                self.batch_first = False
                 return self._record(Arguments(func, args, kwargs), self._expansion)
         result = func(*args, **kwargs)
-        if isinstance(result, Tensor) and result.shape[:1] == (self._batch,):
-            # It may have been copied for every sample, by an index or repeat_interleave.
-            self.batch_first = False
         self._keep(args[0] if func is Tensor.__setitem__ else result)
         return result
 
@@ -149,27 +150,35 @@ class Recorder(TorchFunctionMode):
                 self._owned[id(tensor)] = tensor
             else:
                 self._constants[id(tensor)] = tensor
-                self.batch_first = False
+
+    def _forget(self, target: Tensor) -> None:
+        """Take a tensor into which data are written for data, with all that share its memory."""
+        base = target if target._base is None else target._base
+        for known in (self._owned, self._constants):
+            if known.keys() & {id(target), id(base)}:
+                for key, tensor in list(known.items()):
+                    if tensor is target or tensor is base or tensor._base is base:
+                        del known[key]
 
     def _record(self, arguments: Arguments, expansion: int | None = None) -> Any:
         """Run a call in which parameters meet data, cut off from how they were made."""
         func = arguments.function
-        _refuse_training(func, arguments.args, arguments.kwargs)
         tensors = arguments.tensors
         operands = tuple((slot, t) for slot, t in tensors if id(t) in self._owned)
         data = {slot: t for slot, t in tensors if id(t) not in self._owned}
         in_place = is_in_place(func)
-        if in_place and not _can_change(arguments.args[0], self._owned):
-            self._owned.pop(id(arguments.args[0]), None)
-            return arguments.call()
+        target = arguments.first
+        if not operands or (in_place and not _can_change(data.get(target))):
+            return self._made(func, arguments.args, arguments.kwargs, arguments.call())
 
         plain = arguments.replaced({slot: self._alias(tensor) for slot, tensor in operands})
-        rules = [find_rule(func, arguments.name(slot)) for slot, _ in operands]
-        reads = any(rule is None or rule.reads_data for rule in rules)
+        named = arguments.named()
+        rules = {slot: find_rule(func, arguments.name(slot), named) for slot, _ in operands}
+        reads = any(rule is None or rule.reads_data for rule in rules.values())
         kept = {slot: t.detach() if reads else _outside(t) for slot, t in data.items()}
         if in_place and reads:
-            kept[0,] = kept[0,].clone()
-        result = plain.call()
+            kept[target] = kept[target].clone()
+        result = self._made(func, arguments.args, arguments.kwargs, plain.call())
         outputs = [
             t
             for t in tensors_in((result,), {})
@@ -178,38 +187,31 @@ class Recorder(TorchFunctionMode):
         ]
         if not outputs:
             return result
-        if not self._survey:
-            if expansion is not None:
-                result = Root.apply(result, self.start, result._base is None)
-                outputs = [result]
-            elif not in_place and (len(outputs) > 1 or _shares_memory(outputs[0], plain)):
-                result, outputs = _copied(result, outputs)
-            for output in outputs:
-                if not output.requires_grad:
-                    Root.apply(output, self.start, True)
-        if self.batch_first and not keeps_batch_first(func, arguments.args, arguments.kwargs):
-            self.batch_first = False
+        if expansion is not None:
+            result = Root.apply(result, self.start, result._base is None)
+            outputs = [result]
+        elif not in_place and (len(outputs) > 1 or _shares_memory(outputs[0], plain)):
+            result, outputs = _copied(result, outputs)
+        for output in outputs:
+            if not output.requires_grad:
+                Root.apply(output, self.start, True)
+        device = outputs[0].device.type
         self.uses.append(
             Use(
                 arguments=plain.replaced(kept),
                 operands=operands,
-                edges=() if self._survey else tuple(Edge.of(output) for output in outputs),
+                rules=rules,
+                edges=tuple(Edge.of(output) for output in outputs),
                 output_shapes=tuple(output.shape for output in outputs),
                 constants=frozenset(slot for slot, t in data.items() if id(t) in self._constants),
-                glimpses={} if reads else self._glimpses(data),
                 versions={slot: t._version for slot, t in kept.items()} if reads else {},
+                autocast=torch.get_autocast_dtype(device)
+                if torch.is_autocast_enabled(device)
+                else None,
                 expansion=expansion,
             )
         )
         return result
-
-    def _glimpses(self, data: Mapping[Slot, Tensor]) -> dict[Slot, Tensor]:
-        """Keep what tells how a sample's rows stand, where samples may have several."""
-        return {
-            slot: t.detach().flatten(1)[:, :GLIMPSE].clone()
-            for slot, t in data.items()
-            if t.ndim > 1 and len(t) != self._batch
-        }
 
     def _alias(self, tensor: Tensor) -> Tensor:
         if id(tensor) not in self._aliases:
@@ -242,17 +244,25 @@ def _copied(result: Any, outputs: list[Tensor]) -> tuple[Any, list[Tensor]]:
     return result, [copies[id(output)] for output in outputs]
 
 
-def _can_change(target: Tensor, owned: Mapping[int, Tensor]) -> bool:
-    """Say whether the recorder can follow a change of ``target`` in place."""
-    base = target._base
-    return id(target) not in owned and (base is None or base.is_contiguous())
+def _changed(func: Callable[..., Any], args: Any, kwargs: Any) -> Iterator[Tensor]:
+    """Yield the tensors into which a call writes."""
+    written = [kwargs.get("out")] if kwargs else []
+    if func is Tensor.__setitem__ or is_in_place(func):
+        written.append(first_argument(args, kwargs))
+    yield from (tensor for tensor in written if isinstance(tensor, Tensor))
+
+
+def _can_change(target: Tensor | None) -> bool:
+    """Say whether the recorder can follow a change of a tensor in place."""
+    return target is not None and (target._base is None or target._base.is_contiguous())
 
 
 def _refuse_training(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> None:
     """Refuse a call that is random, or that mixes samples, as layers in train mode do."""
     if func in DROPOUTS:
         p = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
-        if p > 0 and (args[2] if len(args) > 2 else kwargs.get("training", True)):
+        training = kwargs.get("training", kwargs.get("train", True))
+        if p > 0 and (args[2] if len(args) > 2 else training):
             raise ModelError(
                 "Expected a model without active dropout, got a call of "
                 f"{func.__name__} with p = {p}; call model.eval() first."

@@ -6,24 +6,26 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from gradscore.uses.undisturbed import undisturbed
+
 Structure = tuple[tuple[str, int], ...]
 """Names and identities of a model's modules and parameters."""
 
 
 @contextmanager
-def trial_images(images: Tensor) -> Iterator[Tensor]:
+def trial_images(model: nn.Module, images: Tensor) -> Iterator[Tensor]:
     """Let a forward leave no trace, whatever mode the caller is in.
 
-    The model may write into its input, so it gets a copy; and what it makes once and keeps, such
-    as a table of positions, must serve a later backward, so it is not made in inference mode.
+    The model may write into its input, so it gets a copy; and what it keeps, it loses again.
 
     Args:
-        images: Input of a model; left as it is.
+        model: The model; left as it is.
+        images: Its input; left as it is.
 
     Yields:
         A copy of it; inside, no graph is recorded, and inference mode is off.
     """
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), undisturbed(model):
         yield images.clone()
 
 

@@ -1,13 +1,14 @@
 """One use of parameters: a recorded call in which parameters, or what they make, meet data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 
+from gradscore.rules import Rule
 from gradscore.uses.arguments import Arguments, Slot
 
 
@@ -94,6 +95,20 @@ class Edge:
         return grad if grad is None or self.window is None else self.window.of_gradient(grad)
 
 
+class Made(NamedTuple):
+    """A call that took data: what was called, and what it made.
+
+    Attributes:
+        function: The function.
+        results: Shape and type of each tensor that it returned.
+        fixed: Axes, sizes and other whole numbers that it was called with.
+    """
+
+    function: Callable[..., Any]
+    results: tuple[tuple[torch.Size, torch.dtype], ...]
+    fixed: tuple[Any, ...]
+
+
 @dataclass
 class Use:
     """A recorded call and the parameters, or tensors made of parameters, that it took.
@@ -101,21 +116,23 @@ class Use:
     Attributes:
         arguments: What was passed, parameters replaced by detached aliases.
         operands: Slot and tensor of every parameter, or tensor made of parameters.
-        edges: Where the gradients of its outputs arrive; none in a survey.
+        rules: What serves each operand, ``None`` for the generic rule.
+        edges: Where the gradients of its outputs arrive.
         output_shapes: Shapes of its outputs that have a gradient.
         constants: Slots of tensors that hold no samples, such as buffers.
         versions: Version counters of the data, which shall not change before they are read.
-        glimpses: First values of each row of data that were let go although they are folded.
+        autocast: The type that autocast computed in, ``None`` where it was off.
         expansion: Ordinal of the call among those that may spread a parameter over the batch.
     """
 
     arguments: Arguments
     operands: tuple[tuple[Slot, Tensor], ...]
+    rules: Mapping[Slot, Rule | None]
     edges: tuple[Edge, ...]
     output_shapes: tuple[torch.Size, ...]
     constants: frozenset[Slot]
     versions: Mapping[Slot, int]
-    glimpses: Mapping[Slot, Tensor]
+    autocast: torch.dtype | None = None
     expansion: int | None = None
 
     @property

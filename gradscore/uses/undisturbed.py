@@ -1,0 +1,79 @@
+"""Forwards of which nothing remains in the model, whatever it keeps between them.
+
+A model may keep what it makes: a table derived from its weights once for all forwards, its latest
+features, a counter. Kept from one of our forwards, a derived table would hide the weights behind
+it from the next, and the features would hold a whole graph.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+ONE_AT_A_TIME = threading.RLock()
+"""Held while a model is not as its owner left it: threads may share models, or parameters."""
+
+_CONTAINERS = (dict, list, set, deque)
+_INTERNAL = frozenset(vars(nn.Module())) - {"_buffers", "_parameters"}
+"""Attributes by which modules keep their hooks and submodules."""
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Restore the attributes of all modules, what is in them, and the buffers, on the way out.
+
+    Hooks and submodules are left alone, which another thread may add. Of weights that
+    ``torch.nn.utils.parametrize.cached`` keeps, nothing is seen inside.
+
+    Args:
+        model: The model that is run inside.
+    """
+    with ONE_AT_A_TIME:
+        kept = [(part, copy(part)) for part in _containers_of(model)]
+        buffers = [(x, x._version, x.clone()) for x in model.buffers() if not x.is_inference()]
+        parametrize._cache.clear()
+        try:
+            yield
+        finally:
+            for part, before in kept:
+                _restore(part, before)
+            for buffer, version, before in buffers:
+                if buffer._version != version:
+                    _overwrite(buffer, before)
+
+
+def _containers_of(model: nn.Module) -> list[Any]:
+    """Return the attributes of all modules, and every container in them, each once."""
+    found: dict[int, Any] = {}
+    pending: list[Any] = []
+    for module in model.modules():
+        attributes = module.__dict__
+        found[id(attributes)] = attributes
+        pending += [value for name, value in attributes.items() if name not in _INTERNAL]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, _CONTAINERS) and id(part) not in found:
+            found[id(part)] = part
+            pending.extend(part.values() if isinstance(part, dict) else part)
+    return list(found.values())
+
+
+def _restore(part: Any, before: Any) -> None:
+    if isinstance(part, dict):
+        if part.keys() != before.keys() or any(part[key] is not before[key] for key in before):
+            part.clear()
+            part.update(before)
+    elif len(part) != len(before) or any(a is not b for a, b in zip(part, before, strict=True)):
+        part.clear()
+        part.extend(before) if isinstance(part, (list, deque)) else part.update(before)
+
+
+def _overwrite(buffer: Tensor, before: Tensor) -> None:
+    with torch.no_grad():
+        buffer.copy_(before)

@@ -1,0 +1,128 @@
+"""Nothing of our forwards remains in a model, and nothing that it keeps hides a parameter."""
+
+import copy
+import threading
+
+import pytest
+import torch
+from test_uses import Model, hold_to_reference, images
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, parametrize
+
+from gradscore import GradNorm
+from gradscore.engine import gradient_norms
+from gradscore.reference import one_backward_a_sample
+from gradscore.uses import undisturbed
+
+
+class Keeping(nn.Module):
+    """A network that keeps a derived table, its features and counts."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Parameter(torch.randn(3, 5))
+        self.head = nn.Linear(5, 4)
+        self.register_buffer("forwards", torch.zeros(()))
+        self.register_buffer("latest", torch.zeros(5))
+        self.derived, self.features, self.calls = {}, None, [0]
+
+    def forward(self, x):
+        self.forwards += 1
+        self.latest = x[0].detach()
+        self.calls[0] += 1
+        if "table" not in self.derived:
+            self.derived["table"] = self.table.exp().sum(dim=0)
+        self.features = (x * self.derived["table"]).tanh()
+        return self.head(self.features)
+
+
+def keeping():
+    return Keeping().double().eval()
+
+
+WAYS = {
+    "norms": lambda model, x: gradient_norms(model, x).norms,
+    "groups": lambda model, x: gradient_norms(model, x, layers="last").norms,
+    "one backward": lambda model, x: one_backward_a_sample(model, x).norms,
+    "score": lambda model, x: GradNorm(model, layers="table")(x),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_a_model_keeps_is_as_before(way):
+    model = keeping()
+    before = copy.deepcopy(model)
+    WAYS[way](model, images(3, 5))
+    assert (model.derived, model.features, model.calls) == ({}, None, [0])
+    assert model.forwards == 0
+    assert torch.equal(model.latest, before.latest)
+    copy.deepcopy(model)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_table_made_once_hides_no_parameter(batch):
+    model = keeping()
+    expected = one_backward_a_sample(model, images(batch, 5))
+    assert expected.norms[:, 0].min() > 0
+    for _ in range(3):
+        got = gradient_norms(model, images(batch, 5))
+        torch.testing.assert_close(got.norms, expected.norms, rtol=1e-10, atol=0)
+    gradient_norms(model, images(batch, 5), layers="last")
+    torch.testing.assert_close(gradient_norms(model, images(batch, 5)).norms, expected.norms)
+
+
+def test_weights_kept_by_parametrize_hide_no_parameter():
+    torch.manual_seed(0)
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 4))).double().eval()
+    expected = one_backward_a_sample(model, images(3, 5)).norms
+    with parametrize.cached():
+        with torch.no_grad():
+            model(images(3, 5))
+        got = gradient_norms(model, images(3, 5)).norms
+    torch.testing.assert_close(got, expected)
+
+
+def test_what_an_error_left_is_taken_back():
+    model = keeping()
+    with pytest.raises(RuntimeError, match="size of tensor"), undisturbed(model):
+        model(images(3, 6))
+    assert model.derived == {}
+    assert model.forwards == 0
+
+
+def test_a_model_that_writes_into_its_input_gets_a_copy():
+    def writing(m, x):
+        x.mul_(2)
+        return F.linear(x.softmax(1), m.w)
+
+    x = images(3, 5)
+    model = Model(writing, w=(4, 5))
+    hold_to_reference(model, x)
+    assert torch.equal(x, images(3, 5))
+
+
+def test_threads_may_share_a_model():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 64), nn.Tanh(), nn.Linear(64, 4)).double().eval()
+    names = ["0.weight", "0.bias", "2.weight", "2.bias"]
+    x = images(4, 5)
+    expected = one_backward_a_sample(model, x).norms
+    wrong = []
+
+    def ask(position):
+        scorer = GradNorm(model)
+        for _ in range(15):
+            got = gradient_norms(model, x, layers=[names[position]]).norms[:, 0]
+            score = scorer(x[position : position + 1])
+            near = torch.allclose(got, expected[:, position])
+            if not (near and torch.allclose(score, expected[position, 2])):
+                wrong.append(position)
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []

@@ -277,3 +277,18 @@ def test_a_lone_sample_may_lose_its_batch_axis():
     nn.init.normal_(model.norm.weight)
     got = gradient_norms(model, x)
     torch.testing.assert_close(got.norms, one_backward_a_sample(model, x).norms)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_wrapped_models_are_refused(inside):
+    model = nn.DataParallel(nn.Linear(4, 3))
+    with pytest.raises(ModelError, match=r"wrapped in DataParallel; pass its \.module"):
+        gradient_norms(nn.Sequential(model).eval() if inside else model.eval(), torch.randn(2, 4))
+
+
+def test_lazy_layers_are_refused_until_they_have_their_shapes():
+    model = nn.Sequential(nn.LazyLinear(3)).eval()
+    with pytest.raises(ModelError, match="lazy layer '0'; run the model once first"):
+        gradient_norms(model, torch.randn(2, 4))
+    model(torch.randn(2, 4))
+    assert gradient_norms(model, torch.randn(2, 4)).norms.shape == (2, 2)

@@ -240,3 +240,10 @@ def test_select_takes_groups_modules_names_and_globs(layers, expected):
 def test_what_matches_nothing_is_refused_naming_the_groups(layers, message):
     with pytest.raises(InvalidArgument, match=message):
         select(NAMES, GROUPS, layers)
+
+
+def test_scripted_models_have_groups():
+    with pytest.warns((DeprecationWarning, FutureWarning)):
+        model = torch.jit.script(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).eval())
+    groups = parameter_groups(model, find_head(model, torch.randn(2, 4)))
+    assert groups["last"] == ("2.weight",)

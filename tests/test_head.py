@@ -88,6 +88,36 @@ PROVED = {
         {"first": linear(), "fc": linear()},
     ),
 }
+LAST = {
+    "cosine": "fc.weight",
+    "tied": "table",
+    "bare": "table",
+}
+
+
+@pytest.mark.parametrize("case", LAST)
+def test_the_last_layer_of_bare_parameters_is_told_by_its_use(case):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.table = nn.Parameter(torch.randn(5, 6))
+            self.first = nn.Linear(192, 6)
+            self.fc = Cosine(6, 5)
+
+        def forward(self, x):
+            h = self.first(x.flatten(1)).tanh()
+            return {
+                "cosine": lambda: 20 * self.fc(h),
+                "tied": lambda: F.linear(h + self.table.mean(0), self.table),
+                "bare": lambda: h @ self.table.T,
+            }[case]()
+
+    head = find_head(Net().eval(), IMAGES)
+    assert head.weights == (LAST[case],)
+    assert not head.closed_form
+
+
 REFUSED = {
     "relu": (lambda m, x: F.relu(m.fc(mean(x))), {"fc": linear()}, "something follows it"),
     "inplace-relu": (lambda m, x: m.fc(mean(x)).relu_(), {"fc": linear()}, "follows it"),

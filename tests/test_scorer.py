@@ -8,6 +8,7 @@ from torch import nn
 
 import gradscore as gs
 from gradscore.errors import InvalidArgument, ModelError
+from gradscore.reference import one_backward_a_sample
 
 
 def small_net(head=None):
@@ -171,3 +172,36 @@ def test_settings_are_shown():
     assert "layers='last', p=inf, temperature=2" in repr(
         gs.GradNorm(small_net(), p=math.inf, temperature=2)
     )
+
+
+def test_what_follows_the_last_layer_for_some_images_alone_is_seen():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 4), nn.Hardtanh(-3, 3)).double().eval()
+    x = torch.randn(5, 6, dtype=torch.float64) * torch.tensor([0.1, 0.1, 9, 9, 9])[:, None]
+    scorer = gs.GradNorm(model)
+    assert scorer._head(x[:2]).closed_form
+    expected = one_backward_a_sample(model, x, layers="0.weight").norms[:, 0]
+    torch.testing.assert_close(scorer(x), expected)
+
+
+def test_a_hook_added_to_the_last_layer_is_seen():
+    model = nn.Linear(6, 4).double().eval()
+    x = torch.randn(5, 6, dtype=torch.float64)
+    scorer = gs.GradNorm(model)
+    scorer(x)
+    model.register_forward_hook(lambda module, args, output: output * 3)
+    expected = one_backward_a_sample(model, x, layers="weight").norms[:, 0]
+    torch.testing.assert_close(scorer(x), expected)
+
+
+def test_a_model_that_mixes_samples_is_not_scored():
+    class Mixing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.fc(x - x.mean(0))
+
+    with pytest.raises(ModelError, match="do not depend on the rest of the batch"):
+        gs.GradNorm(Mixing().eval())(torch.randn(3, 6))

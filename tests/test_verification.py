@@ -60,3 +60,11 @@ def test_where_the_closed_form_does_not_hold_the_reason_is_told():
     found = verify(nn.Sequential(model, nn.ReLU()).eval(), images)
     assert found.closed_form_error is None
     assert found.closed_form_reason
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_models_that_keep_computed_weights():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 5)), nn.Tanh(), nn.Linear(5, 3)).eval()
+    for _ in range(2):
+        assert verify(model, torch.randn(2, 4)).max_relative_error < 1e-9

@@ -17,32 +17,32 @@ def into_zeros(m, x):
     h = torch.zeros(x.shape, dtype=x.dtype)
     h[..., :2] = m.s[:2]
     h[..., 2:] = hidden(m, x)[..., 2:]
-    return F.linear(h, m.u)
+    return F.linear(h * hidden(m, x), m.u)
 
 
 def into_a_view_of_zeros(m, x):
-    h = torch.zeros((2, *x.shape), dtype=x.dtype)
-    h[0].copy_(hidden(m, x))
-    h[1][...] = m.s
-    return F.linear((h + m.s).prod(0), m.u)
+    h = torch.zeros((len(x), 2, 5), dtype=x.dtype)
+    h[:, 0].copy_(hidden(m, x))
+    h.view(len(x), -1)[:, 5:] = hidden(m, x)
+    return F.linear(((h + m.s).sigmoid() * hidden(m, x)[:, None]).sum(1), m.u)
 
 
 def into_a_repeated_parameter(m, x):
     h = m.s.repeat(len(x), 1)
     h[:, 2:] = hidden(m, x)[:, 2:]
-    return F.linear(h, m.u)
+    return F.linear(h * hidden(m, x), m.u)
 
 
 def into_a_parameter_repeated_by_index(m, x):
     h = m.s[None].repeat_interleave(len(x), 0)
     h[:, 2:] = hidden(m, x)[:, 2:]
-    return F.linear(h, m.u)
+    return F.linear(h * hidden(m, x), m.u)
 
 
 def into_what_is_given(m, x):
     doubled = torch.empty(x.shape, dtype=x.dtype)
     torch.add(x, x, out=doubled)
-    return F.linear(hidden(m, doubled), m.u)
+    return F.linear(hidden(m, (doubled + m.s).tanh() * x), m.u)
 
 
 def by_keyword(m, x):
@@ -91,7 +91,7 @@ CASES = {
     "a view of zeros": (into_a_view_of_zeros, {**LAYERS, "s": (5,)}, (3, 5)),
     "a repeated parameter": (into_a_repeated_parameter, {**LAYERS, "s": (5,)}, (3, 5)),
     "repeated by index": (into_a_parameter_repeated_by_index, {**LAYERS, "s": (5,)}, (3, 5)),
-    "out": (into_what_is_given, LAYERS, (3, 5)),
+    "out": (into_what_is_given, {**LAYERS, "s": (5,)}, (3, 5)),
     "keywords": (by_keyword, {**LAYERS, "s": (5,)}, (3, 5)),
     "dropout off": (dropped, LAYERS, (3, 5)),
     "one bias": (one_bias_for_all, {**LAYERS, "one": (1,)}, (3, 5)),

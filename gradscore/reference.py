@@ -18,6 +18,7 @@ from gradscore.uses import (
     check_images,
     straighten_batch_norms,
     undisturbed,
+    without_tables,
 )
 from gradscore.uses.forward import requiring_grad
 
@@ -125,7 +126,7 @@ def backward_norms(
 ) -> Tensor:
     """Return norms ``[len(orders), batch, K]``, by one backward for each sample."""
     norms = []
-    with _differentiating(model, selected):
+    with _differentiating(model, images, selected):
         for image in images:
             with undisturbed(model):
                 logits = _logits(model(image[None].clone()), 1)
@@ -162,7 +163,7 @@ def vmap_norms(
         logits = _logits(functional_call(model, parameters, (image[None],)), 1)
         return (logits * objective(logits.detach())).sum()
 
-    with _differentiating(model, {}), undisturbed(model):
+    with _differentiating(model, images, {}), undisturbed(model):
         try:
             gradients = vmap(grad(loss), in_dims=(None, 0))(dict(selected), images)
         except RuntimeError as error:
@@ -199,9 +200,16 @@ def _ask(
 
 
 @contextmanager
-def _differentiating(model: nn.Module, selected: Mapping[str, Tensor]) -> Iterator[None]:
+def _differentiating(
+    model: nn.Module, images: Tensor, selected: Mapping[str, Tensor]
+) -> Iterator[None]:
     check_eval_mode(model)
-    with torch.inference_mode(False), torch.enable_grad(), requiring_grad(model, selected):
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        requiring_grad(model, selected),
+        without_tables(model, images),
+    ):
         yield
 
 

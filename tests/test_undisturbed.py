@@ -73,6 +73,31 @@ def test_a_table_made_once_hides_no_parameter(batch):
     torch.testing.assert_close(gradient_norms(model, images(batch, 5)).norms, expected.norms)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_a_table_made_in_a_forward_before_hides_no_parameter(mode):
+    expected = one_backward_a_sample(keeping(), images(3, 5)).norms
+    model = keeping()
+    with mode():
+        model(images(3, 5)).sum()
+    table = model.derived["table"]
+    for method in (gradient_norms, one_backward_a_sample):
+        torch.testing.assert_close(method(model, images(3, 5)).norms, expected)
+        assert model.derived["table"] is table
+
+
+def test_a_table_that_is_not_made_in_the_forward_is_left():
+    def forward(m, x):
+        return F.linear(x * m.scales.get("one", 1.0), m.w) * m.scales["two"]
+
+    model = Model(forward, w=(4, 5))
+    model.scales = {"one": torch.tensor(2.0), "two": torch.tensor(3.0)}
+    hold_to_reference(model, images(3, 5))
+    model.run = lambda m, x: F.linear(x * m.scales.get("one", 1.0), m.w)
+    doubled = gradient_norms(model, images(3, 5)).norms
+    model.scales = {}
+    torch.testing.assert_close(gradient_norms(model, 2 * images(3, 5)).norms, doubled)
+
+
 def test_weights_kept_by_parametrize_hide_no_parameter():
     torch.manual_seed(0)
     model = nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 4))).double().eval()

@@ -7,7 +7,7 @@ from gradscore.uses.forward import Forward, check_eval_mode, check_images, recor
 from gradscore.uses.proof import check_apart, tolerance_of
 from gradscore.uses.straightening import straighten_batch_norms
 from gradscore.uses.trial import structure_of, trial_images
-from gradscore.uses.undisturbed import undisturbed
+from gradscore.uses.undisturbed import undisturbed, without_tables
 
 __all__ = [
     "Bundle",
@@ -24,4 +24,5 @@ __all__ = [
     "tolerance_of",
     "trial_images",
     "undisturbed",
+    "without_tables",
 ]

@@ -19,7 +19,7 @@ from gradscore.uses.derivation import leaves_below, nodes_below
 from gradscore.uses.layout import UseLayout
 from gradscore.uses.proof import layouts_of
 from gradscore.uses.recorder import Recorder
-from gradscore.uses.undisturbed import ONE_AT_A_TIME, undisturbed
+from gradscore.uses.undisturbed import ONE_AT_A_TIME, undisturbed, without_tables
 from gradscore.uses.use import Use
 
 CHECKPOINTED = (
@@ -71,7 +71,7 @@ def record_forward(model: nn.Module, images: Tensor, selected: Mapping[str, Tens
     check_eval_mode(model)
     if images.is_inference():
         images = images.clone()
-    with requiring_grad(model, selected):
+    with requiring_grad(model, selected), without_tables(model, images):
         recorder, layouts = _recorded(model, images, selected)
         logits = recorder.logits
         names = {id(parameter): name for name, parameter in selected.items()}

@@ -48,6 +48,58 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                     _overwrite(buffer, before)
 
 
+@contextmanager
+def without_tables(model: nn.Module, images: Tensor) -> Iterator[None]:
+    """Empty, for a while, the dictionaries of tensors that a model fills when they are asked for.
+
+    A forward without a graph may have filled them, of the caller or in an evaluation before: the
+    weights that they were made of would seem to be unused.
+
+    Args:
+        model: The model that is run inside.
+        images: Its input, of which one shows whether it gives the same logits without them.
+    """
+    with ONE_AT_A_TIME:
+        tables = [(table, copy(table)) for table in _tables_of(model)]
+        if tables and not _same_without(model, images[:1], [part for part, _ in tables]):
+            tables = []
+        for part, _ in tables:
+            part.clear()
+        try:
+            yield
+        finally:
+            for part, before in tables:
+                _restore(part, before)
+
+
+def _tables_of(model: nn.Module) -> list[dict[Any, Tensor]]:
+    """Return the dictionaries of tensors, those of parameters and buffers left out."""
+    registered = {id(held) for m in model.modules() for held in (m._parameters, m._buffers)}
+    return [
+        part
+        for part in _containers_of(model)
+        if id(part) not in registered
+        and isinstance(part, dict)
+        and part
+        and all(isinstance(entry, Tensor) for entry in part.values())
+    ]
+
+
+def _same_without(model: nn.Module, image: Tensor, tables: list[dict[Any, Tensor]]) -> bool:
+    """Say whether the model fills the tables anew if they are empty, with the same output."""
+    with torch.inference_mode(False), torch.no_grad():
+        with undisturbed(model):
+            expected = model(image.clone())
+        with undisturbed(model):
+            for table in tables:
+                table.clear()
+            try:
+                got = model(image.clone())
+            except Exception:  # they are not made on demand
+                return False
+            return all(tables) and torch.allclose(got, expected)
+
+
 def _containers_of(model: nn.Module) -> list[Any]:
     """Return the attributes of all modules, and every container in them, each once."""
     found: dict[int, Any] = {}

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradscore.errors import InvalidArgument
+from gradscore import verification
+from gradscore.errors import InvalidArgument, ModelError
+from gradscore.last_layer import last_layer_score
 from gradscore.rules import RULES, Rule
 from gradscore.verification import verify
 
@@ -68,3 +70,38 @@ def test_models_that_keep_computed_weights():
     model = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 5)), nn.Tanh(), nn.Linear(5, 3)).eval()
     for _ in range(2):
         assert verify(model, torch.randn(2, 4)).max_relative_error < 1e-9
+
+
+def test_a_wrong_closed_form_is_the_worst(monkeypatch):
+    def tripled(features, logits, **how):
+        return 3 * last_layer_score(features, logits, **how)
+
+    monkeypatch.setattr(verification, "last_layer_score", tripled)
+    found = verify(*model_and_images())
+    assert found.worst == "closed form"
+    assert found.max_relative_error == pytest.approx(2.0)
+
+
+def test_a_gradient_that_is_zero_on_paper_is_no_error():
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.query, self.key, self.head = (
+                nn.Linear(64, 64),
+                nn.Linear(64, 64),
+                nn.Linear(64, 3),
+            )
+
+        def forward(self, x):
+            weights = (self.query(x) @ self.key(x).transpose(1, 2)).softmax(-1)
+            return self.head((weights @ x).mean(1))
+
+    found = verify(Attending().eval(), torch.randn(2, 200, 64))
+    assert found.errors["key.bias"] < 1e-8
+
+
+def test_images_that_the_model_cannot_take_are_told():
+    model, _ = model_and_images()
+    with pytest.raises(ModelError, match="Expected a model that takes"):
+        verify(model, torch.randn(2, 1, 7, 7))

@@ -17,7 +17,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from gradscore.errors import InvalidArgument, ModelError
 from gradscore.uses.derivation import leaves_below, nodes_below
 from gradscore.uses.layout import UseLayout
-from gradscore.uses.proof import layouts_of
+from gradscore.uses.proof import placed_forward
 from gradscore.uses.recorder import Recorder
 from gradscore.uses.undisturbed import ONE_AT_A_TIME, undisturbed, without_tables
 from gradscore.uses.use import Use
@@ -97,26 +97,21 @@ def _recorded(
     model: nn.Module, images: Tensor, selected: Mapping[str, Tensor]
 ) -> tuple[Recorder, list[UseLayout | None]]:
     """Run the model, and tell where the samples are in each use."""
-    recorder = _run(model, images, selected)
-    layouts = _layouts(model, images, selected, recorder)
+
+    def run(images: Tensor, expansions: Sequence[bool]) -> Recorder:
+        return _run(model, images, selected, expansions)
+
+    recorder, layouts = placed_forward(model, images, run)
     wrong = any(
         layout is None and use.expansion is not None
         for use, layout in zip(recorder.uses, layouts, strict=True)
     )
     if wrong and any(recorder.expansions):
         # A parameter was spread over something that only had the size of the batch.
-        recorder = _run(model, images, selected, [False] * len(recorder.expansions))
-        layouts = _layouts(model, images, selected, recorder)
+        never = [False] * len(recorder.expansions)
+        del recorder
+        recorder, layouts = placed_forward(model, images, run, never)
     return recorder, layouts
-
-
-def _layouts(
-    model: nn.Module, images: Tensor, selected: Mapping[str, Tensor], recorder: Recorder
-) -> list[UseLayout | None]:
-    return layouts_of(
-        *(model, images, recorder),
-        lambda others: _run(model, others, selected, recorder.expansions),
-    )
 
 
 def check_eval_mode(model: nn.Module) -> None:
@@ -189,7 +184,7 @@ def _run(
     model: nn.Module,
     images: Tensor,
     selected: Mapping[str, Tensor],
-    expansions: Sequence[bool] = (),
+    expansions: Sequence[bool],
 ) -> Recorder:
     """Run the model on a copy of the images, into which it may write."""
     wanted = {id(parameter) for parameter in selected.values()}

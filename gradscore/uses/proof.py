@@ -7,7 +7,7 @@ nor on its place. Of how the rows stand within the axis, the gradients bear witn
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -30,64 +30,77 @@ MOST_KNOWN = 64
 """How many proofs are kept for a model."""
 
 Layouts = list[UseLayout | None]
+Run = Callable[[Tensor, Sequence[bool]], Recorder]
 
 _PROVED: WeakKeyDictionary[nn.Module, OrderedDict[Any, Layouts]] = WeakKeyDictionary()
 """Layouts by model and by what was called: one proof serves a whole run."""
 
 
-def layouts_of(
-    model: nn.Module, images: Tensor, first: Recorder, again: Callable[[Tensor], Recorder]
-) -> Layouts:
-    """Return where the samples are in each use of a forward, ``None`` where it cannot be told.
+def placed_forward(
+    model: nn.Module, images: Tensor, run: Run, expansions: Sequence[bool] = ()
+) -> tuple[Recorder, Layouts]:
+    """Run a model, and tell where the samples are in each use.
 
     Args:
         model: The model.
         images: Its input, shape ``[batch, ...]``.
-        first: The recorded forward over them.
-        again: Runs and records a forward over other images.
+        run: Runs and records a forward over images, with what is known of its expansions.
+        expansions: Which of the calls that may spread a parameter over the batch do.
+
+    Returns:
+        The recorded forward, and a layout for each use, ``None`` where it cannot be told.
 
     Raises:
         ModelError: If an image's logits depend on the rest of the batch.
     """
+    first = run(images, expansions)
     if first.differentiates:
-        return [None] * len(first.uses)
+        return first, [None] * len(first.uses)
     if len(images) == 1:
-        return [lone_layout(use) for use in first.uses]
+        return first, [lone_layout(use) for use in first.uses]
     known = _PROVED.setdefault(model, OrderedDict())
-    key = (len(images), signature_of(first.uses), tuple(first.calls))
+    key = _key(first)
     if key in known:
         known.move_to_end(key)
-        return known[key]
-    layouts, lasting = _prove(images, first, again)
-    if lasting:
+    elif first.moves_by_value:
+        return first, _prove(images, first, run)[0]
+    else:
+        # The graphs of two forwards are not held together, though this one has to be run again.
+        first.let_go()
+        layouts, lasting = _prove(images, first, run)
+        first = run(images, first.expansions)
+        if _key(first) != key or not lasting:
+            return first, layouts if _key(first) == key else [None] * len(first.uses)
         known[key] = layouts
         while len(known) > MOST_KNOWN:
             known.popitem(last=False)
-    return layouts
+    return first, known[key]
 
 
-def _prove(
-    images: Tensor, first: Recorder, again: Callable[[Tensor], Recorder]
-) -> tuple[Layouts, bool]:
+def _key(recorder: Recorder) -> Any:
+    return len(recorder.logits), signature_of(recorder.uses), tuple(recorder.calls)
+
+
+def _prove(images: Tensor, first: Recorder, run: Run) -> tuple[Layouts, bool]:
     """Return the layouts, and whether they hold for other images as well."""
     unknown: Layouts = [None] * len(first.uses)
     picked = _picked(len(images))
     some = images[picked]
     try:
-        second = again(some)
+        second = run(some, first.expansions)
     except Exception:  # a model that takes this number of images alone cannot be compared
         return unknown, False
     check_apart(first.logits[picked], second.logits, _tolerance(first))
     if not (keeps_samples_apart(first.calls, second.calls) and same_uses(first.uses, second.uses)):
-        return unknown, not first.moves_by_value
+        return unknown, True
     layouts = [
         layout_by_shapes(use, twin, len(images), len(picked))
         for use, twin in zip(first.uses, second.uses, strict=True)
     ]
-    alike = bool((some == some[:1]).all())
     if first.moves_by_value:
-        return confirmed(first, layouts, _tolerance(first), retain=True)[0], False
+        return confirmed(first, layouts, _tolerance(first), retain=True)
     layouts, told = confirmed(second, layouts, _tolerance(second), retain=False)
+    alike = bool((some == some[:1]).all())
     return layouts, told and not alike
 
 

@@ -34,7 +34,7 @@ from gradscore.uses.functions import (
     moves_by_value,
     spreads,
 )
-from gradscore.uses.use import Edge, Made, Root, Use
+from gradscore.uses.use import Edge, Made, Root, Use, without_memory
 
 
 class Recorder(TorchFunctionMode):
@@ -175,7 +175,7 @@ class Recorder(TorchFunctionMode):
         named = arguments.named()
         rules = {slot: find_rule(func, arguments.name(slot), named) for slot, _ in operands}
         reads = any(rule is None or rule.reads_data for rule in rules.values())
-        kept = {slot: t.detach() if reads else _outside(t) for slot, t in data.items()}
+        kept = {slot: t.detach() if reads else without_memory(t) for slot, t in data.items()}
         if in_place and reads:
             kept[target] = kept[target].clone()
         result = self._made(func, arguments.args, arguments.kwargs, plain.call())
@@ -213,15 +213,17 @@ class Recorder(TorchFunctionMode):
         )
         return result
 
+    def let_go(self) -> None:
+        """Let go of the graph and the data; what was called, and with which shapes, remains."""
+        for use in self.uses:
+            use.let_go()
+        self.logits = self.logits.detach()
+        self._owned, self._constants, self._aliases = {}, {}, {}
+
     def _alias(self, tensor: Tensor) -> Tensor:
         if id(tensor) not in self._aliases:
             self._aliases[id(tensor)] = tensor.detach()
         return self._aliases[id(tensor)]
-
-
-def _outside(tensor: Tensor) -> Tensor:
-    """Return a tensor of the same shape without memory."""
-    return torch.empty_like(tensor, device="meta")
 
 
 def _shares_memory(output: Tensor, arguments: Arguments) -> bool:

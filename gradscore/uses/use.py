@@ -32,6 +32,11 @@ class Root(torch.autograd.Function):
         return None, None, None
 
 
+def without_memory(tensor: Tensor) -> Tensor:
+    """Return a tensor of the same shape without memory."""
+    return torch.empty_like(tensor, device="meta")
+
+
 @dataclass(frozen=True)
 class Window:
     """How a view lies in the tensor behind it.
@@ -139,6 +144,15 @@ class Use:
     def name(self) -> str:
         """The function's name, for messages."""
         return getattr(self.arguments.function, "__name__", str(self.arguments.function))
+
+    def let_go(self) -> None:
+        """Let go of the graph, and of the values of data that a layout is not told by."""
+        floating = {
+            slot: without_memory(x)
+            for slot, x in self.arguments.tensors
+            if x.is_floating_point() or x.is_complex()
+        }
+        self.arguments, self.edges = self.arguments.replaced(floating), ()
 
     def release(self) -> None:
         """Let go of the data, once nothing more will be asked of them."""

@@ -153,6 +153,17 @@ def test_recorded_methods_stand_beside_the_others(tmp_path, capsys):
     assert "mahalanobis_stages-t-" in capsys.readouterr().out
 
 
+def test_a_set_that_a_method_learned_from_is_told_of_where_it_is_judged_too(run, capsys):
+    told = "Figures of digits are optimistic: mahalanobis learned from it.\n"
+    fitted = ("--run", run, "--method", "mahalanobis", "--method", "msp", "--fit", "digits")
+    for command in (("score", *fitted), ("evaluate", *fitted), ("compare", *fitted[2:], run)):
+        assert call(*command) == 0
+        assert capsys.readouterr().err == told
+    assert call("evaluate", *fitted, "--quiet") == 0
+    assert call("score", *fitted, "--set", "noise") == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_a_further_pass_keeps_to_the_rows_of_the_run(tmp_path, capsys):
     into = ("--model", "digits", "--run", tmp_path / "r")
     assert call("extract", "--id", "a=digits:test", "--limit", "1", *into) == 0

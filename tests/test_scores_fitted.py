@@ -50,6 +50,14 @@ def test_the_set_to_fit_to_is_no_part_of_the_evaluation(run):
     assert [row["fit"] for row in rows] == [None] * 3 + ["train"] * 3
 
 
+def test_a_question_names_the_sets_that_it_learns_from():
+    assert Question("msp").learned_from() == ()
+    for method in ("mahalanobis", "mahalanobis_stages"):
+        assert Question(method, fit="train,photos").learned_from() == ("train",)
+    both = Question("lee_alregib", fit="train,photos")
+    assert both.learned_from() == ("train", "photos")
+
+
 def test_what_cannot_be_fitted_is_refused(run, tmp_path):
     with pytest.raises(InvalidArgument, match="mahalanobis needs the option fit"):
         Question("mahalanobis")

@@ -22,12 +22,12 @@ from gradscore.scores.question import Method, Needs, Question
 
 def _plan(question: Question, run: Any) -> Needs:
     require_closed_form(question, run)
-    require_sets(run, [labelled_set(question.fit)])
+    require_sets(run, question.learned_from())
     return Needs(("features",))
 
 
 def _fit(question: Question, run: Any) -> ClassGaussians:
-    name = labelled_set(question.fit)
+    (name,) = question.learned_from()
 
     def learn() -> Arrays:
         known = _fit_features(run, name)
@@ -58,7 +58,7 @@ def _mahalanobis(question: Question, block: Block, state: ClassGaussians) -> Ten
 
 
 def _plan_stages(question: Question, run: Any) -> Needs:
-    name = labelled_set(question.fit)
+    (name,) = question.learned_from()
     if mahalanobis_name(name) not in run.info.passes:
         require_sets(run, [name])
         raise NotRecorded(
@@ -69,12 +69,12 @@ def _plan_stages(question: Question, run: Any) -> Needs:
 
 
 def _read_stages(question: Question, run: Any) -> Arrays:
-    entry = run.info.passes[mahalanobis_name(labelled_set(question.fit))]
+    entry = run.info.passes[mahalanobis_name(*question.learned_from())]
     return read_fit(run, entry.details["fit"])
 
 
 def _mahalanobis_stages(question: Question, block: Block, state: Arrays) -> Tensor:
-    confidences = block.recorded(mahalanobis_name(labelled_set(question.fit))).double()
+    confidences = block.recorded(mahalanobis_name(*question.learned_from())).double()
     # Minus the log-odds of OOD, which order inputs as minus its probability does, without ties.
     return -(confidences @ torch.from_numpy(state["weight"]) + torch.from_numpy(state["bias"]))
 
@@ -87,6 +87,7 @@ MAHALANOBIS = Method(
     options={"fit": None},
     required=("fit",),
     fit=_fit,
+    learns_from=labelled_set,
 )
 
 MAHALANOBIS_STAGES = Method(
@@ -97,4 +98,5 @@ MAHALANOBIS_STAGES = Method(
     options={"fit": None},
     required=("fit",),
     fit=_read_stages,
+    learns_from=labelled_set,
 )

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from gradscore.cli import cli, main
+from gradscore.run import RunStore
 
 DIGITS = ("digits", "unseen", "photos", "noise")
 
@@ -169,6 +170,18 @@ def test_a_further_pass_keeps_to_the_rows_of_the_run(tmp_path, capsys):
     assert call("extract", "--id", "a=digits:test", "--limit", "1", *into) == 0
     assert "1 image in 1 set recorded." in capsys.readouterr().err
     assert call("extract", "-p", "2", *into) == 0
+
+
+def test_a_further_pass_keeps_to_the_rows_of_each_set(tmp_path):
+    into = ("--run", tmp_path / "r", "--layers", "last")
+    assert call("extract", "--model", "digits", "--id", "a=digits:test", "--limit", 9, *into) == 0
+    assert call("extract", "--ood", "b=digits:noise", "--limit", 3, *into) == 0
+    assert call("extract", "--run", tmp_path / "r", "-p", "2") == 0
+    sets = RunStore(tmp_path / "r").sets
+    assert {name: entry.done("norms-uniform-T1-p2") for name, entry in sets.items()} == {
+        "a": 9,
+        "b": 3,
+    }
 
 
 def test_run_info_and_check(run, capsys):

@@ -159,8 +159,7 @@ def extract(model, weights, run_path, ids, oods, data, quiet, **how) -> None:
         raise click.UsageError("Expected --model SPEC for these sets, as no run is there yet.")
     if not sets and known is not None and model == known.model:
         sets = {entry.name: (entry.role, entry.source) for entry in known.sets.values()}
-        rows = max((entry.rows for entry in known.sets.values()), default=None)
-        how["limit"] = how["limit"] or rows
+        how["limit"] = how["limit"] or {entry.name: entry.rows for entry in known.sets.values()}
     if not sets and model not in (None, "digits"):
         raise click.UsageError("Expected at least one set: --id, --ood or --data NAME=PATH.")
     store = record(

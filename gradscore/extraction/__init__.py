@@ -65,7 +65,7 @@ def extract(
     device: str = "auto",
     precision: str = "float32",
     workers: int = 0,
-    limit: int | None = None,
+    limit: int | Mapping[str, int] | None = None,
     on_error: str = "fail",
     gradients: str = "rules",
     blocks: Mapping[str, str | Sequence[str]] | None = None,
@@ -103,7 +103,7 @@ def extract(
         precision: ``float32``, or ``bfloat16`` or ``float16`` for a forward under autocast;
             everything but a kept input is stored in float32.
         workers: Processes that decode images; 0 decodes in this one.
-        limit: Take only so many images of each set, the first ones.
+        limit: Take only so many images of each set, the first ones; or set name to that number.
         on_error: ``fail`` at an image that cannot be read, or ``skip`` it and record why.
         gradients: ``rules``, or for comparison ``vmap`` or ``reference``.
         blocks: Group names to globs, redefining groups of parameters.
@@ -133,8 +133,9 @@ def extract(
     blocks = blocks or {}
     info, head, arrays = describe(subject, image_there, precision=precision, blocks=blocks)
     network = Network(subject.model, head, place, precision)
+    limits = limit if isinstance(limit, Mapping) else dict.fromkeys(sets, limit)
     opened = {
-        name: open_set(source, classes=info.classes, labelled=role == "id", limit=limit)
+        name: open_set(source, classes=info.classes, labelled=role == "id", limit=limits.get(name))
         for name, (role, source) in sets.items()
     }
     labelled = open_fit_set(Path(run), fit, opened, info.classes) if fit is not None else None

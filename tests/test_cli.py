@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -134,7 +135,7 @@ def test_recorded_methods_stand_beside_the_others(tmp_path, capsys):
     assert call("extract", "--model", "digits", *sets, *how) == 0
     capsys.readouterr()
     lacking = fails(capsys, "score", "--run", tmp_path / "run", "--method", "odin", "--epsilon", 1)
-    assert "`gradscore extract --layers last --record odin -T 1000 --epsilon 1`" in lacking
+    assert "--layers last --record odin -T 1000 --epsilon 1`" in lacking
     more = ("--record", "odin", "--epsilon", 0.01, "--record", "mahalanobis", "--fit", "t")
     assert call("extract", *how, *more) == 0
     assert "t: 40 labelled images, fewer than 1000: 20 fit" in capsys.readouterr().err
@@ -152,6 +153,43 @@ def test_recorded_methods_stand_beside_the_others(tmp_path, capsys):
     assert "shards and 2 fits verified" in capsys.readouterr().out
     assert call("run", "info", tmp_path / "run") == 0
     assert "mahalanobis_stages-t-" in capsys.readouterr().out
+
+
+@pytest.fixture
+def small_run(tmp_path):
+    """Return a run whose directory needs quotes, with limits and a group of its own."""
+    path = tmp_path / "my run"
+    into = ("--run", path, "--layers", "last", "--quiet")
+    model = ("--model", "digits", "--blocks", "begin=stem.*,block1.*")
+    assert call("extract", *model, "--id", "a=digits:test", "--limit", 12, *into) == 0
+    more = ("--ood", "b=digits:noise", "--data", "t=digits:train", "--limit", 40)
+    assert call("extract", *more, *into) == 0
+    return path
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("--layers", "begin"),
+        ("--layers", "block2.*, block3.conv?.*", "-p", "inf", "-T", "0.5", "--target", "one-hot"),
+        ("--method", "odin", "--epsilon", "0.01"),
+        ("--method", "mahalanobis_stages", "--fit", "t"),
+        ("--method", "lee_alregib", "--fit", "a,b"),
+    ],
+    ids=" ".join,
+)
+def test_the_command_in_a_message_can_be_pasted(small_run, capsys, asked):
+    question = ("score", "--run", small_run, *asked)
+    advice = fails(capsys, *question).partition("`")[2].rpartition("`")[0]
+    program, *words = shlex.split(advice)
+    assert program == "gradscore"
+    assert call(*words, "--quiet") == 0
+    assert call(*question) == 0
+    assert {name: e.rows for name, e in RunStore(small_run).sets.items()} == {
+        "a": 12,
+        "b": 40,
+        "t": 40,
+    }
 
 
 def test_a_set_that_a_method_learned_from_is_told_of_where_it_is_judged_too(run, capsys):

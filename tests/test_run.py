@@ -148,17 +148,17 @@ def test_the_smallest_pass_that_holds_the_parameters_is_found(run):
         assert store.find_norms("uniform", 0.5, math.inf, ["fc.weight"]).name == name
         assert store.find_norms("uniform", 0.5, math.inf, ["conv.weight"]).name == PASS
         assert store.norm_passes["uniform", 0.5, math.inf].name == PASS
-        with pytest.raises(NotRecorded, match="`gradscore extract --target uniform -T 1 -p 2`"):
+        with pytest.raises(NotRecorded, match=r"--layers all -p 2 -T 1 --target uniform`"):
             store.find_norms("uniform", 1.0, 2.0, ["fc.weight"])
 
 
 def test_unfinished_and_unknown_sets_are_refused_with_the_command(tmp_path):
-    with RunStore.create(tmp_path / "run", make_info()) as store:
+    with RunStore.create(tmp_path / "my run", make_info()) as store:
         store.add_set(SetInfo("half", "ood", "my images", "00", 10))
         store.add_shards("half", {"base": base_rows(range(5))}, (0, 5))
         message = (
-            "5 of 10 images; finish it with `gradscore extract --model tiny "
-            f"--ood 'half=my images' --run {tmp_path}/run`"
+            "5 of 10 images; finish it with "
+            f"`gradscore extract --run '{tmp_path}/my run' --layers last`."
         )
         with pytest.raises(NotRecorded, match=message):
             store.blocks("half")
@@ -169,7 +169,10 @@ def test_unfinished_and_unknown_sets_are_refused_with_the_command(tmp_path):
 
 
 def test_no_run_is_one_line(tmp_path):
-    with pytest.raises(RunError, match=r"No run in .*; make one with `gradscore extract`"):
+    with pytest.raises(
+        RunError,
+        match=r"No run in .*; make one with `gradscore extract --run /.*absent --model SPEC --id",
+    ):
         RunStore(tmp_path / "absent")
     with pytest.raises(RunError, match="No run in"):
         check(tmp_path)

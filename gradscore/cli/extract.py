@@ -184,6 +184,7 @@ def _existing(run_path: str):
 
 def _settings(known, **how) -> dict:
     """Return the arguments of the extraction; what is not given comes from the run, if any."""
+    from gradscore.models.groups import FIXED
     from gradscore.models.preprocessing import Preprocessing
 
     names = ("resize", "crop", "mean", "std", "interpolation")
@@ -199,7 +200,10 @@ def _settings(known, **how) -> dict:
     for name, default in defaults.items():
         how[name] = how[name] or default
     how["temperature"] = how["temperature"] or None
-    how["blocks"] = dict(how["blocks"])
+    groups = known.groups if known is not None else {}
+    how["blocks"] = dict(how["blocks"]) or {
+        name: members for name, members in groups.items() if name not in FIXED
+    }
     if how["workers"] is None:
         how["workers"] = min(4, (os.cpu_count() or 1) - 1)
     return how

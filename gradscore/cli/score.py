@@ -35,13 +35,13 @@ def score(run_path, sets, methods, backend, output, quiet, **options) -> None:
         check_ending(output, SCORE_ENDINGS)
     questions = make_questions(methods or ("gradnorm",), **options)
     sets = sets or tuple(run.sets)
-    notice_fits(questions, sets, quiet=quiet)
     blocks = iterate_scores(run, sets, questions, backend)
     if output:
         count = write_scores(output, blocks)
         notice(f"Wrote the scores of {count:,} images to {output}.", quiet=quiet)
     else:
         _show(blocks)
+    notice_fits(questions, sets, quiet=quiet)
 
 
 def _show(blocks) -> None:

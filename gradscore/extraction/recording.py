@@ -92,8 +92,7 @@ def open_fit_set(run: Path, name: str, opened: Mapping[str, ImageSet], classes: 
         known = RunStore(run).sets if (run / RUN_FILE).exists() else {}
         if name not in known:
             raise NotRecorded(
-                f"Unknown set {name!r} to fit to; add it with `gradscore extract --data "
-                f"{name}=PATH`."
+                f"Unknown set {name!r} to fit to; give it, too, as --data {name}=PATH."
             )
         entry = known[name]
         images = open_set(

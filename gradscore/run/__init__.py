@@ -3,6 +3,12 @@
 The only package that imports h5py.
 """
 
+from gradscore.run.advice import (
+    extract_command,
+    keep_options,
+    mahalanobis_options,
+    odin_options,
+)
 from gradscore.run.checking import Problem, check
 from gradscore.run.fits import describe_fit, read_fit, write_fit
 from gradscore.run.layout import FailedRow, FitInfo, HeadInfo, PassInfo, RunInfo, SetInfo, Shard
@@ -22,9 +28,13 @@ __all__ = [
     "Shard",
     "check",
     "describe_fit",
+    "extract_command",
+    "keep_options",
     "mahalanobis_name",
+    "mahalanobis_options",
     "norms_name",
     "odin_name",
+    "odin_options",
     "pass_field",
     "read_fit",
     "write_fit",

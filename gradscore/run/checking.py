@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from gradscore.errors import RunError
 from gradscore.run import names
+from gradscore.run.advice import no_run
 from gradscore.run.layout import RunInfo, SetInfo, Shard
 from gradscore.run.shard import open_shard
 from gradscore.run.store import RunStore
@@ -37,7 +38,7 @@ def check(path: str | Path) -> list[Problem]:
     """
     root = Path(path)
     if not (root / names.RUN_FILE).is_file():
-        raise RunError(f"No run in {root}; make one with `gradscore extract`.")
+        raise no_run(root)
     try:
         info = RunStore(root).info
     except RunError as error:

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 
 from gradscore.errors import RunError
 from gradscore.norms import number_name
@@ -18,6 +19,7 @@ FIELDS = {
     "mahalanobis": "confidences",
 }
 """Kind of a pass, with which its name begins, to the dataset that holds its values."""
+SELECTION = "selection-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -34,8 +36,22 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
-def norms_name(target: str, temperature: float, p: float, layers: str = "all") -> str:
+def norms_name(
+    target: str,
+    temperature: float,
+    p: float,
+    layers: str = "all",
+    parameters: Sequence[str] = (),
+) -> str:
     """Return the name of the pass that records norms; the numbers are canonical.
+
+    Args:
+        target: Target distribution of the loss.
+        temperature: Softmax temperature.
+        p: Order of the norm.
+        layers: What the user calls the parameters. Where that cannot be part of a name, a digest
+            of the parameters stands for it.
+        parameters: The parameters themselves.
 
     >>> norms_name("uniform", 1.0, float("inf")), norms_name("one-hot", 0.50, 2, "block4")
     ('norms-uniform-T1-pinf', 'norms-one-hot-T0.5-p2-block4')
@@ -44,7 +60,8 @@ def norms_name(target: str, temperature: float, p: float, layers: str = "all") -
     if layers == "all":
         return name
     if not _NAME.fullmatch(layers):
-        layers = f"selection-{hashlib.sha256(layers.encode()).hexdigest()[:8]}"
+        digest = hashlib.sha256(",".join(parameters).encode())
+        layers = f"{SELECTION}{digest.hexdigest()[:8]}"
     return f"{name}-{layers}"
 
 

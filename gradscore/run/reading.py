@@ -1,6 +1,7 @@
 """Streaming a set: blocks in index order, base and other passes joined, one block read ahead."""
 
 import queue
+import shlex
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -95,7 +96,7 @@ class _Rows:
     def _disagreement(self) -> RunError:
         return RunError(
             f"The rows of {self._root / self._name} are not those of its base pass; "
-            "`gradscore run check` tells which file is damaged."
+            f"`gradscore run check {shlex.quote(str(self._root))}` tells which file is damaged."
         )
 
 

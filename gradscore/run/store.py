@@ -1,7 +1,6 @@
 """A run on disk: opened for reading by anyone, for writing by one process at a time."""
 
 import hashlib
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from gradscore.errors import NotRecorded, RunError
 from gradscore.norms import number_name
 from gradscore.run import layout, names
+from gradscore.run.advice import extract_command, no_run, norms_options, pass_options
 from gradscore.run.files import WriterLock, read_verified, write_whole
 from gradscore.run.layout import FailedRow, PassInfo, RunInfo, SetInfo, Shard
 from gradscore.run.names import BASE
@@ -125,12 +125,24 @@ class RunStore:
         return widest
 
     def find_norms(
-        self, target: str, temperature: float, p: float, parameters: Sequence[str]
+        self,
+        target: str,
+        temperature: float,
+        p: float,
+        parameters: Sequence[str],
+        layers: str = "all",
     ) -> PassInfo:
         """Return the smallest pass that recorded a question for all of ``parameters``.
 
+        Args:
+            target: Target distribution of the loss.
+            temperature: Softmax temperature.
+            p: Order of the norm.
+            parameters: Names of the parameters.
+            layers: What the user calls them.
+
         Raises:
-            NotRecorded: If there is none; the message names the options of `extract` for it.
+            NotRecorded: If there is none; the message holds the command that records it.
         """
         fitting = [
             entry
@@ -140,11 +152,11 @@ class RunStore:
             and set(parameters) <= set(entry.parameters)
         ]
         if not fitting:
+            command = extract_command(self.path, *norms_options(layers, target, temperature, p))
             raise NotRecorded(
-                f"The run {self.path} holds no norms of these {len(parameters)} parameters for "
-                f"target {target}, T = {number_name(temperature)}, p = {number_name(p)}; "
-                f"record them with `gradscore extract --target {target} "
-                f"-T {number_name(temperature)} -p {number_name(p)}`."
+                f"The run holds no gradient norms of {layers} for target {target}, "
+                f"T = {number_name(temperature)}, p = {number_name(p)}; record them with "
+                f"{command}."
             )
         return min(fitting, key=lambda entry: len(entry.parameters))
 
@@ -177,16 +189,10 @@ class RunStore:
         entry = self.sets[set_name]
         for name in passes:
             if not entry.complete(name):
-                option = {"id": "--id", "ood": "--ood"}.get(entry.role or "", "--data")
-                command = (
-                    f"gradscore extract --model {shlex.quote(self.info.model)} "
-                    f"{option} {shlex.quote(f'{entry.name}={entry.source}')} "
-                    f"--run {shlex.quote(str(self.path))}"
-                )
+                command = extract_command(self.path, *pass_options(self.info, name))
                 raise NotRecorded(
                     f"Pass {name} of set {set_name} is unfinished: {entry.done(name)} of "
-                    f"{entry.rows} images; finish it with `{command}` and the options it was "
-                    "started with."
+                    f"{entry.rows} images; finish it with {command}."
                 )
         return entry
 
@@ -284,7 +290,7 @@ def _read_info(path: Path) -> RunInfo:
     try:
         content = file.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise RunError(f"No run in {path}; make one with `gradscore extract`.") from None
+        raise no_run(path) from None
     except OSError as error:
         raise RunError(f"Cannot read {file}: {error.strerror}.") from error
     return layout.decode(content, file)

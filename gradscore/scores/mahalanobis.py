@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradscore.errors import NotRecorded, RunError
 from gradscore.gaussians import ClassGaussians, fit_gaussians
-from gradscore.run import mahalanobis_name, read_fit
+from gradscore.run import extract_command, mahalanobis_name, mahalanobis_options, read_fit
 from gradscore.scores.block import Block
 from gradscore.scores.columns import require_closed_form
 from gradscore.scores.fitted import Arrays, fitted, labelled_set, require_sets
@@ -45,8 +45,8 @@ def _fit_features(run: Any, name: str) -> ClassGaussians:
         labels.append(torch.as_tensor(block["label"])[known])
     if not any(map(len, labels)):
         raise RunError(
-            f"Method mahalanobis learns from labels, but no row of set {name!r} has one; give a "
-            "list with labels to `gradscore extract --data`."
+            f"Method mahalanobis learns from labels, but no row of set {name!r} has one; add a "
+            f"list with labels with {extract_command(run.path, '--data', 'NAME=LIST')}."
         )
     if not all(x.isfinite().all() for x in features):
         raise RunError(f"Expected finite features in set {name!r}, got others.")
@@ -63,7 +63,7 @@ def _plan_stages(question: Question, run: Any) -> Needs:
         require_sets(run, [name])
         raise NotRecorded(
             f"The run holds no confidences of the stages fitted to {name}; record them with "
-            f"`gradscore extract --layers last --record mahalanobis --fit {name}`."
+            f"{extract_command(run.path, *mahalanobis_options(name))}."
         )
     return Needs(passes=(mahalanobis_name(name),))
 

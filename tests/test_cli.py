@@ -76,6 +76,23 @@ def test_score_writes_one_row_an_image(run, tmp_path, capsys):
     assert f"{len(rows):,} images" in capsys.readouterr().err
 
 
+def test_repeated_settings_are_each_answered(run, tmp_path):
+    asked = ("--run", run, "--method", "u", "--method", "msp", "-p", "1", "-p", "2")
+    assert call("score", *asked, "-T", "4", "-T", "1", "-o", tmp_path / "s.csv") == 0
+    columns = list(read_csv(tmp_path / "s.csv")[0])
+    assert columns[4:] == ["u[p=1]", "u[p=2]", "msp[T=4]", "msp[T=1]"]
+    for command in (("evaluate", *asked), ("compare", *asked[2:], run)):
+        assert call(*command, "-o", tmp_path / "e.csv", "--quiet") == 0
+        rows = [row for row in read_csv(tmp_path / "e.csv") if row["ood"] == "mean"]
+        assert [(row["method"], row["p"]) for row in rows] == [("u", "1"), ("u", "2"), ("msp", "")]
+    layers = ("--layers", "block4", "--layers", "last", "--target", "uniform")
+    assert call("score", "--run", run, *layers, "-o", tmp_path / "l.csv") == 0
+    assert list(read_csv(tmp_path / "l.csv")[0])[4:] == [
+        "gradnorm[layers=block4]",
+        "gradnorm[layers=last]",
+    ]
+
+
 def test_score_shows_a_summary_without_an_output(run, capsys):
     assert call("score", "--run", run, "--set", "digits", "--method", "u", "--method", "msp") == 0
     shown = capsys.readouterr().out

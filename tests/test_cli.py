@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import pytest
 from PIL import Image
 
 from gradscore.cli import cli, main
+from gradscore.data import open_set
+from gradscore.extraction import extract
 from gradscore.run import RunStore
 
 DIGITS = ("digits", "unseen", "photos", "noise")
@@ -247,8 +250,6 @@ def test_run_info_and_check(run, capsys):
 
 
 def test_run_check_names_the_damaged_file(run, tmp_path, capsys):
-    import shutil
-
     broken = tmp_path / "run"
     shutil.copytree(run, broken)
     shard = broken / "photos" / "base" / "shard-00000.h5"
@@ -257,6 +258,93 @@ def test_run_check_names_the_damaged_file(run, tmp_path, capsys):
     shard.write_bytes(content)
     assert call("run", "check", broken) == 1
     assert "photos/base/shard-00000.h5" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def full_run(tmp_path_factory):
+    """Return a run with every kind of pass and of fit, in several shards, one image unreadable."""
+    root = tmp_path_factory.mktemp("full")
+    images = open_set("digits:train")
+    for place in range(24):
+        images[place].save(root / f"{place:02}.png")
+    (root / "13.png").write_bytes(b"broken")
+    rows = [f"{place:02}.png,{images.labels[place]}\n" for place in range(24)]
+    (root / "list.csv").write_text("path,label\n" + "".join(rows))
+    sets = {"a": ("id", f"{root}/list.csv"), "b": ("ood", "digits:noise")}
+    how = {"limit": 24, "batch_size": 8, "shard_rows": 8, "on_error": "skip"}
+    path = root / "my run"
+    extract("digits", sets, path, record="odin", epsilon=(0.1,), layers="last", **how)
+    extract("digits", sets, path, record="mahalanobis", fit="a", layers="last", **how)
+    extract("digits", sets, path, keep=("block4",), layers="block3.*,block4.*", **how)
+    extract("digits", sets, path, target=("all-ones",), p=(2.0,), gradients="vmap", **how)
+    for method in ("mahalanobis", "mahalanobis_stages", "lee_alregib"):
+        fitted = ("--method", method, "--fit", "a,b", "--set", "b", "-o", path.parent / "s.csv")
+        assert call("score", "--run", path, *fitted) == 0
+    assert call("run", "check", path) == 0
+    return path
+
+
+@pytest.mark.parametrize(
+    ("pattern", "asked"),
+    [
+        ("a/base/shard-00001.h5", ("--method", "gradnorm")),
+        ("a/odin-*/shard-00000.h5", ("--method", "odin", "--epsilon", "0.1")),
+        ("a/mahalanobis-*/shard-00002.h5", ("--method", "mahalanobis_stages", "--fit", "a")),
+        ("b/keep-*/shard-00001.h5", ("--layers", "block4", "-p", "2")),
+        ("b/norms-uniform-*/shard-00001.h5", ("--layers", "block3.*")),
+        ("a/norms-all-ones-*/shard-00001.h5", ("--method", "lee_alregib", "--fit", "a,b")),
+        ("fits/mahalanobis-*", ("--method", "mahalanobis", "--fit", "a")),
+        ("fits/mahalanobis_stages-*", ("--method", "mahalanobis_stages", "--fit", "a")),
+        ("fits/lee_alregib-a-b-*", ("--method", "lee_alregib", "--fit", "a,b")),
+        ("head.safetensors", None),
+    ],
+)
+def test_a_damaged_file_is_made_again_as_the_message_says(
+    full_run, tmp_path, capsys, pattern, asked
+):
+    run = tmp_path / "my run"
+    shutil.copytree(full_run, run)
+    (file,) = run.glob(pattern)
+    question = ("score", "--run", run, *(asked or ()), "--quiet", "-o", tmp_path / "s.csv")
+    assert call(*question) == 0
+    before = read_csv(tmp_path / "s.csv")
+    # Fits made by the question itself would be read in place of what is damaged.
+    shutil.rmtree(run)
+    shutil.copytree(full_run, run)
+    file.write_bytes(file.read_bytes()[:-5])
+    assert call("run", "check", run) == 1
+    *_, command = capsys.readouterr().out.splitlines()
+    if asked:
+        told = fails(capsys, *question)
+        assert f"{file} is damaged: " in told
+        assert f"; delete it, then make it again with `{command.strip()}`." in told
+    file.unlink()
+    if asked and file.suffix == ".h5":
+        assert f"{file} is missing; make it again with `" in fails(capsys, *question)
+    program, *words = shlex.split(command)
+    assert program == "gradscore"
+    assert call(*words) == 0
+    assert call("run", "check", run) == 0
+    assert call(*question) == 0
+    after = read_csv(tmp_path / "s.csv")
+    assert len(after) == len(before) == 47
+    for row, other in zip(after, before, strict=True):
+        assert list(row.values())[:4] == list(other.values())[:4]
+        value, expected = (float(list(r.values())[4]) for r in (row, other))
+        assert value == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_damaged_index_of_the_run_is_made_again_with_all(tmp_path, capsys):
+    run = tmp_path / "run"
+    how = ("--model", "digits", "--id", "a=digits:test", "--limit", 5, "--layers", "last")
+    assert call("extract", "--run", run, *how, "--quiet") == 0
+    (run / "run.json").write_bytes((run / "run.json").read_bytes()[:-9])
+    told = fails(capsys, "score", "--run", run)
+    assert f"{run}/run.json is damaged: it does not end in its checksum; delete it, then" in told
+    assert f"`gradscore extract --run {run} --model SPEC --id NAME=PATH" in told
+    (run / "run.json").unlink()
+    assert call("extract", "--run", run, *how) == 0
+    assert call("run", "check", run) == 0
 
 
 def test_layers_lists_groups_and_rules(capsys):

@@ -59,7 +59,10 @@ def check(path) -> None:
 
     problems = find_problems(path)
     if problems:
-        print_table(("file", "problem"), problems, left=2)
+        print_table(("file", "problem"), [problem[:2] for problem in problems], left=2)
+        click.echo("Delete these files, then make them again:")
+        for command in dict.fromkeys(problem.remedy for problem in problems):
+            click.echo(f"  {command.strip('`')}")
         raise click.exceptions.Exit(1)
     about = RunStore(path).info
     shards = sum(len(s) for e in about.sets.values() for s in e.passes.values())

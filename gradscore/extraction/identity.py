@@ -19,7 +19,7 @@ from gradscore.models.head import Head, check_logits, find_head
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.models.weights import weights_sha256
 from gradscore.reference import differentiable_parameters
-from gradscore.run import HeadInfo, RunInfo, RunStore
+from gradscore.run import HeadInfo, RunInfo, RunStore, mend
 
 LIBRARIES = (
     "gradscore",
@@ -150,6 +150,8 @@ def library_versions() -> dict[str, str]:
 def open_run(path: Path, info: RunInfo, head: Mapping[str, NDArray], *, blocks: bool) -> RunStore:
     """Make a run, or open the one that is there if it agrees; the writer's lock is held.
 
+    What was deleted from the run that is there, for being damaged, is recorded again.
+
     Args:
         path: The run's directory.
         info: What this extraction is about.
@@ -168,6 +170,7 @@ def open_run(path: Path, info: RunInfo, head: Mapping[str, NDArray], *, blocks: 
             require_equal(
                 f"The run {path}", field, _plain(getattr(store.info, field)), getattr(info, field)
             )
+        mend(store.path, store.info, head)
     except BaseException:
         store.close()
         raise

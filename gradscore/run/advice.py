@@ -7,7 +7,6 @@ command has to say only where the run is and what to record.
 import os
 import shlex
 
-from gradscore.errors import RunError
 from gradscore.norms import number_name
 from gradscore.run.layout import PassInfo, RunInfo
 from gradscore.run.names import SELECTION, norms_name
@@ -15,19 +14,24 @@ from gradscore.run.names import SELECTION, norms_name
 Options = tuple[str, ...]
 
 
-def extract_command(run: str | os.PathLike, *options: str) -> str:
-    """Return the command that records something in a run, between backticks.
+def command(name: str, run: str | os.PathLike, *options: str) -> str:
+    """Return a command about a run, between backticks.
 
-    >>> extract_command("my run", "--keep", "layer4")
-    "`gradscore extract --run 'my run' --keep layer4`"
+    >>> command("score", "my run", "-p", "2")
+    "`gradscore score --run 'my run' -p 2`"
     """
-    return f"`{shlex.join(('gradscore', 'extract', '--run', os.fspath(run), *options))}`"
+    return f"`{shlex.join(('gradscore', name, '--run', os.fspath(run), *options))}`"
 
 
-def no_run(run: str | os.PathLike) -> RunError:
-    """Return the error that there is no run in a directory."""
-    command = extract_command(run, "--model", "SPEC", "--id", "NAME=PATH", "--ood", "NAME=PATH")
-    return RunError(f"No run in {os.fspath(run)}; make one with {command}.")
+def extract_command(run: str | os.PathLike, *options: str) -> str:
+    """Return the command that records something in a run, between backticks."""
+    return command("extract", run, *options)
+
+
+def new_run_command(run: str | os.PathLike) -> str:
+    """Return the command that makes a run, but for what only the user knows."""
+    sets = ("--id", "NAME=PATH", "--ood", "NAME=PATH")
+    return extract_command(run, "--model", "SPEC", *sets)
 
 
 def norms_options(layers: str, target: str, temperature: float, p: float) -> Options:
@@ -42,9 +46,14 @@ def odin_options(temperature: float, epsilon: float) -> Options:
     return ("--layers", "last", "--record", "odin", *how)
 
 
-def mahalanobis_options(fit: str) -> Options:
-    """Return what records every stage's confidence, fitted to a set."""
-    return ("--layers", "last", "--record", "mahalanobis", "--fit", fit)
+def mahalanobis_options(info: RunInfo, fit: str) -> Options:
+    """Return what records every stage's confidence, fitted to a set of the run."""
+    return ("--layers", "last", "--record", "mahalanobis", "--fit", fit, *skipping(info, fit))
+
+
+def skipping(info: RunInfo, name: str) -> Options:
+    """Return what reads a set as it was read before: without images that cannot be."""
+    return ("--on-error", "skip") if info.sets[name].failed else ()
 
 
 def keep_options(module: str, dtype: str = "float32") -> Options:
@@ -60,7 +69,7 @@ def pass_options(info: RunInfo, name: str) -> Options:
     if entry.kind == "odin":
         return odin_options(entry.temperature, entry.details["epsilon"])
     if entry.kind == "mahalanobis":
-        return mahalanobis_options(name.partition("-")[2])
+        return mahalanobis_options(info, name.partition("-")[2])
     if entry.kind == "keep":
         return keep_options(entry.details["module"], entry.details["dtype"])
     how = norms_options(_layers(entry), entry.target, entry.temperature, entry.p)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gradscore.errors import RunError
+from gradscore.run.files import DamagedFile
 from gradscore.run.names import BASE
 
 FORMAT = 1
@@ -174,14 +175,15 @@ def decode(content: bytes, path: Path) -> RunInfo:
     """Return what ``run.json`` says.
 
     Raises:
-        RunError: If it is damaged, or of a format that this version does not know.
+        DamagedFile: If it is damaged.
+        RunError: If it is of a format that this version does not know.
     """
     match = _CHECKSUM.search(content)
     if match is None:
-        raise RunError(f"{path} is damaged: it does not end in its checksum.")
+        raise DamagedFile(path, "is damaged: it does not end in its checksum")
     blank = content[: match.start(1)] + b"0" * 64 + content[match.end(1) :]
     if hashlib.sha256(blank).hexdigest().encode() != match.group(1):
-        raise RunError(f"{path} is damaged: its content does not agree with its checksum.")
+        raise DamagedFile(path, "is damaged: its content does not agree with its checksum")
     fields = json.loads(content)
     if fields["format"] != FORMAT:
         raise RunError(

@@ -11,6 +11,7 @@ RUN_FILE = "run.json"
 HEAD_FILE = "head.safetensors"
 LOCK_FILE = ".lock"
 FITS = "fits"
+FIT_ENDING = ".safetensors"
 BASE = "base"
 FIELDS = {
     "norms": "norms",
@@ -94,7 +95,7 @@ def pass_field(name: str) -> str:
 
 def fit_file(name: str) -> str:
     """Return a fit's path below the run."""
-    return f"{FITS}/{name}.safetensors"
+    return f"{FITS}/{name}{FIT_ENDING}"
 
 
 def shard_file(set_name: str, pass_name: str, number: int) -> str:

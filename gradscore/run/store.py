@@ -4,15 +4,16 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from gradscore.errors import NotRecorded, RunError
 from gradscore.norms import number_name
 from gradscore.run import layout, names
-from gradscore.run.advice import extract_command, no_run, norms_options, pass_options
-from gradscore.run.files import WriterLock, read_verified, write_whole
+from gradscore.run.advice import extract_command, new_run_command, norms_options, pass_options
+from gradscore.run.damage import told
+from gradscore.run.files import WriterLock, read_arrays, write_arrays, write_whole
 from gradscore.run.layout import FailedRow, PassInfo, RunInfo, SetInfo, Shard
 from gradscore.run.names import BASE
 from gradscore.run.reading import BASE_FIELDS, Block, ahead, read_blocks
@@ -56,11 +57,7 @@ class RunStore:
             if (path / names.RUN_FILE).exists():
                 raise RunError(f"There is a run in {path} already.")
             if head:
-                from safetensors.numpy import save
-
-                content = save({name: np.ascontiguousarray(head[name]) for name in head})
-                info.head.sha256 = hashlib.sha256(content).hexdigest()
-                write_whole(path / names.HEAD_FILE, content)
+                info.head.sha256 = write_arrays(path / names.HEAD_FILE, head)
             write_whole(path / names.RUN_FILE, layout.encode(info))
             store = cls(path)
         except BaseException:
@@ -171,9 +168,8 @@ class RunStore:
             raise NotRecorded(
                 f"The run {self.path} holds no last layer: {self.info.head.reason or 'none'}."
             )
-        from safetensors.numpy import load
-
-        return load(read_verified(self.path / names.HEAD_FILE, self.info.head.sha256))
+        with told(self.path, self.info):
+            return read_arrays(self.path / names.HEAD_FILE, self.info.head.sha256)
 
     def require_complete(self, set_name: str, passes: Sequence[str] = (BASE,)) -> SetInfo:
         """Return a set's entry, or raise unless it and those passes are there to the last image.
@@ -230,7 +226,11 @@ class RunStore:
                 f"The run {self.path} holds no features: {self.info.head.reason or 'none'}."
             )
         entry = self.require_complete(set_name, (BASE, *norms))
-        return ahead(lambda: read_blocks(self.path, entry, tuple(fields), tuple(norms), rows))
+        return ahead(lambda: self._read(entry, tuple(fields), tuple(norms), rows))
+
+    def _read(self, *what: Any) -> Iterator[Block]:
+        with told(self.path, self.info):
+            yield from read_blocks(self.path, *what)
 
     def add_set(self, entry: SetInfo) -> None:
         """Add a set without rows; part of the next written ``run.json``."""
@@ -290,7 +290,9 @@ def _read_info(path: Path) -> RunInfo:
     try:
         content = file.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise no_run(path) from None
+        command = new_run_command(path)
+        raise RunError(f"No run in {path}; make one with {command}.") from None
     except OSError as error:
         raise RunError(f"Cannot read {file}: {error.strerror}.") from error
-    return layout.decode(content, file)
+    with told(path, None):
+        return layout.decode(content, file)

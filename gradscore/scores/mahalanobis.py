@@ -63,14 +63,19 @@ def _plan_stages(question: Question, run: Any) -> Needs:
         require_sets(run, [name])
         raise NotRecorded(
             f"The run holds no confidences of the stages fitted to {name}; record them with "
-            f"{extract_command(run.path, *mahalanobis_options(name))}."
+            f"{extract_command(run.path, *mahalanobis_options(run.info, name))}."
         )
     return Needs(passes=(mahalanobis_name(name),))
 
 
 def _read_stages(question: Question, run: Any) -> Arrays:
-    entry = run.info.passes[mahalanobis_name(*question.learned_from())]
-    return read_fit(run, entry.details["fit"])
+    (fit_set,) = question.learned_from()
+    name = run.info.passes[mahalanobis_name(fit_set)].details["fit"]
+    arrays = read_fit(run, name)
+    if arrays is None:
+        again = extract_command(run.path, *mahalanobis_options(run.info, fit_set))
+        raise RunError(f"The fit {name} is missing; make it again with {again}.")
+    return arrays
 
 
 def _mahalanobis_stages(question: Question, block: Block, state: Arrays) -> Tensor:

@@ -185,6 +185,14 @@ def test_names_that_could_leave_the_run_are_refused(tmp_path):
                 store.add_set(SetInfo(name, None, "x", "00", 1))
 
 
+@pytest.mark.parametrize("name", ["mean", "fits", "run.json", "head.safetensors"])
+def test_names_that_mean_something_else_are_refused(tmp_path, name):
+    with RunStore.create(tmp_path / "run", make_info()) as store:
+        expected = f"another set name than mean, fits, .*, got '{name}'"
+        with pytest.raises(RunError, match=expected):
+            store.add_set(SetInfo(name, None, "x", "00", 1))
+
+
 def test_another_format_is_refused(run, monkeypatch):
     monkeypatch.setattr("gradscore.run.layout.FORMAT", 2)
     with pytest.raises(RunError, match="Expected a run of format 2, got format 1"):

@@ -65,6 +65,13 @@ def test_what_cannot_be_fitted_is_refused(run, tmp_path):
         run.score("digits", "mahalanobis", fit="absent")
     with pytest.raises(RunError, match="no row of set 'photos' has one"):
         run.score("digits", "mahalanobis", fit="photos")
+
+    def beyond(name, arrays):
+        arrays["label"][7] = 5
+
+    spoilt = Run(make_run(tmp_path / "spoilt", change=beyond))
+    with pytest.raises(RunError, match="labels of 0 to 4 in set 'train', got 5"):
+        spoilt.score("digits", "mahalanobis", fit="train")
     bare = Run(make_run(tmp_path / "run", closed_form=False))
     with pytest.raises(ModelError, match="needs logits"):
         bare.score("digits", "mahalanobis", fit="train")

@@ -210,6 +210,8 @@ def _settings(known, **how) -> dict:
 
 
 def _report(store, sets: list[str], fit: str | None, quiet: bool) -> None:
+    if store.info.notice:
+        notice(f"{store.info.model}: {store.info.notice}.", quiet=quiet)
     for name in sets:
         entry = store.sets[name]
         if entry.notice:

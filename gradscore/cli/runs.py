@@ -23,6 +23,7 @@ def info(path) -> None:
         "weights": about.weights or "pretrained, of the library",
         "weights' SHA-256": about.weights_sha256,
         "preprocessing": ", ".join(f"{k} {v}" for k, v in about.preprocessing.items()),
+        "outputs": about.notice or "logits",
         "precision": about.precision,
         "features, classes": f"{about.features}, {about.classes}",
         "last layer": ", ".join(about.head.weights)

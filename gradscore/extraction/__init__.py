@@ -34,11 +34,17 @@ from gradscore.extraction.plan import (
 )
 from gradscore.extraction.probes import make_probes
 from gradscore.extraction.progress import Progress, Silent, piece_of_work
-from gradscore.extraction.recording import Reader, check_recording, fit_to, open_fit_set
+from gradscore.extraction.recording import (
+    Reader,
+    check_labels,
+    check_recording,
+    fit_to,
+    open_fit_set,
+)
 from gradscore.extraction.writing import Computed, ShardWriter
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.run import BASE, RunStore, SetInfo
-from gradscore.run.names import check_name
+from gradscore.run.names import check_set_name
 
 ROLES = ("id", "ood", None)
 DEVICES = ("auto", "cpu", "cuda")
@@ -138,6 +144,9 @@ def extract(
         name: open_set(source, classes=info.classes, labelled=role == "id", limit=limits.get(name))
         for name, (role, source) in sets.items()
     }
+    for name, (role, _) in sets.items():
+        if role == "id":
+            check_labels(name, opened[name], info.classes)
     labelled = open_fit_set(Path(run), fit, opened, info.classes) if fit is not None else None
     asked = norm_passes(info, layers, p, temperature or (1.0,), target, gradients)
     kept = keep_passes(keep, keep_dtype)
@@ -253,7 +262,7 @@ def _check_options(
     if not sets:
         raise InvalidArgument("Expected at least one set of images, got none.")
     for name, (role, _) in sets.items():
-        check_name(name, "set name")
+        check_set_name(name)
         _one_of("role", role, ROLES)
     _one_of("device", device, DEVICES)
     _one_of("precision", precision, PRECISIONS)

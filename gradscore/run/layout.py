@@ -142,6 +142,7 @@ class RunInfo:
         groups: Parameter names of ``last``, ``block1`` and so on.
         passes: Every recorded question but the base pass, by name.
         fits: What was learned from sets of the run, by name.
+        notice: What the user should know about the model's outputs, or empty.
     """
 
     model: str
@@ -159,6 +160,7 @@ class RunInfo:
     passes: dict[str, PassInfo] = field(default_factory=dict)
     sets: dict[str, SetInfo] = field(default_factory=dict)
     fits: dict[str, FitInfo] = field(default_factory=dict)
+    notice: str = ""
     format: int = FORMAT
 
 

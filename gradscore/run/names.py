@@ -13,6 +13,8 @@ LOCK_FILE = ".lock"
 FITS = "fits"
 FIT_ENDING = ".safetensors"
 BASE = "base"
+TAKEN = ("mean", FITS, RUN_FILE, HEAD_FILE)
+"""No names for sets: an evaluation's row over all OOD sets, and what lies beside the sets."""
 FIELDS = {
     "norms": "norms",
     "keep": "activations",
@@ -35,6 +37,17 @@ def check_name(name: str, what: str) -> str:
             f"Expected a {what} of letters a-z A-Z, digits and . _ + - only, got {name!r}."
         )
     return name
+
+
+def check_set_name(name: str) -> str:
+    """Return ``name`` if it can name a set.
+
+    Raises:
+        RunError: If it cannot name a folder, or names something else already.
+    """
+    if name in TAKEN:
+        raise RunError(f"Expected another set name than {', '.join(TAKEN)}, got {name!r}.")
+    return check_name(name, "set name")
 
 
 def norms_name(

@@ -234,7 +234,7 @@ class RunStore:
 
     def add_set(self, entry: SetInfo) -> None:
         """Add a set without rows; part of the next written ``run.json``."""
-        self.info.sets[names.check_name(entry.name, "set name")] = entry
+        self.info.sets[names.check_set_name(entry.name)] = entry
 
     def add_pass(self, entry: PassInfo) -> None:
         """Add a recorded question; part of the next written ``run.json``."""

@@ -48,6 +48,11 @@ def _fit_features(run: Any, name: str) -> ClassGaussians:
             f"Method mahalanobis learns from labels, but no row of set {name!r} has one; add a "
             f"list with labels with {extract_command(run.path, '--data', 'NAME=LIST')}."
         )
+    highest = max(int(y.max()) for y in labels if len(y))
+    if highest >= run.info.classes:
+        raise RunError(
+            f"Expected labels of 0 to {run.info.classes - 1} in set {name!r}, got {highest}."
+        )
     if not all(x.isfinite().all() for x in features):
         raise RunError(f"Expected finite features in set {name!r}, got others.")
     return fit_gaussians(torch.cat(features), torch.cat(labels))

@@ -507,6 +507,28 @@ def test_real_process_pipes_and_exit_codes(run):
     assert len([line for line in piped.stdout.splitlines() if "msp" in line]) == 4
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", ["layers", "--help"])
+def test_an_output_that_takes_nothing_is_one_line(words, unbuffered):
+    program = f"{sys.executable} -c 'from gradscore.cli import main; main()' {words}"
+    for target, told in (
+        ("/dev/full", "Error: Cannot write to standard output: No space left on device.\n"),
+        ("&-", "Error: Expected an open standard output, got a closed one.\n"),
+    ):
+        done = subprocess.run(
+            ["bash", "-c", f"{program} >{target}"],
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert (done.returncode, done.stderr) == (1, told)
+    piped = f"{program} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", piped], stderr=subprocess.PIPE, text=True)
+    assert done.stderr == ""
+    assert done.returncode in (0, 1)
+
+
 def test_ctrl_c_keeps_what_is_finished_and_the_same_command_resumes(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (6000, 8, 8, 1), dtype=np.uint8)
     np.savez(tmp_path / "many.npz", images=images, labels=np.zeros(6000, int))

@@ -18,9 +18,7 @@ def noise(model: Any, count: int) -> Any:
     import torch
 
     prepare = model.preprocessing
-    side = prepare.crop or prepare.resize or 224
-    height, width = side if isinstance(side, tuple) else (side, side)
-    shape = (height, width) if prepare.mode == "L" else (height, width, 3)
+    channels, *size = prepare.input_shape()
     rng = np.random.default_rng(0)
-    pictures = (rng.integers(0, 256, shape, dtype=np.uint8) for _ in range(count))
+    pictures = (rng.integers(0, 256, (*size, channels), dtype=np.uint8) for _ in range(count))
     return torch.stack([prepare(picture) for picture in pictures])

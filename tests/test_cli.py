@@ -19,6 +19,7 @@ from PIL import Image
 from gradscore.cli import cli, main
 from gradscore.data import open_set
 from gradscore.extraction import extract
+from gradscore.manifest import SUFFIXES
 from gradscore.run import RunStore
 
 DIGITS = ("digits", "unseen", "photos", "noise")
@@ -487,6 +488,35 @@ class TestMistakes:
         into = ("--model", "digits", "--run", tmp_path / "r")
         assert call("extract", "--data", f"x={folder}", "--on-error", "skip", *into) == 0
         assert "bad.png" in capsys.readouterr().err
+
+
+def test_a_model_beside_the_user_is_found_and_its_preprocessing_told(tmp_path):
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin" / "script.py"
+    script.write_text("from gradscore.cli import main; main()")
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.AvgPool2d(56), nn.Flatten(), nn.Linear(48, 6))\n"
+    )
+    words = ["extract", "--model", "python:mine:make", "--id", "a=digits:test", "--limit", "2"]
+    done = subprocess.run(
+        [sys.executable, str(script), *words], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "python:mine:make: resize 256, crop 224, mean [0.485, 0.456, 0.406]" in done.stderr
+    done = subprocess.run(
+        [sys.executable, str(script), "run", "info"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert "of the factory itself" in done.stdout
+    assert "pretrained" not in done.stdout
+
+
+def test_the_formats_of_sets_are_in_the_help(capsys):
+    assert call("extract", "--help") == 0
+    shown = capsys.readouterr().out
+    for word in (*SUFFIXES, ".npz", "images [n, h, w, c] uint8", "columns path, label", "LIST@"):
+        assert word in shown
 
 
 def test_real_process_pipes_and_exit_codes(run):

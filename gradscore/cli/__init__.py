@@ -62,6 +62,9 @@ def main() -> None:
     """Run the command line; errors are one line on stderr and exit code 1, usage errors 2."""
     if sys.stdout is None:
         sys.exit("Error: Expected an open standard output, got a closed one.")
+    # For python: models, as `python -m` has it; last, so that it hides no installed package.
+    if "" not in sys.path:
+        sys.path.append("")
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Abort:

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from gradscore.cli.console import Progress, counted, notice
+from gradscore.cli.models import preprocessing_text
 from gradscore.cli.options import (
     ORDER,
     TARGET,
@@ -142,9 +143,19 @@ def extract(model, weights, run_path, ids, oods, data, quiet, **how) -> None:
     target adds to the run; without --model and sets, those of the run are meant, and where there
     is no run the embedded model and its sets.
 
-    PATH: a folder of images, a list (.csv, .parquet, .txt, or LIST@ROOT), .npz, .tar,
-    torchvision:DATASET:SPLIT.
-    """
+    PATH of a set:
+
+    \b
+    folder           images at any depth but hidden ones; for --id the sub-folders
+                     are classes, by the model's names for them or in order
+    .csv, .parquet   columns path, label (-1 or empty: unknown), sha256 if wanted
+    .txt             a line an image: path label (OpenOOD's imglist)
+    LIST@ROOT        one of these, its paths below ROOT, not beside the list
+    .npz             images [n, h, w, c] uint8 or [n, c, h, w] float in 0..1,
+                     and labels [n], which may be absent
+    .tar             WebDataset shards, s-{000..009}.tar: NAME.png, NAME.cls
+    torchvision:DATASET:SPLIT[@ROOT]
+    """  # noqa: D301
     from gradscore.extraction import extract as record
 
     known = _existing(run_path)
@@ -210,6 +221,9 @@ def _settings(known, **how) -> dict:
 
 
 def _report(store, sets: list[str], fit: str | None, quiet: bool) -> None:
+    if store.info.model.startswith("python:"):
+        how = preprocessing_text(store.info)
+        notice(f"{store.info.model}: {how}; --resize, --crop, ... change it.", quiet=quiet)
     if store.info.notice:
         notice(f"{store.info.model}: {store.info.notice}.", quiet=quiet)
     for name in sets:

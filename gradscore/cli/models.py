@@ -2,6 +2,14 @@
 
 from typing import Any
 
+WEIGHTS = {
+    "digits": "embedded",
+    "python": "of the factory itself",
+    "timm": "pretrained, of the library",
+    "torchvision": "pretrained, of the library",
+}
+"""What weights a model has by default, by its family."""
+
 
 def load(spec: str | None, weights: str | None, overrides: dict[str, Any]) -> Any:
     """Return the model of ``spec`` (the embedded one by default) with overridden preprocessing."""
@@ -10,6 +18,17 @@ def load(spec: str | None, weights: str | None, overrides: dict[str, Any]) -> An
     model = create_model(spec or "digits", weights)
     model.preprocessing = model.preprocessing.with_overrides(**overrides)
     return model
+
+
+def preprocessing_text(about: Any) -> str:
+    """Return how a run's pictures are made ready for its model."""
+    return ", ".join(f"{field} {value}" for field, value in about.preprocessing.items())
+
+
+def weights_text(about: Any) -> str:
+    """Return where the weights of a run's model come from."""
+    family = about.model.partition(":")[0]
+    return about.weights or WEIGHTS.get(family, "of the model that was given")
 
 
 def noise(model: Any, count: int) -> Any:

@@ -129,7 +129,8 @@ model_options = chained(
     click.option(
         "--weights",
         metavar="FILE",
-        help="Weight file (.safetensors, .pth, .npz), or `random`. Default: the library's own.",
+        help="Weight file (.safetensors, .pth, .npz), or `random`. Default: the library's own, or "
+        "those that the python: factory gives.",
     ),
 )
 

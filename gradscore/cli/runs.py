@@ -3,6 +3,7 @@
 import click
 
 from gradscore.cli.console import counted, print_table
+from gradscore.cli.models import preprocessing_text, weights_text
 
 
 @click.group(short_help="Inspect and verify a run.")
@@ -20,9 +21,9 @@ def info(path) -> None:
     about = store.info
     facts = {
         "model": about.model,
-        "weights": about.weights or "pretrained, of the library",
+        "weights": weights_text(about),
         "weights' SHA-256": about.weights_sha256,
-        "preprocessing": ", ".join(f"{k} {v}" for k, v in about.preprocessing.items()),
+        "preprocessing": preprocessing_text(about),
         "outputs": about.notice or "logits",
         "precision": about.precision,
         "features, classes": f"{about.features}, {about.classes}",

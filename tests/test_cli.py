@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from recorded_run import make_run
 
 from gradscore.cli import cli, main
 from gradscore.data import open_set
@@ -78,6 +79,17 @@ def test_score_writes_one_row_an_image(run, tmp_path, capsys):
     assert {row["set"] for row in rows} == set(DIGITS)
     assert all(float(row["gradnorm"]) > 0 for row in rows)
     assert f"{len(rows):,} images" in capsys.readouterr().err
+
+
+def test_the_mean_over_a_single_ood_set_is_written_but_not_printed(run, tmp_path, capsys):
+    asked = ("--run", run, "--method", "msp", "--set", "digits", "--set", "noise")
+    assert call("evaluate", *asked, "-o", tmp_path / "e.csv") == 0
+    shown = capsys.readouterr().out
+    assert "noise" in shown
+    assert "mean" not in shown
+    assert [row["ood"] for row in read_csv(tmp_path / "e.csv")] == ["noise", "mean"]
+    assert call("evaluate", *asked, "--set", "photos") == 0
+    assert "mean" in capsys.readouterr().out
 
 
 def test_repeated_settings_are_each_answered(run, tmp_path):
@@ -250,6 +262,26 @@ def test_run_info_and_check(run, capsys):
     assert "sound" in capsys.readouterr().out
 
 
+def test_run_info_fits_a_terminal_and_is_no_wider_than_its_facts_in_a_pipe(
+    tmp_path, capsys, monkeypatch
+):
+    run = make_run(tmp_path / "run")
+    with RunStore.open_for_writing(run) as store:
+        store.sets["noise"].source = "/data/" + "long/" * 30
+        store.save()
+    assert call("run", "info", run) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(len(line) > 100 for line in lines) == 1
+    assert "set noise           ood, /data/long/long" in "\n".join(lines)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    assert call("run", "info", run) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert ["noise", "norms-uniform-T1-p1", "25", "of", "25", "0"] in map(str.split, lines)
+
+
 def test_run_check_names_the_damaged_file(run, tmp_path, capsys):
     broken = tmp_path / "run"
     shutil.copytree(run, broken)
@@ -348,7 +380,17 @@ def test_a_damaged_index_of_the_run_is_made_again_with_all(tmp_path, capsys):
     assert call("run", "check", run) == 0
 
 
-def test_layers_lists_groups_and_rules(capsys):
+def test_layers_lists_groups_and_rules(capsys, tmp_path):
+    assert call("layers", "-o", tmp_path / "l.csv", "--quiet") == 0
+    rows = read_csv(tmp_path / "l.csv")
+    assert list(rows[0]) == ["group", "rules", "tensors", "elements"]
+    assert rows[-1]["group"] == "all"
+    sizes = {row["group"]: int(row["elements"]) for row in rows}
+    assert call("layers", "--all", "-o", tmp_path / "p.csv") == 0
+    assert f"Wrote {tmp_path}/p.csv." in capsys.readouterr().err
+    rows = read_csv(tmp_path / "p.csv")
+    assert list(rows[0]) == ["parameter", "group", "rule", "elements"]
+    assert sum(int(row["elements"]) for row in rows) == sizes["all"]
     assert call("layers") == 0
     shown = capsys.readouterr().out
     for group in ("stem", "block1", "block4", "last", "all"):
@@ -557,6 +599,13 @@ def test_an_output_that_takes_nothing_is_one_line(words, unbuffered):
     done = subprocess.run(["bash", "-c", piped], stderr=subprocess.PIPE, text=True)
     assert done.stderr == ""
     assert done.returncode in (0, 1)
+
+
+def test_python_runs_the_package():
+    command = [sys.executable, "-m", "gradscore", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "version" in done.stdout
 
 
 def test_ctrl_c_keeps_what_is_finished_and_the_same_command_resumes(tmp_path):

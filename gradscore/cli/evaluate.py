@@ -59,8 +59,14 @@ def show_evaluation(evaluation, *, title: str = "") -> None:
 
 
 def show_rows(rows, *, lead: tuple[str, ...] = (), title: str = "") -> None:
-    """Print evaluation rows; settings are shown where they differ between rows."""
+    """Print evaluation rows; settings are shown where they differ between rows.
+
+    Where there is but one OOD set, its row is the mean.
+    """
     from gradscore.norms import number_name
+
+    if len({row["ood"] for row in rows}) == 2:
+        rows = [row for row in rows if row["ood"] != "mean"]
 
     def text(value) -> str:
         return number_name(value) if isinstance(value, float) else str(value or "")

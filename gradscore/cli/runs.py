@@ -2,7 +2,7 @@
 
 import click
 
-from gradscore.cli.console import counted, print_table
+from gradscore.cli.console import counted, print_facts, print_table
 from gradscore.cli.models import preprocessing_text, weights_text
 
 
@@ -20,6 +20,7 @@ def info(path) -> None:
     store = RunStore(path)
     about = store.info
     facts = {
+        "run": path,
         "model": about.model,
         "weights": weights_text(about),
         "weights' SHA-256": about.weights_sha256,
@@ -32,21 +33,21 @@ def info(path) -> None:
         "groups": ", ".join(about.groups),
         "versions": ", ".join(f"{k} {v}" for k, v in about.versions.items()),
     }
-    print_table(("", path), list(facts.items()), left=2)
+    for entry in about.sets.values():
+        facts[f"set {entry.name}"] = ", ".join(filter(None, (entry.role, entry.source)))
+    print_facts(facts)
     rows = []
     for entry in about.sets.values():
         for name in (BASE, *(name for name in entry.passes if name != BASE)):
             rows.append(
                 (
                     entry.name,
-                    entry.role or "",
-                    entry.source,
                     name,
                     f"{entry.done(name):,} of {entry.rows:,}",
                     str(len(entry.failed)),
                 )
             )
-    print_table(("set", "role", "source", "pass", "images", "failed"), rows, left=4)
+    print_table(("set", "pass", "images", "failed"), rows, left=2)
     if about.fits:
         fits = [(name, entry.method, ", ".join(entry.sets)) for name, entry in about.fits.items()]
         print_table(("fit", "method", "sets"), fits, left=3)

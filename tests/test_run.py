@@ -1,5 +1,6 @@
 """The run on disk: its layout, one writer at a time, streaming reads, and every damage found."""
 
+import errno
 import json
 import math
 import os
@@ -292,6 +293,23 @@ def test_missing_and_exchanged_files_are_found(run):
     assert "No such file" in problem.reason
     with pytest.raises(RunError, match=r"shard-00001.h5 is missing"):
         list(RunStore(run).blocks("digits", norms=[PASS]))
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(run, monkeypatch):
+    def refuse(*_, **how):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("gradscore.run.shard.h5py.File", refuse)
+    with pytest.raises(RunError, match=r"^Cannot read .*shard-00000.h5: Permission denied\.$"):
+        list(RunStore(run).blocks("digits"))
+    store = RunStore(run)
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    with pytest.raises(RunError, match=r"^Cannot read .*head.safetensors: Permission denied\.$"):
+        store.head()
+    monkeypatch.undo()
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(RunError, match=r"^Cannot read .*: Permission denied\.$"):
+        check(run)
 
 
 def test_wrong_row_ranges_are_found(run):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from gradscore.errors import RunError
 from gradscore.run import names
 from gradscore.run.damage import remedy
-from gradscore.run.files import DamagedFile
+from gradscore.run.files import DamagedFile, may_not_read
 from gradscore.run.layout import RunInfo, SetInfo, Shard
 from gradscore.run.shard import open_shard
 from gradscore.run.store import RunStore
@@ -41,7 +41,7 @@ def check(path: str | Path) -> list[Problem]:
         All faults found, in the order of the files; empty for a sound run.
 
     Raises:
-        RunError: If there is no run in ``path``.
+        RunError: If there is no run in ``path``, or a file may not be read.
     """
     root = Path(path)
     try:
@@ -118,6 +118,8 @@ def _digest_fault(path: Path, sha256: str) -> str | None:
         with open(path, "rb") as file:
             while part := file.read(READ_BYTES):
                 digest.update(part)
+    except PermissionError as error:
+        raise may_not_read(path) from error
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     if digest.hexdigest() != sha256:

@@ -79,16 +79,24 @@ def read_arrays(path: Path, sha256: str) -> dict[str, NDArray]:
 
     Raises:
         DamagedFile: If it cannot be read, or its SHA-256 is another.
+        RunError: If it may not be read.
     """
     from safetensors.numpy import load
 
     try:
         content = path.read_bytes()
+    except PermissionError as error:
+        raise may_not_read(path) from error
     except OSError as error:
         raise DamagedFile(path, f"cannot be read: {error.strerror}") from error
     if hashlib.sha256(content).hexdigest() != sha256:
         raise DamagedFile(path, "is damaged: its SHA-256 is not the recorded one")
     return load(content)
+
+
+def may_not_read(path: Path) -> RunError:
+    """Return the error about a file of others, which may well be sound."""
+    return RunError(f"Cannot read {path}: Permission denied.")
 
 
 def sync_directory(path: Path) -> None:

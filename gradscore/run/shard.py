@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscore.run.files import DamagedFile
+from gradscore.run.files import DamagedFile, may_not_read
 from gradscore.run.layout import Shard
 
 CHUNK_BYTES = 1 << 19
@@ -101,6 +101,7 @@ def open_shard(root: Path, shard: Shard) -> Iterator[OpenShard]:
 
     Raises:
         DamagedFile: If it is missing, unreadable, or its rows disagree with ``shard``.
+        RunError: If it may not be read.
     """
     path = root / shard.file
     if not path.is_file():
@@ -115,6 +116,8 @@ def open_shard(root: Path, shard: Shard) -> Iterator[OpenShard]:
 def _damage(path: Path) -> Iterator[None]:
     try:
         yield
+    except PermissionError as error:
+        raise may_not_read(path) from error
     except (OSError, KeyError, RuntimeError, ValueError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DamagedFile(path, f"is damaged: {reason}") from error

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from gradscore.errors import RunError
 from gradscore.metrics import METRICS, REPLICATES, bootstrap, interval, point_metrics
 from gradscore.recorded import Run, open_store
+from gradscore.run import extract_command
 from gradscore.scores import Question
 from gradscore.scores.answer import Scores, known_sets, score_sets
 
@@ -154,9 +155,10 @@ def choose_sets(store: Any, sets: Iterable[str] | None = None) -> tuple[list[str
     }
     for role, of_role in by_role.items():
         if not of_role:
+            command = extract_command(store.path, f"--{role}", "NAME=PATH")
             raise RunError(
                 f"Expected at least one set with the role {role} to evaluate, got none among "
-                f"{', '.join(names) or 'no sets'}; add one with `gradscore extract --{role}`."
+                f"{', '.join(names) or 'no sets'}; add one with {command}."
             )
     return by_role["id"], by_role["ood"]
 

@@ -111,7 +111,7 @@ def write_manifest(path: str | Path, manifest: Manifest) -> None:
 
 
 def find_images(folder: str | Path) -> list[str]:
-    """Return the images below a folder as relative paths, sorted.
+    """Return the images below a folder as relative paths, sorted; hidden files are left out.
 
     Raises:
         DataError: If there is no such folder or no image in it.
@@ -120,10 +120,15 @@ def find_images(folder: str | Path) -> list[str]:
     if not folder.is_dir():
         raise DataError(f"No folder at {str(folder)!r}.")
     found = []
-    for place, _, files in os.walk(folder):
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         inner = Path(place).relative_to(folder).as_posix()
         prefix = "" if inner == "." else f"{inner}/"
-        found += [prefix + name for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
+        found += [
+            prefix + name
+            for name in files
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+        ]
     if not found:
         endings = " ".join(IMAGE_SUFFIXES)
         raise DataError(f"No images ({endings}) in the folder {str(folder)!r}.")

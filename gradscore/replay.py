@@ -18,7 +18,7 @@ from gradscore.models import create_model
 from gradscore.models.weights import weights_sha256
 from gradscore.objective import logit_gradient
 from gradscore.reference import differentiable_parameters
-from gradscore.run import RunStore
+from gradscore.run import RunStore, extract_command, keep_options
 from gradscore.selection import select
 
 PREFIX = "network."
@@ -144,14 +144,15 @@ class Replay:
         if kept is None:
             raise NotRecorded(
                 f"The run {store.path} kept no input of {module!r}; record it with "
-                f"`gradscore extract --keep {module}`."
+                f"{extract_command(store.path, *keep_options(module))}."
             )
         self.parameters = select(tuple(store.info.parameters), store.info.groups, layers)
         lacking = [name for name in self.parameters if name not in kept.parameters]
         if lacking:
             raise NotRecorded(
                 f"Parameter {lacking[0]} does not lie behind the input of {module!r}; keep a "
-                "module further below, or record norms with `gradscore extract`."
+                "module further below, or record norms with "
+                f"{extract_command(store.path, '--layers', lacking[0])}."
             )
         self._tail = Tail(_same_model(store, model), module, store.info.input_shape)
 

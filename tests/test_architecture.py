@@ -14,7 +14,7 @@ FLOORS = {
     3: "batches engine run models data assets",
     4: "extraction recorded replay scores ablation evaluation verification scorer tables",
     5: "plots bench",
-    6: "cli",
+    6: "cli __main__",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 SOLE_IMPORTERS = {"h5py": "run", "triton": "kernels", "click": "cli", "matplotlib": "plots"}

@@ -10,6 +10,7 @@ from gradscore.bench import closed_form, norms
 from gradscore.bench.extract import measure as measure_extraction
 from gradscore.bench.timing import fraction, interleaved
 from gradscore.cli import cli
+from gradscore.errors import GradScoreError
 from gradscore.last_layer import last_layer_score
 
 SMALL = {"batch": 2, "size": 32, "repeats": 2, "seconds": 60.0, "memory": ("gradscore",)}
@@ -29,6 +30,33 @@ def test_norms_are_measured_beside_the_ordinary_pass_in_fresh_processes():
     assert rows[1]["peak_mib"] > 0
     assert rows[2]["ratio"] == ""
     assert "KeyError" in rows[2]["note"]
+
+
+def test_each_model_gets_the_images_that_it_expects():
+    model, images = norms.drawn("digits", 2, 8, "cpu")
+    assert model(images).shape == (2, 6)
+    (first, *_) = norms.measure("digits", "last", batch=2, methods=(), repeats=1, memory=())
+    assert (first["size"], first["note"]) == (8, "")
+    (found,) = measure_extraction(["digits"], images=4, batch_size=4, repeats=1)
+    assert found.extract > 0
+
+
+def test_a_bench_of_which_nothing_succeeds_fails(monkeypatch):
+    failed = {"model": "digits", "ratio": "", "note": "ValueError: no"}
+    monkeypatch.setattr(norms, "measure", lambda *_, **how: [failed])
+    done = CliRunner().invoke(cli, ["bench", "norms", "--model", "digits"])
+    assert isinstance(done.exception, GradScoreError)
+    assert "Every measurement failed, the first with: ValueError: no" in str(done.exception)
+    monkeypatch.setattr(norms, "measure", lambda *_, **how: [failed, {**failed, "note": ""}])
+    assert CliRunner().invoke(cli, ["bench", "norms", "--model", "digits"]).exit_code == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("what", ["closed-form", "norms", "extract"])
+def test_a_device_that_is_not_there_is_one_line(what):
+    done = CliRunner().invoke(cli, ["bench", what, "--device", "cuda"])
+    assert isinstance(done.exception, GradScoreError)
+    assert str(done.exception) == "Expected a CUDA device, found none; use --device cpu."
 
 
 def test_functions_take_turns_and_ratios_are_of_one_round():

@@ -4,6 +4,8 @@ import csv
 import errno
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from recorded_run import make_run
 
 from gradscore.cli import cli, main
+from gradscore.data import open_set
+from gradscore.extraction import extract
+from gradscore.manifest import SUFFIXES
+from gradscore.run import RunStore
 
 DIGITS = ("digits", "unseen", "photos", "noise")
 
@@ -72,6 +79,34 @@ def test_score_writes_one_row_an_image(run, tmp_path, capsys):
     assert {row["set"] for row in rows} == set(DIGITS)
     assert all(float(row["gradnorm"]) > 0 for row in rows)
     assert f"{len(rows):,} images" in capsys.readouterr().err
+
+
+def test_the_mean_over_a_single_ood_set_is_written_but_not_printed(run, tmp_path, capsys):
+    asked = ("--run", run, "--method", "msp", "--set", "digits", "--set", "noise")
+    assert call("evaluate", *asked, "-o", tmp_path / "e.csv") == 0
+    shown = capsys.readouterr().out
+    assert "noise" in shown
+    assert "mean" not in shown
+    assert [row["ood"] for row in read_csv(tmp_path / "e.csv")] == ["noise", "mean"]
+    assert call("evaluate", *asked, "--set", "photos") == 0
+    assert "mean" in capsys.readouterr().out
+
+
+def test_repeated_settings_are_each_answered(run, tmp_path):
+    asked = ("--run", run, "--method", "u", "--method", "msp", "-p", "1", "-p", "2")
+    assert call("score", *asked, "-T", "4", "-T", "1", "-o", tmp_path / "s.csv") == 0
+    columns = list(read_csv(tmp_path / "s.csv")[0])
+    assert columns[4:] == ["u[p=1]", "u[p=2]", "msp[T=4]", "msp[T=1]"]
+    for command in (("evaluate", *asked), ("compare", *asked[2:], run)):
+        assert call(*command, "-o", tmp_path / "e.csv", "--quiet") == 0
+        rows = [row for row in read_csv(tmp_path / "e.csv") if row["ood"] == "mean"]
+        assert [(row["method"], row["p"]) for row in rows] == [("u", "1"), ("u", "2"), ("msp", "")]
+    layers = ("--layers", "block4", "--layers", "last", "--target", "uniform")
+    assert call("score", "--run", run, *layers, "-o", tmp_path / "l.csv") == 0
+    assert list(read_csv(tmp_path / "l.csv")[0])[4:] == [
+        "gradnorm[layers=block4]",
+        "gradnorm[layers=last]",
+    ]
 
 
 def test_score_shows_a_summary_without_an_output(run, capsys):
@@ -133,7 +168,7 @@ def test_recorded_methods_stand_beside_the_others(tmp_path, capsys):
     assert call("extract", "--model", "digits", *sets, *how) == 0
     capsys.readouterr()
     lacking = fails(capsys, "score", "--run", tmp_path / "run", "--method", "odin", "--epsilon", 1)
-    assert "`gradscore extract --layers last --record odin -T 1000 --epsilon 1`" in lacking
+    assert "--layers last --record odin -T 1000 --epsilon 1`" in lacking
     more = ("--record", "odin", "--epsilon", 0.01, "--record", "mahalanobis", "--fit", "t")
     assert call("extract", *how, *more) == 0
     assert "t: 40 labelled images, fewer than 1000: 20 fit" in capsys.readouterr().err
@@ -153,11 +188,71 @@ def test_recorded_methods_stand_beside_the_others(tmp_path, capsys):
     assert "mahalanobis_stages-t-" in capsys.readouterr().out
 
 
+@pytest.fixture
+def small_run(tmp_path):
+    """Return a run whose directory needs quotes, with limits and a group of its own."""
+    path = tmp_path / "my run"
+    into = ("--run", path, "--layers", "last", "--quiet")
+    model = ("--model", "digits", "--blocks", "begin=stem.*,block1.*")
+    assert call("extract", *model, "--id", "a=digits:test", "--limit", 12, *into) == 0
+    more = ("--ood", "b=digits:noise", "--data", "t=digits:train", "--limit", 40)
+    assert call("extract", *more, *into) == 0
+    return path
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("--layers", "begin"),
+        ("--layers", "block2.*, block3.conv?.*", "-p", "inf", "-T", "0.5", "--target", "one-hot"),
+        ("--method", "odin", "--epsilon", "0.01"),
+        ("--method", "mahalanobis_stages", "--fit", "t"),
+        ("--method", "lee_alregib", "--fit", "a,b"),
+    ],
+    ids=" ".join,
+)
+def test_the_command_in_a_message_can_be_pasted(small_run, capsys, asked):
+    question = ("score", "--run", small_run, *asked)
+    advice = fails(capsys, *question).partition("`")[2].rpartition("`")[0]
+    program, *words = shlex.split(advice)
+    assert program == "gradscore"
+    assert call(*words, "--quiet") == 0
+    assert call(*question) == 0
+    assert {name: e.rows for name, e in RunStore(small_run).sets.items()} == {
+        "a": 12,
+        "b": 40,
+        "t": 40,
+    }
+
+
+def test_a_set_that_a_method_learned_from_is_told_of_where_it_is_judged_too(run, capsys):
+    told = "Figures of digits are optimistic: mahalanobis learned from it.\n"
+    fitted = ("--run", run, "--method", "mahalanobis", "--method", "msp", "--fit", "digits")
+    for command in (("score", *fitted), ("evaluate", *fitted), ("compare", *fitted[2:], run)):
+        assert call(*command) == 0
+        assert capsys.readouterr().err == told
+    assert call("evaluate", *fitted, "--quiet") == 0
+    assert call("score", *fitted, "--set", "noise") == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_a_further_pass_keeps_to_the_rows_of_the_run(tmp_path, capsys):
     into = ("--model", "digits", "--run", tmp_path / "r")
     assert call("extract", "--id", "a=digits:test", "--limit", "1", *into) == 0
     assert "1 image in 1 set recorded." in capsys.readouterr().err
     assert call("extract", "-p", "2", *into) == 0
+
+
+def test_a_further_pass_keeps_to_the_rows_of_each_set(tmp_path):
+    into = ("--run", tmp_path / "r", "--layers", "last")
+    assert call("extract", "--model", "digits", "--id", "a=digits:test", "--limit", 9, *into) == 0
+    assert call("extract", "--ood", "b=digits:noise", "--limit", 3, *into) == 0
+    assert call("extract", "--run", tmp_path / "r", "-p", "2") == 0
+    sets = RunStore(tmp_path / "r").sets
+    assert {name: entry.done("norms-uniform-T1-p2") for name, entry in sets.items()} == {
+        "a": 9,
+        "b": 3,
+    }
 
 
 def test_run_info_and_check(run, capsys):
@@ -167,9 +262,27 @@ def test_run_info_and_check(run, capsys):
     assert "sound" in capsys.readouterr().out
 
 
-def test_run_check_names_the_damaged_file(run, tmp_path, capsys):
-    import shutil
+def test_run_info_fits_a_terminal_and_is_no_wider_than_its_facts_in_a_pipe(
+    tmp_path, capsys, monkeypatch
+):
+    run = make_run(tmp_path / "run")
+    with RunStore.open_for_writing(run) as store:
+        store.sets["noise"].source = "/data/" + "long/" * 30
+        store.save()
+    assert call("run", "info", run) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(len(line) > 100 for line in lines) == 1
+    assert "set noise           ood, /data/long/long" in "\n".join(lines)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    assert call("run", "info", run) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert ["noise", "norms-uniform-T1-p1", "25", "of", "25", "0"] in map(str.split, lines)
 
+
+def test_run_check_names_the_damaged_file(run, tmp_path, capsys):
     broken = tmp_path / "run"
     shutil.copytree(run, broken)
     shard = broken / "photos" / "base" / "shard-00000.h5"
@@ -180,7 +293,104 @@ def test_run_check_names_the_damaged_file(run, tmp_path, capsys):
     assert "photos/base/shard-00000.h5" in capsys.readouterr().out
 
 
-def test_layers_lists_groups_and_rules(capsys):
+@pytest.fixture(scope="module")
+def full_run(tmp_path_factory):
+    """Return a run with every kind of pass and of fit, in several shards, one image unreadable."""
+    root = tmp_path_factory.mktemp("full")
+    images = open_set("digits:train")
+    for place in range(24):
+        images[place].save(root / f"{place:02}.png")
+    (root / "13.png").write_bytes(b"broken")
+    rows = [f"{place:02}.png,{images.labels[place]}\n" for place in range(24)]
+    (root / "list.csv").write_text("path,label\n" + "".join(rows))
+    sets = {"a": ("id", f"{root}/list.csv"), "b": ("ood", "digits:noise")}
+    how = {"limit": 24, "batch_size": 8, "shard_rows": 8, "on_error": "skip"}
+    path = root / "my run"
+    extract("digits", sets, path, record="odin", epsilon=(0.1,), layers="last", **how)
+    extract("digits", sets, path, record="mahalanobis", fit="a", layers="last", **how)
+    extract("digits", sets, path, keep=("block4",), layers="block3.*,block4.*", **how)
+    extract("digits", sets, path, target=("all-ones",), p=(2.0,), gradients="vmap", **how)
+    for method in ("mahalanobis", "mahalanobis_stages", "lee_alregib"):
+        fitted = ("--method", method, "--fit", "a,b", "--set", "b", "-o", path.parent / "s.csv")
+        assert call("score", "--run", path, *fitted) == 0
+    assert call("run", "check", path) == 0
+    return path
+
+
+@pytest.mark.parametrize(
+    ("pattern", "asked"),
+    [
+        ("a/base/shard-00001.h5", ("--method", "gradnorm")),
+        ("a/odin-*/shard-00000.h5", ("--method", "odin", "--epsilon", "0.1")),
+        ("a/mahalanobis-*/shard-00002.h5", ("--method", "mahalanobis_stages", "--fit", "a")),
+        ("b/keep-*/shard-00001.h5", ("--layers", "block4", "-p", "2")),
+        ("b/norms-uniform-*/shard-00001.h5", ("--layers", "block3.*")),
+        ("a/norms-all-ones-*/shard-00001.h5", ("--method", "lee_alregib", "--fit", "a,b")),
+        ("fits/mahalanobis-*", ("--method", "mahalanobis", "--fit", "a")),
+        ("fits/mahalanobis_stages-*", ("--method", "mahalanobis_stages", "--fit", "a")),
+        ("fits/lee_alregib-a-b-*", ("--method", "lee_alregib", "--fit", "a,b")),
+        ("head.safetensors", None),
+    ],
+)
+def test_a_damaged_file_is_made_again_as_the_message_says(
+    full_run, tmp_path, capsys, pattern, asked
+):
+    run = tmp_path / "my run"
+    shutil.copytree(full_run, run)
+    (file,) = run.glob(pattern)
+    question = ("score", "--run", run, *(asked or ()), "--quiet", "-o", tmp_path / "s.csv")
+    assert call(*question) == 0
+    before = read_csv(tmp_path / "s.csv")
+    # Fits made by the question itself would be read in place of what is damaged.
+    shutil.rmtree(run)
+    shutil.copytree(full_run, run)
+    file.write_bytes(file.read_bytes()[:-5])
+    assert call("run", "check", run) == 1
+    *_, command = capsys.readouterr().out.splitlines()
+    if asked:
+        told = fails(capsys, *question)
+        assert f"{file} is damaged: " in told
+        assert f"; delete it, then make it again with `{command.strip()}`." in told
+    file.unlink()
+    if asked and file.suffix == ".h5":
+        assert f"{file} is missing; make it again with `" in fails(capsys, *question)
+    program, *words = shlex.split(command)
+    assert program == "gradscore"
+    assert call(*words) == 0
+    assert call("run", "check", run) == 0
+    assert call(*question) == 0
+    after = read_csv(tmp_path / "s.csv")
+    assert len(after) == len(before) == 47
+    for row, other in zip(after, before, strict=True):
+        assert list(row.values())[:4] == list(other.values())[:4]
+        value, expected = (float(list(r.values())[4]) for r in (row, other))
+        assert value == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_damaged_index_of_the_run_is_made_again_with_all(tmp_path, capsys):
+    run = tmp_path / "run"
+    how = ("--model", "digits", "--id", "a=digits:test", "--limit", 5, "--layers", "last")
+    assert call("extract", "--run", run, *how, "--quiet") == 0
+    (run / "run.json").write_bytes((run / "run.json").read_bytes()[:-9])
+    told = fails(capsys, "score", "--run", run)
+    assert f"{run}/run.json is damaged: it does not end in its checksum; delete it, then" in told
+    assert f"`gradscore extract --run {run} --model SPEC --id NAME=PATH" in told
+    (run / "run.json").unlink()
+    assert call("extract", "--run", run, *how) == 0
+    assert call("run", "check", run) == 0
+
+
+def test_layers_lists_groups_and_rules(capsys, tmp_path):
+    assert call("layers", "-o", tmp_path / "l.csv", "--quiet") == 0
+    rows = read_csv(tmp_path / "l.csv")
+    assert list(rows[0]) == ["group", "rules", "tensors", "elements"]
+    assert rows[-1]["group"] == "all"
+    sizes = {row["group"]: int(row["elements"]) for row in rows}
+    assert call("layers", "--all", "-o", tmp_path / "p.csv") == 0
+    assert f"Wrote {tmp_path}/p.csv." in capsys.readouterr().err
+    rows = read_csv(tmp_path / "p.csv")
+    assert list(rows[0]) == ["parameter", "group", "rule", "elements"]
+    assert sum(int(row["elements"]) for row in rows) == sizes["all"]
     assert call("layers") == 0
     shown = capsys.readouterr().out
     for group in ("stem", "block1", "block4", "last", "all"):
@@ -322,6 +532,35 @@ class TestMistakes:
         assert "bad.png" in capsys.readouterr().err
 
 
+def test_a_model_beside_the_user_is_found_and_its_preprocessing_told(tmp_path):
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin" / "script.py"
+    script.write_text("from gradscore.cli import main; main()")
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.AvgPool2d(56), nn.Flatten(), nn.Linear(48, 6))\n"
+    )
+    words = ["extract", "--model", "python:mine:make", "--id", "a=digits:test", "--limit", "2"]
+    done = subprocess.run(
+        [sys.executable, str(script), *words], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "python:mine:make: resize 256, crop 224, mean [0.485, 0.456, 0.406]" in done.stderr
+    done = subprocess.run(
+        [sys.executable, str(script), "run", "info"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert "of the factory itself" in done.stdout
+    assert "pretrained" not in done.stdout
+
+
+def test_the_formats_of_sets_are_in_the_help(capsys):
+    assert call("extract", "--help") == 0
+    shown = capsys.readouterr().out
+    for word in (*SUFFIXES, ".npz", "images [n, h, w, c] uint8", "columns path, label", "LIST@"):
+        assert word in shown
+
+
 def test_real_process_pipes_and_exit_codes(run):
     command = [sys.executable, "-c", "from gradscore.cli import main; main()"]
     wrong = subprocess.run([*command, "score", "--run", "absent"], capture_output=True, text=True)
@@ -338,6 +577,35 @@ def test_real_process_pipes_and_exit_codes(run):
     )
     assert piped.returncode == 0
     assert len([line for line in piped.stdout.splitlines() if "msp" in line]) == 4
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", ["layers", "--help"])
+def test_an_output_that_takes_nothing_is_one_line(words, unbuffered):
+    program = f"{sys.executable} -c 'from gradscore.cli import main; main()' {words}"
+    for target, told in (
+        ("/dev/full", "Error: Cannot write to standard output: No space left on device.\n"),
+        ("&-", "Error: Expected an open standard output, got a closed one.\n"),
+    ):
+        done = subprocess.run(
+            ["bash", "-c", f"{program} >{target}"],
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert (done.returncode, done.stderr) == (1, told)
+    piped = f"{program} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", piped], stderr=subprocess.PIPE, text=True)
+    assert done.stderr == ""
+    assert done.returncode in (0, 1)
+
+
+def test_python_runs_the_package():
+    command = [sys.executable, "-m", "gradscore", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "version" in done.stdout
 
 
 def test_ctrl_c_keeps_what_is_finished_and_the_same_command_resumes(tmp_path):

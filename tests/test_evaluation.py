@@ -83,7 +83,7 @@ def test_sets_can_be_chosen_and_roles_are_needed(run):
     assert [row["ood"] for row in rows] == ["photos", "mean"]
     with pytest.raises(RunError, match=r"the role ood .* got none among digits"):
         evaluate_run(run, QUESTIONS, sets=["digits"])
-    with pytest.raises(RunError, match=r"the role id .* extract --id"):
+    with pytest.raises(RunError, match=r"the role id .* extract --run .* --id NAME=PATH`"):
         evaluate_run(run, QUESTIONS, sets=["noise"])
     with pytest.raises(InvalidArgument, match="Unknown set 'absent'"):
         evaluate_run(run, QUESTIONS, sets=["absent"])

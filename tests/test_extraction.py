@@ -370,7 +370,7 @@ def test_a_model_that_flattens_by_view_is_extracted_with_the_channels_first(tmp_
     class Viewed(nn.Module):
         def __init__(self):
             super().__init__()
-            self.layer, self.head = nn.Conv2d(3, 4, 3, stride=2), nn.Linear(4 * 9, 3)
+            self.layer, self.head = nn.Conv2d(3, 4, 3, stride=2), nn.Linear(4 * 9, 6)
 
         def forward(self, x):
             x = self.layer(x)
@@ -441,6 +441,7 @@ def test_lower_precision_is_stored_in_float32(tmp_path, precision):
     [
         ({"sets": {}}, "at least one set of images, got none"),
         ({"sets": {"a/b": ("id", "digits:test")}}, "Expected a set name of letters"),
+        ({"sets": {"mean": ("ood", "digits:noise")}}, "another set name than mean"),
         ({"sets": {"a": ("train", "digits:test")}}, "role id or ood or None, got 'train'"),
         ({"batch_size": 0}, "a batch size of 1 or more, or auto, got 0"),
         ({"batch_size": "max"}, "got 'max'"),
@@ -464,6 +465,37 @@ def test_bad_arguments_are_named_before_anything_is_written(tmp_path, options, m
     with pytest.raises(GradScoreError, match=message):
         extract(arguments.pop("model"), arguments.pop("sets"), tmp_path / "run", **arguments)
     assert not (tmp_path / "run").exists()
+
+
+def test_labels_that_the_model_lacks_are_refused_of_an_id_set(tmp_path):
+    images = np.zeros((4, 1, 8, 8), np.float32)
+    np.savez(tmp_path / "set.npz", images=images, labels=np.array([0, 1, 6, 2]))
+    message = r"labels of 0 to 5 in set 'a', got 6 \(set.npz/2\)"
+    with pytest.raises(DataError, match=message):
+        extract(make_model(), {"a": ("id", tmp_path / "set.npz")}, tmp_path / "run")
+    extract(make_model(), {"a": ("ood", tmp_path / "set.npz")}, tmp_path / "run", layers="last")
+
+
+def small_linear(*after):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1 if not after else 6), *after).eval()
+    model.preprocessing = make_model().preprocessing
+    return model
+
+
+def test_a_model_with_one_logit_is_refused(tmp_path):
+    with pytest.raises(
+        ModelError, match="logits of two or more classes, got one logit: return 0 and f"
+    ):
+        extract(small_linear(), DIGITS, tmp_path / "run", **SMALL)
+
+
+def test_outputs_that_are_probabilities_are_told_of(tmp_path):
+    store = extract(small_linear(nn.Softmax(dim=1)), DIGITS, tmp_path / "one", **SMALL)
+    assert "its outputs are probabilities" in store.info.notice
+    assert RunStore(tmp_path / "one").info.notice == store.info.notice
+    for other in (nn.Sigmoid(), nn.LogSoftmax(dim=1), nn.Identity()):
+        store = extract(small_linear(other), DIGITS, tmp_path / type(other).__name__, **SMALL)
+        assert store.info.notice == ""
 
 
 def test_models_that_cannot_be_asked_are_refused(tmp_path):

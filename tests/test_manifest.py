@@ -38,6 +38,17 @@ def test_a_folder_is_listed_in_one_order(folder):
         find_images(folder / "absent")
 
 
+def test_hidden_files_of_a_folder_are_left_out(folder):
+    before = find_images(folder)
+    for hidden in ("a/._1.JPG", ".thumbnails/1.png"):
+        (folder / hidden).parent.mkdir(exist_ok=True)
+        (folder / hidden).write_bytes(b"not a picture")
+    assert find_images(folder) == before
+    (folder / ".thumbnails" / "a").mkdir()
+    (folder / ".thumbnails" / "a" / "1.png").write_bytes(b"")
+    assert find_images(folder / ".thumbnails") == ["1.png", "a/1.png"]
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".txt"])
 def test_what_is_written_is_read_back(folder, suffix):
     built = listed(folder)

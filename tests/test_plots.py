@@ -73,6 +73,16 @@ def test_densities_are_shares_of_each_set(drawn, tmp_path):
     assert labels == ["digits (ID)", "noise (OOD)"]
 
 
+def test_an_axis_that_is_cut_says_so(drawn, tmp_path):
+    scores = {"digits": np.arange(1000.0)}
+    save_densities(tmp_path / "d.png", {"score": scores}, id_names=["digits"])
+    label = drawn[-1].axes[0].get_xlabel()
+    assert label == "score\n(the end bins hold the lowest and the highest 0.2%, too)"
+    equal = {"x": {"a": [1.0, 1.0], "b": [1.0]}}
+    save_densities(tmp_path / "d.png", equal, id_names=["a"])
+    assert drawn[-1].axes[0].get_xlabel() == "x"
+
+
 def test_equal_scores_are_drawn_too(tmp_path):
     save_densities(tmp_path / "d.png", {"x": {"a": [1.0, 1.0], "b": [1.0]}}, id_names=["a"])
 
@@ -99,6 +109,18 @@ def test_a_comparison_names_what_differs(run, tmp_path, drawn):
     ]
 
 
+def test_runs_with_different_ood_sets_are_compared_without_their_means(run, tmp_path, drawn):
+    rows = compare([run, run], [Question("msp")], replicates=20)
+    for row in rows[3:]:
+        row["model"], row["run"] = "other", "elsewhere"
+    rows[3]["ood"] = "textures"
+    plot_comparison(rows, tmp_path / "c.png")
+    axis = drawn[0].axes[0]
+    assert [t.get_text() for t in axis.get_xticklabels()] == ["noise", "photos", "textures"]
+    at = [[bar.get_x() + bar.get_width() / 2 for bar in bars] for bars in axis.containers[1::2]]
+    np.testing.assert_allclose(at, [[-0.2, 0.8], [2.2, 1.2]])
+
+
 def test_what_cannot_be_drawn_is_refused(run, evaluations, tmp_path):
     with pytest.raises(InvalidArgument, match=r"No figure for ablation 'grid'; .* layers, p"):
         plot_ablation("grid", run, evaluations["p"], tmp_path / "p.png")
@@ -116,11 +138,12 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch, tmp_path):
 
 def test_bars_of_all_layers_differ(drawn, tmp_path):
     rows = [
-        {"layers": f"block{k}", "ood": "mean", "fpr95": 0.5, "fpr95_low": None} for k in range(14)
+        {"layers": f"block{k}", "ood": "mean", "fpr95": 0.5, "fpr95_low": None} for k in range(20)
     ]
     drawing.save_bars(tmp_path / "b.png", rows, by=lambda row: row["layers"])
-    looks = {(bar.get_hatch(), bar.get_facecolor()) for bar in drawn[0].axes[0].patches}
-    assert len(looks) == 14
+    looks = [(bar.get_hatch(), bar.get_facecolor()) for bar in drawn[0].axes[0].patches]
+    assert len(set(looks)) == 20
+    assert all(len(set(part)) == 7 for part in zip(*looks[:7], strict=True))
 
 
 def test_importing_the_module_does_not_import_matplotlib():

@@ -159,3 +159,18 @@ def test_an_unknown_recorded_field_is_refused():
 def test_arrays_of_another_form_are_refused(array):
     with pytest.raises(InvalidArgument, match="picture"):
         Preprocessing(None, None, MEAN, STD)(array)
+
+
+@pytest.mark.parametrize(
+    ("resize", "crop", "mode", "shape"),
+    [
+        (256, 224, "RGB", (3, 224, 224)),
+        ((40, 30), None, "L", (1, 40, 30)),
+        (50, (20, 10), "RGB", (3, 20, 10)),
+        (None, None, "L", (1, 60, 60)),
+    ],
+)
+def test_the_shape_of_an_input_is_known_beforehand(resize, crop, mode, shape):
+    prepare = Preprocessing(resize, crop, 0.5, 0.5, mode=mode)
+    assert prepare.input_shape(60) == shape
+    assert prepare(np.zeros((60, 60), np.uint8)).shape == shape

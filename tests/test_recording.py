@@ -83,7 +83,7 @@ def test_a_perturbation_answers_for_its_own_temperature_only(tmp_path):
     extract(Staged(), SETS, tmp_path, **ODIN, **SMALL)
     with pytest.raises(NotRecorded, match=r"record odin -T 10 --epsilon 0.2`"):
         Run(tmp_path).score("digits", "odin", temperature=10, epsilon=0.2)
-    with pytest.raises(NotRecorded, match="extract --layers last --record odin -T 1000 --epsilon"):
+    with pytest.raises(NotRecorded, match="--layers last --record odin -T 1000 --epsilon"):
         Run(tmp_path).score("digits", "odin", epsilon=0.3)
     store = extract(Staged(), SETS, tmp_path, temperature=(10,), **ODIN, **SMALL)
     assert "odin-T10-eps0.2" in store.info.passes
@@ -257,9 +257,7 @@ def test_damage_to_a_fit_is_found(tmp_path):
 def test_what_the_run_lacks_is_answered_by_the_option(tmp_path):
     extract(Staged(), SETS, tmp_path, **SMALL)
     run = Run(tmp_path)
-    with pytest.raises(
-        NotRecorded, match="extract --layers last --record mahalanobis --fit train"
-    ):
+    with pytest.raises(NotRecorded, match="--layers last --record mahalanobis --fit train"):
         run.score("noise", "mahalanobis_stages", fit="train")
     with pytest.raises(InvalidArgument, match="Unknown set 'absent' to fit to; the run holds"):
         run.score("noise", "mahalanobis_stages", fit="absent")
@@ -289,7 +287,7 @@ def test_a_set_of_the_run_can_be_fitted_to_later(tmp_path):
         ({"record": "mahalanobis"}, "labelled ID set to fit to, to record mahalanobis with"),
         (
             {"record": "mahalanobis", "fit": "absent"},
-            "Unknown set 'absent' to fit to; add it with",
+            "Unknown set 'absent' to fit to; give it, too, as --data absent=PATH",
         ),
         ({"record": "mahalanobis", "fit": "noise"}, "no image of set 'noise' has one"),
     ],

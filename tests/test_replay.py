@@ -87,7 +87,7 @@ def test_unknown_modules_and_types_are_refused(tmp_path):
 
 def test_questions_that_the_kept_input_cannot_answer(tmp_path):
     store = extract(Residual(), DIGITS, tmp_path, layers="last", keep=["body"], limit=10)
-    with pytest.raises(NotRecorded, match="record it with `gradscore extract --keep fc`"):
+    with pytest.raises(NotRecorded, match=r"record it with `gradscore extract --run .* --keep fc"):
         Replay(store, "fc", "last")
     with pytest.raises(NotRecorded, match=r"Parameter stem.weight does not lie behind"):
         Replay(store, "body", "all")

@@ -1,5 +1,6 @@
 """The run on disk: its layout, one writer at a time, streaming reads, and every damage found."""
 
+import errno
 import json
 import math
 import os
@@ -148,17 +149,17 @@ def test_the_smallest_pass_that_holds_the_parameters_is_found(run):
         assert store.find_norms("uniform", 0.5, math.inf, ["fc.weight"]).name == name
         assert store.find_norms("uniform", 0.5, math.inf, ["conv.weight"]).name == PASS
         assert store.norm_passes["uniform", 0.5, math.inf].name == PASS
-        with pytest.raises(NotRecorded, match="`gradscore extract --target uniform -T 1 -p 2`"):
+        with pytest.raises(NotRecorded, match=r"--layers all -p 2 -T 1 --target uniform`"):
             store.find_norms("uniform", 1.0, 2.0, ["fc.weight"])
 
 
 def test_unfinished_and_unknown_sets_are_refused_with_the_command(tmp_path):
-    with RunStore.create(tmp_path / "run", make_info()) as store:
+    with RunStore.create(tmp_path / "my run", make_info()) as store:
         store.add_set(SetInfo("half", "ood", "my images", "00", 10))
         store.add_shards("half", {"base": base_rows(range(5))}, (0, 5))
         message = (
-            "5 of 10 images; finish it with `gradscore extract --model tiny "
-            f"--ood 'half=my images' --run {tmp_path}/run`"
+            "5 of 10 images; finish it with "
+            f"`gradscore extract --run '{tmp_path}/my run' --layers last`."
         )
         with pytest.raises(NotRecorded, match=message):
             store.blocks("half")
@@ -169,7 +170,10 @@ def test_unfinished_and_unknown_sets_are_refused_with_the_command(tmp_path):
 
 
 def test_no_run_is_one_line(tmp_path):
-    with pytest.raises(RunError, match=r"No run in .*; make one with `gradscore extract`"):
+    with pytest.raises(
+        RunError,
+        match=r"No run in .*; make one with `gradscore extract --run /.*absent --model SPEC --id",
+    ):
         RunStore(tmp_path / "absent")
     with pytest.raises(RunError, match="No run in"):
         check(tmp_path)
@@ -180,6 +184,14 @@ def test_names_that_could_leave_the_run_are_refused(tmp_path):
         for name in ("../out", "a/b", "", ".hidden", "a b"):
             with pytest.raises(RunError, match="Expected a set name of letters"):
                 store.add_set(SetInfo(name, None, "x", "00", 1))
+
+
+@pytest.mark.parametrize("name", ["mean", "fits", "run.json", "head.safetensors"])
+def test_names_that_mean_something_else_are_refused(tmp_path, name):
+    with RunStore.create(tmp_path / "run", make_info()) as store:
+        expected = f"another set name than mean, fits, .*, got '{name}'"
+        with pytest.raises(RunError, match=expected):
+            store.add_set(SetInfo(name, None, "x", "00", 1))
 
 
 def test_another_format_is_refused(run, monkeypatch):
@@ -281,6 +293,23 @@ def test_missing_and_exchanged_files_are_found(run):
     assert "No such file" in problem.reason
     with pytest.raises(RunError, match=r"shard-00001.h5 is missing"):
         list(RunStore(run).blocks("digits", norms=[PASS]))
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(run, monkeypatch):
+    def refuse(*_, **how):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("gradscore.run.shard.h5py.File", refuse)
+    with pytest.raises(RunError, match=r"^Cannot read .*shard-00000.h5: Permission denied\.$"):
+        list(RunStore(run).blocks("digits"))
+    store = RunStore(run)
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    with pytest.raises(RunError, match=r"^Cannot read .*head.safetensors: Permission denied\.$"):
+        store.head()
+    monkeypatch.undo()
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(RunError, match=r"^Cannot read .*: Permission denied\.$"):
+        check(run)
 
 
 def test_wrong_row_ranges_are_found(run):

@@ -158,13 +158,17 @@ def test_without_a_closed_form_last_is_recorded_and_its_factors_refused(tmp_path
 def test_groups_that_the_run_answers_end_with_last(run, tmp_path):
     assert recorded_groups(run) == ["stem", "block1", "all", "last"]
     bare = RunStore(make_run(tmp_path / "run", passes=()))
-    with pytest.raises(NotRecorded, match="record them with `gradscore extract --layers all`"):
+    with pytest.raises(
+        NotRecorded, match=r"record them with `gradscore extract --run .*run --layers all`"
+    ):
         recorded_groups(bare)
 
 
 def test_what_is_not_recorded_names_the_option_that_records_it(run):
     question = Question("gradnorm", layers="block1", p=0.5, temperature=2)
-    expected = "`gradscore extract --layers block1 -p 0.5 -T 2 --target uniform`"
+    expected = (
+        rf"`gradscore extract --run {run.path} --layers block1 -p 0.5 -T 2 --target uniform`"
+    )
     with pytest.raises(NotRecorded, match=expected):
         next(iterate_scores(run, ["noise"], [question]))
 

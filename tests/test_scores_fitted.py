@@ -50,6 +50,14 @@ def test_the_set_to_fit_to_is_no_part_of_the_evaluation(run):
     assert [row["fit"] for row in rows] == [None] * 3 + ["train"] * 3
 
 
+def test_a_question_names_the_sets_that_it_learns_from():
+    assert Question("msp").learned_from() == ()
+    for method in ("mahalanobis", "mahalanobis_stages"):
+        assert Question(method, fit="train,photos").learned_from() == ("train",)
+    both = Question("lee_alregib", fit="train,photos")
+    assert both.learned_from() == ("train", "photos")
+
+
 def test_what_cannot_be_fitted_is_refused(run, tmp_path):
     with pytest.raises(InvalidArgument, match="mahalanobis needs the option fit"):
         Question("mahalanobis")
@@ -57,6 +65,13 @@ def test_what_cannot_be_fitted_is_refused(run, tmp_path):
         run.score("digits", "mahalanobis", fit="absent")
     with pytest.raises(RunError, match="no row of set 'photos' has one"):
         run.score("digits", "mahalanobis", fit="photos")
+
+    def beyond(name, arrays):
+        arrays["label"][7] = 5
+
+    spoilt = Run(make_run(tmp_path / "spoilt", change=beyond))
+    with pytest.raises(RunError, match="labels of 0 to 4 in set 'train', got 5"):
+        spoilt.score("digits", "mahalanobis", fit="train")
     bare = Run(make_run(tmp_path / "run", closed_form=False))
     with pytest.raises(ModelError, match="needs logits"):
         bare.score("digits", "mahalanobis", fit="train")
@@ -172,7 +187,7 @@ def test_recorded_norms_are_those_of_the_confounding_label(tmp_path):
 
 
 def test_what_lee_alregib_cannot_learn_from_is_refused(run, confounded):
-    with pytest.raises(NotRecorded, match="`gradscore extract --target all-ones -p 2"):
+    with pytest.raises(NotRecorded, match="--layers all -p 2 -T 1 --target all-ones`"):
         run.score("digits", "lee_alregib", fit="train,noise")
     with pytest.raises(NotRecorded, match="expected fit as ID,NOISE, got 'train'"):
         confounded.score("digits", "lee_alregib", fit="train")
@@ -196,5 +211,5 @@ def test_a_kept_module_answers_what_was_not_recorded(tmp_path):
     del store.info.passes["norms-uniform-T3-p2"]
     replayed = score_sets(store, ["photos"], [question])["photos"].columns["gradnorm"]
     np.testing.assert_allclose(replayed, recorded, rtol=1e-5)
-    with pytest.raises(NotRecorded, match="extract --layers block1 -p 2 -T 3"):
+    with pytest.raises(NotRecorded, match="--layers block1 -p 2 -T 3"):
         score_sets(store, ["photos"], [Question("gradnorm", layers="block1", p=2, temperature=3)])

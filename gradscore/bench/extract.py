@@ -26,8 +26,6 @@ from gradscore.extraction import extract
 from gradscore.models import create_model
 
 MODELS = ("cifar:resnet20", "timm:mobilenetv2_100")
-SIDES = {"cifar": 32}
-DEFAULT_SIDE = 224
 
 
 @dataclass(frozen=True)
@@ -94,10 +92,10 @@ def measure(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     for spec in models:
         model = create_model(spec, "random").to(device)
-        side = SIDES.get(spec.partition(":")[0], DEFAULT_SIDE)
+        channels, *size = model.preprocessing.input_shape()
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "images.npz")
-            shape = (images, side, side, 3)
+            shape = (images, *size, channels)
             np.savez(source, images=np.random.default_rng(0).integers(0, 256, shape, np.uint8))
             how = {"batch_size": batch_size, "workers": workers}
             pairs = []

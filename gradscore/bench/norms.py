@@ -49,7 +49,8 @@ def drawn(spec: str, batch: int, size: int, device: str) -> tuple[nn.Module, Ten
     for parameter in model.parameters():
         if parameter.ndim > 1 and not parameter.any():
             nn.init.normal_(parameter, std=0.02)
-    return model, torch.randn(batch, 3, size, size, device=device)
+    channels = model.preprocessing.input_shape()[0]
+    return model, torch.randn(batch, channels, size, size, device=device)
 
 
 def subset_names(model: nn.Module, images: Tensor, subset: str) -> tuple[str, ...]:
@@ -84,7 +85,7 @@ def measure(
     subset: str,
     *,
     batch: int,
-    size: int,
+    size: int | None = None,
     device: str = "cpu",
     tf32: bool = False,
     methods: Iterable[str] = tuple(METHODS),
@@ -99,7 +100,7 @@ def measure(
         spec: The model, its weights random.
         subset: ``last``, ``block`` (the last one) or ``all``.
         batch: Number of images.
-        size: Their height and width in pixels.
+        size: Their height and width in pixels; by default those that the model expects.
         device: ``cpu`` or ``cuda``.
         tf32: Whether CUDA may multiply with 10 bits of mantissa.
         methods: Names from :data:`METHODS`; the ordinary pass is always there.
@@ -114,6 +115,8 @@ def measure(
         ordinary pass), ``lowest, highest`` (of the rounds), ``rounds, seconds`` (median),
         ``peak_mib``, and the circumstances. A method that cannot do it has its reason in ``note``.
     """
+    if size is None:
+        size = create_model(spec, "random").preprocessing.input_shape()[-1]
     for method in dict.fromkeys((ORDINARY, *methods)):
         case = Case(spec, subset, method, batch, size, device, tf32)
         taken = in_fresh_process(timed, case, repeats, seconds, thread_time)

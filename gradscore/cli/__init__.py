@@ -4,6 +4,8 @@ Only click is imported here and in the commands' modules; torch and the rest are
 command that needs them, so that ``gradscore --help`` answers at once.
 """
 
+import errno
+import os
 import sys
 
 import click
@@ -21,6 +23,7 @@ from gradscore.cli.score import score
 from gradscore.cli.verify import verify
 from gradscore.errors import GradScoreError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 COMMANDS = (
     demo,
     layers,
@@ -57,6 +60,11 @@ for _command in COMMANDS:
 
 def main() -> None:
     """Run the command line; errors are one line on stderr and exit code 1, usage errors 2."""
+    if sys.stdout is None:
+        sys.exit("Error: Expected an open standard output, got a closed one.")
+    # For python: models, as `python -m` has it; last, so that it hides no installed package.
+    if "" not in sys.path:
+        sys.path.append("")
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Abort:
@@ -71,7 +79,12 @@ def main() -> None:
     except GradScoreError as error:
         click.echo(f"Error: {' '.join(str(error).split())}", err=True)
         code = 1
-    except BrokenPipeError:
-        sys.stderr.close()
+    except OSError as error:
+        # Files' own errors are told where they are written; what has no name is the output.
+        if error.filename is not None or error.errno not in FULL:
+            raise
+        # What is left in the buffer is not tried again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        click.echo(f"Error: Cannot write to standard output: {error.strerror}.", err=True)
         code = 1
     sys.exit(code or 0)

@@ -3,7 +3,7 @@
 import click
 
 from gradscore.cli.console import notice
-from gradscore.cli.evaluate import show_evaluation, show_rows
+from gradscore.cli.evaluate import evaluated_sets, show_evaluation, show_rows
 from gradscore.cli.options import (
     chained,
     output_option,
@@ -11,7 +11,7 @@ from gradscore.cli.options import (
     quiet_option,
     run_option,
 )
-from gradscore.cli.questions import ask
+from gradscore.cli.questions import ask, notice_fits
 
 KINDS = ("layers", "p", "temperature", "target", "decomposition", "kl")
 plot_option = click.option("--plot", metavar="F.png", help="Draw the figure (.png, .pdf, .svg).")
@@ -66,6 +66,7 @@ def compare(runs, sets, methods, output, plot, quiet, **options) -> None:
         check_figure(plot)
     questions = ask(RunStore(runs[0]), methods, options, quiet=quiet)
     rows = side_by_side(runs, questions, sets=sets or None)
+    notice_fits(questions, evaluated_sets(rows), quiet=quiet)
     show_rows(rows, lead=("run", "model"))
     if output:
         write_rows(output, rows)

@@ -8,12 +8,28 @@ import click
 
 from gradscore.cli.console import notice, print_table
 from gradscore.cli.options import chained, output_option, quiet_option
+from gradscore.errors import GradScoreError
+
+
+def _present(ctx: click.Context, param: click.Parameter, device: str) -> str:
+    """Return the device, or raise where there is none of its kind."""
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise GradScoreError("Expected a CUDA device, found none; use --device cpu.")
+    return device
+
 
 device_option = click.option(
-    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    callback=_present,
 )
 written = chained(output_option(".csv, .md, .json, .parquet"), quiet_option)
-MODELS = {"cifar:resnet20": (64, 32), "timm:resnet18": (16, 224)}
+MODELS = {"cifar:resnet20": 64, "timm:resnet18": 16}
 
 
 @click.group(short_help="Measure throughput beside limits and peers.")
@@ -44,20 +60,17 @@ def norms(model, subset, batch_size, peers, device, output, quiet) -> None:
     from gradscore.bench.norms import METHODS, measure
 
     methods = tuple(METHODS) if peers else tuple(METHODS)[:2]
-    rows = (
+    rows = [
         row
         for spec in model
         for part in subset or ("last", "block", "all")
         for row in measure(
-            spec,
-            part,
-            batch=batch_size or MODELS.get(spec, (16, 224))[0],
-            size=MODELS.get(spec, (16, 32 if spec.startswith("cifar:") else 224))[1],
-            device=device,
-            methods=methods,
+            spec, part, batch=batch_size or MODELS.get(spec, 16), device=device, methods=methods
         )
-    )
+    ]
     _report(rows, output, quiet)
+    if all(row["note"] for row in rows):
+        raise GradScoreError(f"Every measurement failed, the first with: {rows[0]['note']}")
 
 
 @bench.command(short_help="Extraction beside the bare forward.")

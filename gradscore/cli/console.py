@@ -3,7 +3,8 @@
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import click
 
@@ -18,7 +19,6 @@ def print_table(
     In a terminal it fits the width. In a pipe or a file nothing is cut or wrapped.
     """
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
@@ -29,6 +29,25 @@ def print_table(
         )
     for row in rows:
         table.add_row(*row)
+    _print(table)
+
+
+def print_facts(facts: Mapping[str, str]) -> None:
+    """Print names and what they stand for, a line each; in a terminal long ones are wrapped."""
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 3))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for fact in facts.items():
+        table.add_row(*fact)
+    _print(table)
+
+
+def _print(table: Any) -> None:
+    """Print a table as wide as the terminal, or as it is where there is none."""
+    from rich.console import Console
+
     console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False)
     with console.capture() as captured:
         console.print(table)

@@ -1,6 +1,7 @@
 """``gradscore demo``: the whole job on the embedded model and its images."""
 
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -47,6 +48,6 @@ def demo(output, quiet) -> None:
     write_evaluation(folder / "layers.csv", layers)
     notice(
         f"Wrote {folder}/run, scores.csv, evaluation.csv and layers.csv. "
-        f"Ask it more: gradscore score --run {folder}/run --layers block4",
+        f"Ask it more: gradscore score --run {quote(f'{folder}/run')} --layers block4",
         quiet=quiet,
     )

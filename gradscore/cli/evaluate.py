@@ -11,7 +11,7 @@ from gradscore.cli.options import (
     quiet_option,
     run_option,
 )
-from gradscore.cli.questions import ask
+from gradscore.cli.questions import ask, notice_fits
 
 WIDTH_WITH_INTERVALS = 132
 FIGURES = {"AUROC": "auroc", "FPR95": "fpr95", "AUPR-in": "aupr_in", "AUPR-out": "aupr_out"}
@@ -39,10 +39,16 @@ def evaluate(run_path, sets, methods, backend, output, quiet, **options) -> None
         check_ending(output, ROW_ENDINGS)
     questions = ask(run, methods, options, quiet=quiet)
     evaluation = evaluate_run(run, questions, sets=sets or None, backend=backend)
+    notice_fits(questions, evaluated_sets(evaluation.rows), quiet=quiet)
     show_evaluation(evaluation)
     if output:
         write_evaluation(output, evaluation)
         notice(f"Wrote {output}.", quiet=quiet)
+
+
+def evaluated_sets(rows) -> set[str]:
+    """Return the names of the sets that evaluation rows speak of."""
+    return {row[side] for row in rows for side in ("id", "ood")}
 
 
 def show_evaluation(evaluation, *, title: str = "") -> None:
@@ -53,8 +59,14 @@ def show_evaluation(evaluation, *, title: str = "") -> None:
 
 
 def show_rows(rows, *, lead: tuple[str, ...] = (), title: str = "") -> None:
-    """Print evaluation rows; settings are shown where they differ between rows."""
+    """Print evaluation rows; settings are shown where they differ between rows.
+
+    Where there is but one OOD set, its row is the mean.
+    """
     from gradscore.norms import number_name
+
+    if len({row["ood"] for row in rows}) == 2:
+        rows = [row for row in rows if row["ood"] != "mean"]
 
     def text(value) -> str:
         return number_name(value) if isinstance(value, float) else str(value or "")

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from gradscore.cli.console import Progress, counted, notice
+from gradscore.cli.models import preprocessing_text
 from gradscore.cli.options import (
     ORDER,
     TARGET,
@@ -142,9 +143,19 @@ def extract(model, weights, run_path, ids, oods, data, quiet, **how) -> None:
     target adds to the run; without --model and sets, those of the run are meant, and where there
     is no run the embedded model and its sets.
 
-    PATH: a folder of images, a list (.csv, .parquet, .txt, or LIST@ROOT), .npz, .tar,
-    torchvision:DATASET:SPLIT.
-    """
+    PATH of a set:
+
+    \b
+    folder           images at any depth but hidden ones; for --id the sub-folders
+                     are classes, by the model's names for them or in order
+    .csv, .parquet   columns path, label (-1 or empty: unknown), sha256 if wanted
+    .txt             a line an image: path label (OpenOOD's imglist)
+    LIST@ROOT        one of these, its paths below ROOT, not beside the list
+    .npz             images [n, h, w, c] uint8 or [n, c, h, w] float in 0..1,
+                     and labels [n], which may be absent
+    .tar             WebDataset shards, s-{000..009}.tar: NAME.png, NAME.cls
+    torchvision:DATASET:SPLIT[@ROOT]
+    """  # noqa: D301
     from gradscore.extraction import extract as record
 
     known = _existing(run_path)
@@ -159,8 +170,7 @@ def extract(model, weights, run_path, ids, oods, data, quiet, **how) -> None:
         raise click.UsageError("Expected --model SPEC for these sets, as no run is there yet.")
     if not sets and known is not None and model == known.model:
         sets = {entry.name: (entry.role, entry.source) for entry in known.sets.values()}
-        rows = max((entry.rows for entry in known.sets.values()), default=None)
-        how["limit"] = how["limit"] or rows
+        how["limit"] = how["limit"] or {entry.name: entry.rows for entry in known.sets.values()}
     if not sets and model not in (None, "digits"):
         raise click.UsageError("Expected at least one set: --id, --ood or --data NAME=PATH.")
     store = record(
@@ -185,6 +195,7 @@ def _existing(run_path: str):
 
 def _settings(known, **how) -> dict:
     """Return the arguments of the extraction; what is not given comes from the run, if any."""
+    from gradscore.models.groups import FIXED
     from gradscore.models.preprocessing import Preprocessing
 
     names = ("resize", "crop", "mean", "std", "interpolation")
@@ -200,13 +211,21 @@ def _settings(known, **how) -> dict:
     for name, default in defaults.items():
         how[name] = how[name] or default
     how["temperature"] = how["temperature"] or None
-    how["blocks"] = dict(how["blocks"])
+    groups = known.groups if known is not None else {}
+    how["blocks"] = dict(how["blocks"]) or {
+        name: members for name, members in groups.items() if name not in FIXED
+    }
     if how["workers"] is None:
         how["workers"] = min(4, (os.cpu_count() or 1) - 1)
     return how
 
 
 def _report(store, sets: list[str], fit: str | None, quiet: bool) -> None:
+    if store.info.model.startswith("python:"):
+        how = preprocessing_text(store.info)
+        notice(f"{store.info.model}: {how}; --resize, --crop, ... change it.", quiet=quiet)
+    if store.info.notice:
+        notice(f"{store.info.model}: {store.info.notice}.", quiet=quiet)
     for name in sets:
         entry = store.sets[name]
         if entry.notice:

@@ -1,12 +1,20 @@
 """``gradscore layers``: the parameter groups of a model, and the rule that serves each."""
 
 from collections import Counter
+from collections.abc import Iterable
 
 import click
 
-from gradscore.cli.console import print_table
+from gradscore.cli.console import notice, print_table
 from gradscore.cli.models import load, noise
-from gradscore.cli.options import Pair, chained, model_options, preprocessing_options
+from gradscore.cli.options import (
+    Pair,
+    chained,
+    model_options,
+    output_option,
+    preprocessing_options,
+    quiet_option,
+)
 
 
 @click.command(short_help="Show a model's parameter groups and rules.")
@@ -15,12 +23,16 @@ from gradscore.cli.options import Pair, chained, model_options, preprocessing_op
     "--blocks", metavar="NAME=PATTERN", type=Pair("PATTERN"), multiple=True, help="Name a group."
 )
 @click.option("--all", "every", is_flag=True, help="One row a parameter tensor.")
-def layers(model, weights, blocks, every, **overrides) -> None:
+@chained(output_option(".csv, .md, .json, .parquet"), quiet_option)
+def layers(model, weights, blocks, every, output, quiet, **overrides) -> None:
     """Show a model's parameter groups, their sizes, and the rule that serves each."""
     from gradscore.engine import gradient_norms
     from gradscore.models.groups import parameter_groups
     from gradscore.models.head import find_head
+    from gradscore.tables import ROW_ENDINGS, check_ending, write_rows
 
+    if output:
+        check_ending(output, ROW_ENDINGS)
     network = load(model, weights, overrides)
     images = noise(network, 2)
     head = find_head(network, images)
@@ -29,17 +41,29 @@ def layers(model, weights, blocks, every, **overrides) -> None:
     rules = gradient_norms(network, images).rules
     if every:
         group_of = {p: g for g, names in groups.items() if g != "all" for p in names}
-        print_table(
-            ("parameter", "group", "rule", "elements"),
-            ((n, group_of.get(n, ""), rules[n], f"{size:,}") for n, size in sizes.items()),
-            left=3,
-        )
-        return
-    rows = []
-    for group, names in groups.items():
-        served = Counter(rules[name] for name in names)
-        told = ", ".join(f"{rule} {count}" for rule, count in served.most_common())
-        rows.append((group, told, str(len(names)), f"{sum(sizes[n] for n in names):,}"))
-    print_table(("group", "rules (tensors)", "tensors", "elements"), rows, left=2)
+        rows = [
+            {"parameter": n, "group": group_of.get(n, ""), "rule": rules[n], "elements": size}
+            for n, size in sizes.items()
+        ]
+    else:
+        rows = [
+            {
+                "group": group,
+                "rules": _told(rules[name] for name in names),
+                "tensors": len(names),
+                "elements": sum(sizes[name] for name in names),
+            }
+            for group, names in groups.items()
+        ]
+    cells = [[f"{v:,}" if isinstance(v, int) else v for v in row.values()] for row in rows]
+    print_table(tuple(rows[0]), cells, left=3 if every else 2)
     if not head.closed_form:
         click.echo(f"No closed form for `last`: {head.reason}")
+    if output:
+        write_rows(output, rows)
+        notice(f"Wrote {output}.", quiet=quiet)
+
+
+def _told(rules: Iterable[str]) -> str:
+    """Return each rule with the number of tensors that it serves."""
+    return ", ".join(f"{rule} {count}" for rule, count in Counter(rules).most_common())

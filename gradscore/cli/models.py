@@ -2,6 +2,14 @@
 
 from typing import Any
 
+WEIGHTS = {
+    "digits": "embedded",
+    "python": "of the factory itself",
+    "timm": "pretrained, of the library",
+    "torchvision": "pretrained, of the library",
+}
+"""What weights a model has by default, by its family."""
+
 
 def load(spec: str | None, weights: str | None, overrides: dict[str, Any]) -> Any:
     """Return the model of ``spec`` (the embedded one by default) with overridden preprocessing."""
@@ -12,15 +20,24 @@ def load(spec: str | None, weights: str | None, overrides: dict[str, Any]) -> An
     return model
 
 
+def preprocessing_text(about: Any) -> str:
+    """Return how a run's pictures are made ready for its model."""
+    return ", ".join(f"{field} {value}" for field, value in about.preprocessing.items())
+
+
+def weights_text(about: Any) -> str:
+    """Return where the weights of a run's model come from."""
+    family = about.model.partition(":")[0]
+    return about.weights or WEIGHTS.get(family, "of the model that was given")
+
+
 def noise(model: Any, count: int) -> Any:
     """Return ``count`` images of uniform noise as the model takes them, from a fixed seed."""
     import numpy as np
     import torch
 
     prepare = model.preprocessing
-    side = prepare.crop or prepare.resize or 224
-    height, width = side if isinstance(side, tuple) else (side, side)
-    shape = (height, width) if prepare.mode == "L" else (height, width, 3)
+    channels, *size = prepare.input_shape()
     rng = np.random.default_rng(0)
-    pictures = (rng.integers(0, 256, shape, dtype=np.uint8) for _ in range(count))
+    pictures = (rng.integers(0, 256, (*size, channels), dtype=np.uint8) for _ in range(count))
     return torch.stack([prepare(picture) for picture in pictures])

@@ -108,6 +108,17 @@ def chained(*options: Callable) -> Callable:
     return decorate
 
 
+def repeatable(*names: str, help: str, **how: Any) -> Callable:
+    """Return an option whose value is a tuple of all that were given, or None."""
+    return click.option(
+        *names,
+        multiple=True,
+        callback=lambda ctx, param, values: values or None,
+        help=f"{help} Repeatable: each is answered.",
+        **how,
+    )
+
+
 model_options = chained(
     click.option(
         "--model",
@@ -118,7 +129,8 @@ model_options = chained(
     click.option(
         "--weights",
         metavar="FILE",
-        help="Weight file (.safetensors, .pth, .npz), or `random`. Default: the library's own.",
+        help="Weight file (.safetensors, .pth, .npz), or `random`. Default: the library's own, or "
+        "those that the python: factory gives.",
     ),
 )
 
@@ -140,19 +152,16 @@ question_options = chained(
         help="gradnorm, u, v, kl, msp, max_logit, energy, odin, mahalanobis, mahalanobis_stages "
         "or lee_alregib; repeatable.",
     ),
-    click.option("--layers", metavar="L", help="last, block1, ..., all, or a glob over names."),
-    click.option("-p", "p", metavar="P", type=ORDER, help="Order of the norm; inf is allowed."),
-    click.option(
-        "-T", "--temperature", metavar="T", type=TEMPERATURE, help="Softmax temperature."
-    ),
-    click.option("--target", type=TARGET, help="Target distribution of the loss."),
-    click.option(
+    repeatable("--layers", metavar="L", help="last, block1, ..., all, or a glob over names."),
+    repeatable("-p", "p", metavar="P", type=ORDER, help="Order of the norm; inf is allowed."),
+    repeatable("-T", "--temperature", metavar="T", type=TEMPERATURE, help="Softmax temperature."),
+    repeatable("--target", type=TARGET, help="Target distribution of the loss."),
+    repeatable(
         "--epsilon",
         metavar="E",
         type=click.FloatRange(min=0),
-        multiple=True,
-        callback=lambda ctx, param, values: values or None,
-        help="Input perturbation of odin, 0 by default; repeatable.",
+        help="Input perturbation of odin, 0 by default.",
     ),
-    click.option("--fit", metavar="SET", help="Labelled ID set that fitted methods learn from."),
+    repeatable("--fit", metavar="SET", help="Labelled ID set that fitted methods learn from."),
 )
+"""What a run is asked; every combination of repeated settings is answered on its own."""

@@ -1,6 +1,7 @@
 """From the options of the commands to questions that a run can answer."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from gradscore.cli.console import notice
@@ -29,3 +30,15 @@ def ask(
         except (ModelError, NotRecorded) as error:
             notice(f"Left out {question.method}. {error}", quiet=quiet)
     return questions
+
+
+def notice_fits(questions: Sequence[Any], sets: Collection[str], *, quiet: bool = False) -> None:
+    """Tell which of ``sets`` a method has seen before: it knows those better than any others."""
+    learners = defaultdict(dict)
+    for question in questions:
+        for name in question.learned_from():
+            learners[name][question.method] = None
+    for name, methods in learners.items():
+        if name in sets:
+            learned = " and ".join(methods)
+            notice(f"Figures of {name} are optimistic: {learned} learned from it.", quiet=quiet)

@@ -2,7 +2,8 @@
 
 import click
 
-from gradscore.cli.console import counted, print_table
+from gradscore.cli.console import counted, print_facts, print_table
+from gradscore.cli.models import preprocessing_text, weights_text
 
 
 @click.group(short_help="Inspect and verify a run.")
@@ -19,10 +20,12 @@ def info(path) -> None:
     store = RunStore(path)
     about = store.info
     facts = {
+        "run": path,
         "model": about.model,
-        "weights": about.weights or "pretrained, of the library",
+        "weights": weights_text(about),
         "weights' SHA-256": about.weights_sha256,
-        "preprocessing": ", ".join(f"{k} {v}" for k, v in about.preprocessing.items()),
+        "preprocessing": preprocessing_text(about),
+        "outputs": about.notice or "logits",
         "precision": about.precision,
         "features, classes": f"{about.features}, {about.classes}",
         "last layer": ", ".join(about.head.weights)
@@ -30,21 +33,21 @@ def info(path) -> None:
         "groups": ", ".join(about.groups),
         "versions": ", ".join(f"{k} {v}" for k, v in about.versions.items()),
     }
-    print_table(("", path), list(facts.items()), left=2)
+    for entry in about.sets.values():
+        facts[f"set {entry.name}"] = ", ".join(filter(None, (entry.role, entry.source)))
+    print_facts(facts)
     rows = []
     for entry in about.sets.values():
         for name in (BASE, *(name for name in entry.passes if name != BASE)):
             rows.append(
                 (
                     entry.name,
-                    entry.role or "",
-                    entry.source,
                     name,
                     f"{entry.done(name):,} of {entry.rows:,}",
                     str(len(entry.failed)),
                 )
             )
-    print_table(("set", "role", "source", "pass", "images", "failed"), rows, left=4)
+    print_table(("set", "pass", "images", "failed"), rows, left=2)
     if about.fits:
         fits = [(name, entry.method, ", ".join(entry.sets)) for name, entry in about.fits.items()]
         print_table(("fit", "method", "sets"), fits, left=3)
@@ -59,7 +62,10 @@ def check(path) -> None:
 
     problems = find_problems(path)
     if problems:
-        print_table(("file", "problem"), problems, left=2)
+        print_table(("file", "problem"), [problem[:2] for problem in problems], left=2)
+        click.echo("Delete these files, then make them again:")
+        for command in dict.fromkeys(problem.remedy for problem in problems):
+            click.echo(f"  {command.strip('`')}")
         raise click.exceptions.Exit(1)
     about = RunStore(path).info
     shards = sum(len(s) for e in about.sets.values() for s in e.passes.values())

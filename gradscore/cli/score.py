@@ -11,6 +11,7 @@ from gradscore.cli.options import (
     quiet_option,
     run_option,
 )
+from gradscore.cli.questions import notice_fits
 
 SHOWN = 5
 
@@ -33,12 +34,14 @@ def score(run_path, sets, methods, backend, output, quiet, **options) -> None:
     if output:
         check_ending(output, SCORE_ENDINGS)
     questions = make_questions(methods or ("gradnorm",), **options)
-    blocks = iterate_scores(run, sets or list(run.sets), questions, backend)
+    sets = sets or tuple(run.sets)
+    blocks = iterate_scores(run, sets, questions, backend)
     if output:
         count = write_scores(output, blocks)
         notice(f"Wrote the scores of {count:,} images to {output}.", quiet=quiet)
     else:
         _show(blocks)
+    notice_fits(questions, sets, quiet=quiet)
 
 
 def _show(blocks) -> None:

@@ -34,11 +34,17 @@ from gradscore.extraction.plan import (
 )
 from gradscore.extraction.probes import make_probes
 from gradscore.extraction.progress import Progress, Silent, piece_of_work
-from gradscore.extraction.recording import Reader, check_recording, fit_to, open_fit_set
+from gradscore.extraction.recording import (
+    Reader,
+    check_labels,
+    check_recording,
+    fit_to,
+    open_fit_set,
+)
 from gradscore.extraction.writing import Computed, ShardWriter
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.run import BASE, RunStore, SetInfo
-from gradscore.run.names import check_name
+from gradscore.run.names import check_set_name
 
 ROLES = ("id", "ood", None)
 DEVICES = ("auto", "cpu", "cuda")
@@ -65,7 +71,7 @@ def extract(
     device: str = "auto",
     precision: str = "float32",
     workers: int = 0,
-    limit: int | None = None,
+    limit: int | Mapping[str, int] | None = None,
     on_error: str = "fail",
     gradients: str = "rules",
     blocks: Mapping[str, str | Sequence[str]] | None = None,
@@ -103,7 +109,7 @@ def extract(
         precision: ``float32``, or ``bfloat16`` or ``float16`` for a forward under autocast;
             everything but a kept input is stored in float32.
         workers: Processes that decode images; 0 decodes in this one.
-        limit: Take only so many images of each set, the first ones.
+        limit: Take only so many images of each set, the first ones; or set name to that number.
         on_error: ``fail`` at an image that cannot be read, or ``skip`` it and record why.
         gradients: ``rules``, or for comparison ``vmap`` or ``reference``.
         blocks: Group names to globs, redefining groups of parameters.
@@ -133,10 +139,14 @@ def extract(
     blocks = blocks or {}
     info, head, arrays = describe(subject, image_there, precision=precision, blocks=blocks)
     network = Network(subject.model, head, place, precision)
+    limits = limit if isinstance(limit, Mapping) else dict.fromkeys(sets, limit)
     opened = {
-        name: open_set(source, classes=info.classes, labelled=role == "id", limit=limit)
+        name: open_set(source, classes=info.classes, labelled=role == "id", limit=limits.get(name))
         for name, (role, source) in sets.items()
     }
+    for name, (role, _) in sets.items():
+        if role == "id":
+            check_labels(name, opened[name], info.classes)
     labelled = open_fit_set(Path(run), fit, opened, info.classes) if fit is not None else None
     asked = norm_passes(info, layers, p, temperature or (1.0,), target, gradients)
     kept = keep_passes(keep, keep_dtype)
@@ -252,7 +262,7 @@ def _check_options(
     if not sets:
         raise InvalidArgument("Expected at least one set of images, got none.")
     for name, (role, _) in sets.items():
-        check_name(name, "set name")
+        check_set_name(name)
         _one_of("role", role, ROLES)
     _one_of("device", device, DEVICES)
     _one_of("precision", precision, PRECISIONS)

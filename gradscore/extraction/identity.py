@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gradscore.errors import InvalidArgument, RunError
+from gradscore.errors import InvalidArgument, ModelError, RunError
 from gradscore.models import create_model
 from gradscore.models.groups import parameter_groups
 from gradscore.models.head import Head, check_logits, find_head
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.models.weights import weights_sha256
 from gradscore.reference import differentiable_parameters
-from gradscore.run import HeadInfo, RunInfo, RunStore
+from gradscore.run import HeadInfo, RunInfo, RunStore, mend
 
 LIBRARIES = (
     "gradscore",
@@ -41,6 +41,9 @@ IDENTITY = (
     "input_shape",
 )
 """Fields of ``run.json`` in which every extraction into a run must agree."""
+PROBABILITIES = (
+    "its outputs are probabilities, not logits: scores take a softmax of them once more"
+)
 
 
 @dataclass(frozen=True)
@@ -105,13 +108,20 @@ def describe(
         blocks: The user's groups of parameters.
 
     Raises:
-        ModelError: If the model does not return logits, or is in train mode.
+        ModelError: If the model does not return two or more logits, or is in train mode.
         InvalidArgument: If ``blocks`` cannot be.
     """
     model = subject.model
-    head = find_head(model, torch.cat([image, image.flip(-1)]))
+    images = torch.cat([image, image.flip(-1)])
+    head = find_head(model, images)
     with torch.no_grad():
-        classes = check_logits(model(image), 1).shape[1]
+        logits = check_logits(model(images), len(images))
+    classes = logits.shape[1]
+    if classes < 2:
+        raise ModelError(
+            "Expected logits of two or more classes, got one logit: return 0 and f, whose softmax "
+            "holds the sigmoid of f."
+        )
     parameters = differentiable_parameters(model)
     arrays = {}
     if head.closed_form:
@@ -132,8 +142,15 @@ def describe(
         parameters={name: parameter.numel() for name, parameter in parameters.items()},
         groups=parameter_groups(model, head, blocks),
         versions=library_versions(),
+        notice=PROBABILITIES if _are_probabilities(logits) else "",
     )
     return info, head, arrays
+
+
+def _are_probabilities(outputs: Tensor) -> bool:
+    """Return whether every row lies in 0..1 and sums to 1."""
+    sums = outputs.double().sum(dim=1)
+    return bool((outputs >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-4))
 
 
 def library_versions() -> dict[str, str]:
@@ -149,6 +166,8 @@ def library_versions() -> dict[str, str]:
 
 def open_run(path: Path, info: RunInfo, head: Mapping[str, NDArray], *, blocks: bool) -> RunStore:
     """Make a run, or open the one that is there if it agrees; the writer's lock is held.
+
+    What was deleted from the run that is there, for being damaged, is recorded again.
 
     Args:
         path: The run's directory.
@@ -168,6 +187,7 @@ def open_run(path: Path, info: RunInfo, head: Mapping[str, NDArray], *, blocks: 
             require_equal(
                 f"The run {path}", field, _plain(getattr(store.info, field)), getattr(info, field)
             )
+        mend(store.path, store.info, head)
     except BaseException:
         store.close()
         raise

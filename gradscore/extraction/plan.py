@@ -58,7 +58,9 @@ def norm_passes(
         dict.fromkeys(check_order(order) for order in p),
     )
     return [
-        PassInfo(norms_name(t, T, order, name), "norms", t, T, order, gradients, parameters)
+        PassInfo(
+            norms_name(t, T, order, name, parameters), "norms", t, T, order, gradients, parameters
+        )
         for t, T, order in questions
     ]
 

@@ -92,8 +92,7 @@ def open_fit_set(run: Path, name: str, opened: Mapping[str, ImageSet], classes: 
         known = RunStore(run).sets if (run / RUN_FILE).exists() else {}
         if name not in known:
             raise NotRecorded(
-                f"Unknown set {name!r} to fit to; add it with `gradscore extract --data "
-                f"{name}=PATH`."
+                f"Unknown set {name!r} to fit to; give it, too, as --data {name}=PATH."
             )
         entry = known[name]
         images = open_set(
@@ -104,11 +103,23 @@ def open_fit_set(run: Path, name: str, opened: Mapping[str, ImageSet], classes: 
             f"Method mahalanobis learns from labels, but no image of set {name!r} has one; give a "
             "list with labels."
         )
-    if images.labels.max() >= classes:
-        raise DataError(
-            f"Expected labels of 0 to {classes - 1} in set {name!r}, got {images.labels.max()}."
-        )
+    check_labels(name, images, classes)
     return images
+
+
+def check_labels(name: str, images: ImageSet, classes: int) -> None:
+    """Raise where a label is none of the model's classes.
+
+    Raises:
+        DataError: Naming the first such image.
+    """
+    beyond = images.labels >= classes
+    if beyond.any():
+        place = int(beyond.argmax())
+        raise DataError(
+            f"Expected labels of 0 to {classes - 1} in set {name!r}, got {images.labels[place]} "
+            f"({images.paths[place]})."
+        )
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,15 @@ class Preprocessing:
         }
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
+    def input_shape(self, side: int = 224) -> tuple[int, int, int]:
+        """Return ``(channels, height, width)`` of what a square picture becomes.
+
+        Args:
+            side: Of the picture; it matters only where the size is kept.
+        """
+        size = self.crop or self.resize or side
+        return (CHANNELS[self.mode], *(size if isinstance(size, tuple) else (size, size)))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values that JSON keeps; :meth:`from_dict` reads them."""
         return {

@@ -22,11 +22,14 @@ from gradscore.tables import check_ending
 INK = "#1a1a1a"
 SHADES = ("#1a1a1a", "#1f6fb2", "#c4551c", "#5f9e3f", "#8a63a6", "#9c8412", "#4aa3a3", "#777777")
 MARKERS = "osD^vPX*"
-HATCHES = ("", "///", "...", "xxx", "\\\\\\", "---", "++")
-"""An odd number of them, so that with two fills fourteen bars differ."""
+FILLS = ("#b8b8b8", "#a9cbe6", "#f0bfa3", "#bcdcab", "#d3c2e0", "#e3d590", "#b5dede")
+HATCHES = ("", "///", "...", "xxx", "\\\\\\", "---", "++", "oo")
+"""One more than fills, so that neighbours differ in both and 56 bars in one of them."""
 STYLES = ("-", "--", "-.", ":")
 ENDINGS = (".png", ".pdf", ".svg")
 BINS = 40
+CUT = 0.2
+"""Share of all scores, in percent, beyond either end of the axis of a distribution."""
 SPIKE = 40
 """Share of one bin, in percent, above which the other bins need a logarithmic axis."""
 
@@ -73,7 +76,7 @@ def save_densities(
     for axis, (label, sets) in zip(axes, panels.items(), strict=True):
         everything = np.concatenate([np.asarray(scores, float) for scores in sets.values()])
         # Single outliers would squeeze everything else into one bin.
-        low, high = np.percentile(everything, (0.2, 99.8))
+        low, high = np.percentile(everything, (CUT, 100 - CUT))
         edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
         shares = {name: _shares(scores, edges) for name, scores in sets.items()}
         spiky = max(share.max() for share in shares.values()) > SPIKE
@@ -96,7 +99,9 @@ def save_densities(
                     fillstyle="none",
                     label=f"{name} (OOD)",
                 )
-        axis.set_xlabel(label)
+        cut = everything.min() < low or everything.max() > high
+        told = f"\n(the end bins hold the lowest and the highest {CUT}%, too)" if cut else ""
+        axis.set_xlabel(label + told)
         axis.set_yscale("log" if spiky else "linear")
         axis.set_ylim(floor, 100 if spiky else None)
         axis.set_ylabel(f"Share of images per bin (%{', log scale' if spiky else ''})")
@@ -115,7 +120,7 @@ def save_bars(
 
     Args:
         path: Where to.
-        rows: Rows of an evaluation.
+        rows: Rows of an evaluation; a bar whose OOD set it lacks is left out.
         by: What a row's bar is called in the legend.
         metric: ``fpr95`` or ``auroc``.
 
@@ -125,18 +130,19 @@ def save_bars(
         RunError: If the file cannot be written.
     """
     oods = list(dict.fromkeys(row["ood"] for row in rows))
+    oods.sort(key="mean".__eq__)
     names = list(dict.fromkeys(map(by, rows)))
     figure, (axis,) = _figure(path, 1, width=max(5.0, 1.0 + 0.35 * len(oods) * (len(names) + 1)))
     width = 0.8 / len(names)
     for place, name in enumerate(names):
         values = {row["ood"]: row for row in rows if by(row) == name}
-        at = np.arange(len(oods)) + (place - (len(names) - 1) / 2) * width
+        at = np.array([oods.index(ood) for ood in values]) + (place - (len(names) - 1) / 2) * width
         axis.bar(
             at,
-            [100 * values[ood][metric] for ood in oods],
+            [100 * row[metric] for row in values.values()],
             width * 0.92,
-            yerr=_spread([values[ood] for ood in oods], metric),
-            color="white" if place % 2 else "#b8b8b8",
+            yerr=_spread(list(values.values()), metric),
+            color=FILLS[place % len(FILLS)],
             edgecolor=INK,
             hatch=HATCHES[place % len(HATCHES)],
             error_kw={"elinewidth": 0.8, "ecolor": INK},

@@ -1,6 +1,7 @@
 """Which figure belongs to which ablation."""
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from gradscore.scores.answer import Scores, score_sets
 
 PLOTTED = ("layers", "p", "temperature", "target", "decomposition", "kl")
 _BARS = {"layers": "layers", "target": "target", "decomposition": "method", "kl": "method"}
-_SETTINGS = ("method", "layers", "p", "temperature", "target", "id")
+_SETTINGS = ("method", "layers", "p", "temperature", "target", "epsilon", "fit", "id")
 _LABELS = {
     "gradnorm": "GradNorm score\n(nats per unit of weight)",
     "u": "$U=\\|x\\|_1$\n(units of the features)",
@@ -82,6 +83,8 @@ def plot_ablation(
 def plot_comparison(rows: Sequence[Row], path: str | os.PathLike) -> None:
     """Draw several runs side by side, one bar a run and method (Table 4).
 
+    Their means are drawn where all have the same OOD sets: others do not compare.
+
     Args:
         rows: What :func:`gradscore.ablation.compare` gave.
         path: Where to; the ending chooses the format (.png, .pdf, .svg).
@@ -91,7 +94,12 @@ def plot_comparison(rows: Sequence[Row], path: str | os.PathLike) -> None:
         GradScoreError: If matplotlib is not installed.
         RunError: If the file cannot be written.
     """
-    several = len({row["model"] for row in rows}) < len({row["run"] for row in rows})
+    oods = defaultdict(set)
+    for row in rows:
+        oods[row["run"]].add(row["ood"])
+    if any(of_run != oods[rows[0]["run"]] for of_run in oods.values()):
+        rows = [row for row in rows if row["ood"] != "mean"]
+    several = len({row["model"] for row in rows}) < len(oods)
     save_bars(path, rows, by=_told(rows, ("run" if several else "model", *_SETTINGS)))
 
 

@@ -3,7 +3,14 @@
 The only package that imports h5py.
 """
 
+from gradscore.run.advice import (
+    extract_command,
+    keep_options,
+    mahalanobis_options,
+    odin_options,
+)
 from gradscore.run.checking import Problem, check
+from gradscore.run.damage import mend, remedy
 from gradscore.run.fits import describe_fit, read_fit, write_fit
 from gradscore.run.layout import FailedRow, FitInfo, HeadInfo, PassInfo, RunInfo, SetInfo, Shard
 from gradscore.run.names import BASE, mahalanobis_name, norms_name, odin_name, pass_field
@@ -22,10 +29,16 @@ __all__ = [
     "Shard",
     "check",
     "describe_fit",
+    "extract_command",
+    "keep_options",
     "mahalanobis_name",
+    "mahalanobis_options",
+    "mend",
     "norms_name",
     "odin_name",
+    "odin_options",
     "pass_field",
     "read_fit",
+    "remedy",
     "write_fit",
 ]

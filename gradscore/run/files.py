@@ -4,12 +4,28 @@ import contextlib
 import fcntl
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gradscore.errors import RunError
 from gradscore.run.names import LOCK_FILE
 
 _held: set[int] = set()
+
+
+class DamagedFile(RunError):
+    """A file of a run is missing or damaged.
+
+    Attributes:
+        path: The file, or the folder of a pass.
+    """
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(f"{path} {what}")
+        self.path = path
 
 
 def _close_in_child() -> None:
@@ -45,19 +61,42 @@ def write_whole(path: Path, content: bytes) -> None:
         raise cannot_write(path, error) from error
 
 
-def read_verified(path: Path, sha256: str) -> bytes:
-    """Return a file's content.
+def write_arrays(path: Path, arrays: Mapping[str, NDArray]) -> str:
+    """Write named arrays (safetensors) and return the file's SHA-256; equal ones give equal bytes.
 
     Raises:
-        RunError: If it cannot be read, or its SHA-256 is another.
+        RunError: If the file cannot be written.
     """
+    from safetensors.numpy import save
+
+    content = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    write_whole(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_arrays(path: Path, sha256: str) -> dict[str, NDArray]:
+    """Return the named arrays of a file.
+
+    Raises:
+        DamagedFile: If it cannot be read, or its SHA-256 is another.
+        RunError: If it may not be read.
+    """
+    from safetensors.numpy import load
+
     try:
         content = path.read_bytes()
+    except PermissionError as error:
+        raise may_not_read(path) from error
     except OSError as error:
-        raise RunError(f"Cannot read {path}: {error.strerror}.") from error
+        raise DamagedFile(path, f"cannot be read: {error.strerror}") from error
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise RunError(f"{path} is damaged: its SHA-256 is not the recorded one.")
-    return content
+        raise DamagedFile(path, "is damaged: its SHA-256 is not the recorded one")
+    return load(content)
+
+
+def may_not_read(path: Path) -> RunError:
+    """Return the error about a file of others, which may well be sound."""
+    return RunError(f"Cannot read {path}: Permission denied.")
 
 
 def sync_directory(path: Path) -> None:

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from gradscore.run.files import read_verified, write_whole
+from gradscore.run.damage import told
+from gradscore.run.files import read_arrays, write_arrays
 from gradscore.run.layout import FitInfo, RunInfo
 from gradscore.run.names import fit_file
 from gradscore.run.store import RunStore
@@ -41,17 +41,16 @@ def describe_fit(
 
 
 def read_fit(store: RunStore, name: str) -> Arrays | None:
-    """Return the arrays of a fit, or None where the run holds no such fit.
+    """Return the arrays of a fit, or None where the run holds no such fit or its file is gone.
 
     Raises:
-        RunError: If its file is missing or damaged.
+        RunError: If its file is damaged.
     """
-    known = store.info.fits.get(name)
-    if known is None:
+    known, path = store.info.fits.get(name), Path(store.path, fit_file(name))
+    if known is None or not path.exists():
         return None
-    from safetensors.numpy import load
-
-    return load(read_verified(Path(store.path, fit_file(name)), known.sha256))
+    with told(store.path, store.info):
+        return read_arrays(path, known.sha256)
 
 
 def write_fit(store: RunStore, entry: FitInfo, arrays: Mapping[str, NDArray]) -> None:
@@ -65,10 +64,6 @@ def write_fit(store: RunStore, entry: FitInfo, arrays: Mapping[str, NDArray]) ->
     Raises:
         RunError: If a file cannot be written, or the run was not opened for writing.
     """
-    from safetensors.numpy import save
-
-    content = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-    entry.sha256 = hashlib.sha256(content).hexdigest()
-    write_whole(Path(store.path, fit_file(entry.name)), content)
+    entry.sha256 = write_arrays(Path(store.path, fit_file(entry.name)), arrays)
     store.info.fits[entry.name] = entry
     store.save()

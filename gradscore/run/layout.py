@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gradscore.errors import RunError
+from gradscore.run.files import DamagedFile
 from gradscore.run.names import BASE
 
 FORMAT = 1
@@ -141,6 +142,7 @@ class RunInfo:
         groups: Parameter names of ``last``, ``block1`` and so on.
         passes: Every recorded question but the base pass, by name.
         fits: What was learned from sets of the run, by name.
+        notice: What the user should know about the model's outputs, or empty.
     """
 
     model: str
@@ -158,6 +160,7 @@ class RunInfo:
     passes: dict[str, PassInfo] = field(default_factory=dict)
     sets: dict[str, SetInfo] = field(default_factory=dict)
     fits: dict[str, FitInfo] = field(default_factory=dict)
+    notice: str = ""
     format: int = FORMAT
 
 
@@ -174,14 +177,15 @@ def decode(content: bytes, path: Path) -> RunInfo:
     """Return what ``run.json`` says.
 
     Raises:
-        RunError: If it is damaged, or of a format that this version does not know.
+        DamagedFile: If it is damaged.
+        RunError: If it is of a format that this version does not know.
     """
     match = _CHECKSUM.search(content)
     if match is None:
-        raise RunError(f"{path} is damaged: it does not end in its checksum.")
+        raise DamagedFile(path, "is damaged: it does not end in its checksum")
     blank = content[: match.start(1)] + b"0" * 64 + content[match.end(1) :]
     if hashlib.sha256(blank).hexdigest().encode() != match.group(1):
-        raise RunError(f"{path} is damaged: its content does not agree with its checksum.")
+        raise DamagedFile(path, "is damaged: its content does not agree with its checksum")
     fields = json.loads(content)
     if fields["format"] != FORMAT:
         raise RunError(

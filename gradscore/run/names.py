@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 
 from gradscore.errors import RunError
 from gradscore.norms import number_name
@@ -10,7 +11,10 @@ RUN_FILE = "run.json"
 HEAD_FILE = "head.safetensors"
 LOCK_FILE = ".lock"
 FITS = "fits"
+FIT_ENDING = ".safetensors"
 BASE = "base"
+TAKEN = ("mean", FITS, RUN_FILE, HEAD_FILE)
+"""No names for sets: an evaluation's row over all OOD sets, and what lies beside the sets."""
 FIELDS = {
     "norms": "norms",
     "keep": "activations",
@@ -18,6 +22,7 @@ FIELDS = {
     "mahalanobis": "confidences",
 }
 """Kind of a pass, with which its name begins, to the dataset that holds its values."""
+SELECTION = "selection-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -34,8 +39,33 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
-def norms_name(target: str, temperature: float, p: float, layers: str = "all") -> str:
+def check_set_name(name: str) -> str:
+    """Return ``name`` if it can name a set.
+
+    Raises:
+        RunError: If it cannot name a folder, or names something else already.
+    """
+    if name in TAKEN:
+        raise RunError(f"Expected another set name than {', '.join(TAKEN)}, got {name!r}.")
+    return check_name(name, "set name")
+
+
+def norms_name(
+    target: str,
+    temperature: float,
+    p: float,
+    layers: str = "all",
+    parameters: Sequence[str] = (),
+) -> str:
     """Return the name of the pass that records norms; the numbers are canonical.
+
+    Args:
+        target: Target distribution of the loss.
+        temperature: Softmax temperature.
+        p: Order of the norm.
+        layers: What the user calls the parameters. Where that cannot be part of a name, a digest
+            of the parameters stands for it.
+        parameters: The parameters themselves.
 
     >>> norms_name("uniform", 1.0, float("inf")), norms_name("one-hot", 0.50, 2, "block4")
     ('norms-uniform-T1-pinf', 'norms-one-hot-T0.5-p2-block4')
@@ -44,7 +74,8 @@ def norms_name(target: str, temperature: float, p: float, layers: str = "all") -
     if layers == "all":
         return name
     if not _NAME.fullmatch(layers):
-        layers = f"selection-{hashlib.sha256(layers.encode()).hexdigest()[:8]}"
+        digest = hashlib.sha256(",".join(parameters).encode())
+        layers = f"{SELECTION}{digest.hexdigest()[:8]}"
     return f"{name}-{layers}"
 
 
@@ -77,7 +108,7 @@ def pass_field(name: str) -> str:
 
 def fit_file(name: str) -> str:
     """Return a fit's path below the run."""
-    return f"{FITS}/{name}.safetensors"
+    return f"{FITS}/{name}{FIT_ENDING}"
 
 
 def shard_file(set_name: str, pass_name: str, number: int) -> str:

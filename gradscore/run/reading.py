@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscore.errors import RunError
+from gradscore.run.files import DamagedFile
 from gradscore.run.layout import SetInfo
 from gradscore.run.names import BASE, pass_field
 from gradscore.run.shard import OpenShard, open_shard
@@ -54,7 +54,7 @@ class _Rows:
     """A cursor over one pass of a set, whatever shards it was written in."""
 
     def __init__(self, root: Path, entry: SetInfo, name: str, field: str) -> None:
-        self._root, self._name, self._field = root, f"{entry.name}/{name}", field
+        self._root, self._path, self._field = root, root / entry.name / name, field
         self._shards = iter(entry.passes[name])
         self._stack = ExitStack()
         self._open: OpenShard | None = None
@@ -92,11 +92,8 @@ class _Rows:
         self._open = self._stack.enter_context(open_shard(self._root, shard))
         self._place = 0
 
-    def _disagreement(self) -> RunError:
-        return RunError(
-            f"The rows of {self._root / self._name} are not those of its base pass; "
-            "`gradscore run check` tells which file is damaged."
-        )
+    def _disagreement(self) -> DamagedFile:
+        return DamagedFile(self._path, "is damaged: its rows are not those of its base pass")
 
 
 def ahead(make: Callable[[], Iterator[T]]) -> Iterator[T]:

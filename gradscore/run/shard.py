@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscore.errors import RunError
+from gradscore.run.files import DamagedFile, may_not_read
 from gradscore.run.layout import Shard
 
 CHUNK_BYTES = 1 << 19
@@ -62,15 +62,16 @@ class OpenShard:
         index = self.index
         ordered = len(index) == shard.rows and (np.diff(index) > 0).all()
         if not ordered or (len(index) and not shard.start <= index[0] <= index[-1] < shard.stop):
-            raise RunError(
-                f"{path} is damaged: expected {shard.rows} rows of the images {shard.start} to "
-                f"{shard.stop}, got {len(index)} others."
+            raise DamagedFile(
+                path,
+                f"is damaged: expected {shard.rows} rows of the images {shard.start} to "
+                f"{shard.stop}, got {len(index)} others",
             )
         for name in file:
             if len(file[name]) != shard.rows:
-                raise RunError(
-                    f"{path} is damaged: expected {shard.rows} rows of {name}, "
-                    f"got {len(file[name])}."
+                raise DamagedFile(
+                    path,
+                    f"is damaged: expected {shard.rows} rows of {name}, got {len(file[name])}",
                 )
 
     def fields(self) -> list[str]:
@@ -81,7 +82,7 @@ class OpenShard:
         """Return rows ``start`` to ``stop`` of a dataset; text as Python strings.
 
         Raises:
-            RunError: If the dataset is absent or damaged.
+            DamagedFile: If the dataset is absent or damaged.
         """
         with _damage(self._path):
             dataset = self._file[field]
@@ -99,11 +100,12 @@ def open_shard(root: Path, shard: Shard) -> Iterator[OpenShard]:
     """Open a shard for reading.
 
     Raises:
-        RunError: If it is missing, unreadable, or its rows disagree with ``shard``.
+        DamagedFile: If it is missing, unreadable, or its rows disagree with ``shard``.
+        RunError: If it may not be read.
     """
     path = root / shard.file
     if not path.is_file():
-        raise RunError(f"{path} is missing.")
+        raise DamagedFile(path, "is missing")
     with _damage(path):
         file = h5py.File(path, "r", locking=False)
     with file:
@@ -114,6 +116,8 @@ def open_shard(root: Path, shard: Shard) -> Iterator[OpenShard]:
 def _damage(path: Path) -> Iterator[None]:
     try:
         yield
+    except PermissionError as error:
+        raise may_not_read(path) from error
     except (OSError, KeyError, RuntimeError, ValueError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RunError(f"{path} is damaged: {reason}") from error
+        raise DamagedFile(path, f"is damaged: {reason}") from error

@@ -1,18 +1,19 @@
 """A run on disk: opened for reading by anyone, for writing by one process at a time."""
 
 import hashlib
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from gradscore.errors import NotRecorded, RunError
 from gradscore.norms import number_name
 from gradscore.run import layout, names
-from gradscore.run.files import WriterLock, read_verified, write_whole
+from gradscore.run.advice import extract_command, new_run_command, norms_options, pass_options
+from gradscore.run.damage import told
+from gradscore.run.files import WriterLock, read_arrays, write_arrays, write_whole
 from gradscore.run.layout import FailedRow, PassInfo, RunInfo, SetInfo, Shard
 from gradscore.run.names import BASE
 from gradscore.run.reading import BASE_FIELDS, Block, ahead, read_blocks
@@ -56,11 +57,7 @@ class RunStore:
             if (path / names.RUN_FILE).exists():
                 raise RunError(f"There is a run in {path} already.")
             if head:
-                from safetensors.numpy import save
-
-                content = save({name: np.ascontiguousarray(head[name]) for name in head})
-                info.head.sha256 = hashlib.sha256(content).hexdigest()
-                write_whole(path / names.HEAD_FILE, content)
+                info.head.sha256 = write_arrays(path / names.HEAD_FILE, head)
             write_whole(path / names.RUN_FILE, layout.encode(info))
             store = cls(path)
         except BaseException:
@@ -125,12 +122,24 @@ class RunStore:
         return widest
 
     def find_norms(
-        self, target: str, temperature: float, p: float, parameters: Sequence[str]
+        self,
+        target: str,
+        temperature: float,
+        p: float,
+        parameters: Sequence[str],
+        layers: str = "all",
     ) -> PassInfo:
         """Return the smallest pass that recorded a question for all of ``parameters``.
 
+        Args:
+            target: Target distribution of the loss.
+            temperature: Softmax temperature.
+            p: Order of the norm.
+            parameters: Names of the parameters.
+            layers: What the user calls them.
+
         Raises:
-            NotRecorded: If there is none; the message names the options of `extract` for it.
+            NotRecorded: If there is none; the message holds the command that records it.
         """
         fitting = [
             entry
@@ -140,11 +149,11 @@ class RunStore:
             and set(parameters) <= set(entry.parameters)
         ]
         if not fitting:
+            command = extract_command(self.path, *norms_options(layers, target, temperature, p))
             raise NotRecorded(
-                f"The run {self.path} holds no norms of these {len(parameters)} parameters for "
-                f"target {target}, T = {number_name(temperature)}, p = {number_name(p)}; "
-                f"record them with `gradscore extract --target {target} "
-                f"-T {number_name(temperature)} -p {number_name(p)}`."
+                f"The run holds no gradient norms of {layers} for target {target}, "
+                f"T = {number_name(temperature)}, p = {number_name(p)}; record them with "
+                f"{command}."
             )
         return min(fitting, key=lambda entry: len(entry.parameters))
 
@@ -159,9 +168,8 @@ class RunStore:
             raise NotRecorded(
                 f"The run {self.path} holds no last layer: {self.info.head.reason or 'none'}."
             )
-        from safetensors.numpy import load
-
-        return load(read_verified(self.path / names.HEAD_FILE, self.info.head.sha256))
+        with told(self.path, self.info):
+            return read_arrays(self.path / names.HEAD_FILE, self.info.head.sha256)
 
     def require_complete(self, set_name: str, passes: Sequence[str] = (BASE,)) -> SetInfo:
         """Return a set's entry, or raise unless it and those passes are there to the last image.
@@ -177,16 +185,10 @@ class RunStore:
         entry = self.sets[set_name]
         for name in passes:
             if not entry.complete(name):
-                option = {"id": "--id", "ood": "--ood"}.get(entry.role or "", "--data")
-                command = (
-                    f"gradscore extract --model {shlex.quote(self.info.model)} "
-                    f"{option} {shlex.quote(f'{entry.name}={entry.source}')} "
-                    f"--run {shlex.quote(str(self.path))}"
-                )
+                command = extract_command(self.path, *pass_options(self.info, name))
                 raise NotRecorded(
                     f"Pass {name} of set {set_name} is unfinished: {entry.done(name)} of "
-                    f"{entry.rows} images; finish it with `{command}` and the options it was "
-                    "started with."
+                    f"{entry.rows} images; finish it with {command}."
                 )
         return entry
 
@@ -224,11 +226,15 @@ class RunStore:
                 f"The run {self.path} holds no features: {self.info.head.reason or 'none'}."
             )
         entry = self.require_complete(set_name, (BASE, *norms))
-        return ahead(lambda: read_blocks(self.path, entry, tuple(fields), tuple(norms), rows))
+        return ahead(lambda: self._read(entry, tuple(fields), tuple(norms), rows))
+
+    def _read(self, *what: Any) -> Iterator[Block]:
+        with told(self.path, self.info):
+            yield from read_blocks(self.path, *what)
 
     def add_set(self, entry: SetInfo) -> None:
         """Add a set without rows; part of the next written ``run.json``."""
-        self.info.sets[names.check_name(entry.name, "set name")] = entry
+        self.info.sets[names.check_set_name(entry.name)] = entry
 
     def add_pass(self, entry: PassInfo) -> None:
         """Add a recorded question; part of the next written ``run.json``."""
@@ -284,7 +290,9 @@ def _read_info(path: Path) -> RunInfo:
     try:
         content = file.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise RunError(f"No run in {path}; make one with `gradscore extract`.") from None
+        command = new_run_command(path)
+        raise RunError(f"No run in {path}; make one with {command}.") from None
     except OSError as error:
         raise RunError(f"Cannot read {file}: {error.strerror}.") from error
-    return layout.decode(content, file)
+    with told(path, None):
+        return layout.decode(content, file)

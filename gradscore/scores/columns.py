@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradscore.errors import InvalidArgument, ModelError, NotRecorded
-from gradscore.norms import number_name
 from gradscore.replay import kept_module
+from gradscore.run import extract_command
 from gradscore.scores.question import Question
 from gradscore.selection import select
 
@@ -68,18 +68,12 @@ def norm_columns(question: Question, run: Any) -> NormColumns:
 
     Raises:
         InvalidArgument: If ``layers`` names no parameter.
-        NotRecorded: If no pass holds them; the message names the option that would.
+        NotRecorded: If no pass holds them; the message holds the command that records them.
     """
     chosen = select(tuple(run.info.parameters), run.info.groups, question.layers)
-    try:
-        recorded = run.find_norms(question.target, question.temperature, question.p, chosen)
-    except NotRecorded:
-        p, temperature = number_name(question.p), number_name(question.temperature)
-        raise NotRecorded(
-            f"The run holds no gradient norms of {question.layers} for target {question.target}, "
-            f"T = {temperature}, p = {p}; record them with `gradscore extract --layers "
-            f"{question.layers} -p {p} -T {temperature} --target {question.target}`."
-        ) from None
+    recorded = run.find_norms(
+        question.target, question.temperature, question.p, chosen, question.layers
+    )
     place = {name: k for k, name in enumerate(recorded.parameters)}
     return NormColumns(recorded.name, tuple(place[name] for name in chosen))
 
@@ -104,6 +98,6 @@ def recorded_groups(run: Any) -> list[str]:
     if not recorded:
         raise NotRecorded(
             "The run holds no gradient norms of inner layers; record them with "
-            "`gradscore extract --layers all`."
+            f"{extract_command(run.path, '--layers', 'all')}."
         )
     return [*recorded, "last"]

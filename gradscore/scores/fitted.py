@@ -13,9 +13,9 @@ from gradscore.run import FitInfo, RunStore, describe_fit, read_fit, write_fit
 Arrays = dict[str, NDArray]
 
 
-def labelled_set(fit: str) -> str:
+def labelled_set(fit: str) -> tuple[str]:
     """Return the ID set of a ``fit`` option, also where a set of noise follows for others."""
-    return fit.split(",")[0]
+    return (fit.split(",")[0],)
 
 
 def require_sets(run: Any, names: Sequence[str]) -> None:

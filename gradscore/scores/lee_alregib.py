@@ -34,7 +34,7 @@ ID and noise are wholly apart."""
 
 def _plan(question: Question, run: Any) -> Needs:
     needs = Needs(passes=(_pass(run),))
-    require_sets(run, _fit_sets(question))
+    require_sets(run, question.learned_from())
     return needs
 
 
@@ -42,13 +42,13 @@ def _fit(question: Question, run: Any) -> Arrays:
     name = _pass(run)
 
     def learn() -> Arrays:
-        sides = [_features(run, side, name) for side in _fit_sets(question)]
+        sides = [_features(run, side, name) for side in question.learned_from()]
         if not all(np.isfinite(side).all() for side in sides):
             raise RunError(f"Expected finite norms in the sets {question.fit}, got others.")
         return fit_classifier(*sides)
 
     settings = {"pass": name, **CLASSIFIER}
-    return fitted(run, "lee_alregib", _fit_sets(question), settings, learn)
+    return fitted(run, "lee_alregib", question.learned_from(), settings, learn)
 
 
 def _features(run: Any, side: str, name: str) -> NDArray[np.float64]:
@@ -106,24 +106,18 @@ def squared(norms: NDArray) -> NDArray[np.float64]:
     return np.square(norms, dtype=np.float64)
 
 
-def _fit_sets(question: Question) -> tuple[str, ...]:
-    names = tuple(question.fit.split(","))
+def _fit_sets(fit: str) -> tuple[str, ...]:
+    names = tuple(fit.split(","))
     if len(names) != 2:
         raise NotRecorded(
             f"Method lee_alregib learns from an ID set and a set of noise: expected fit as "
-            f"ID,NOISE, got {question.fit!r}."
+            f"ID,NOISE, got {fit!r}."
         )
     return names
 
 
 def _pass(run: Any) -> str:
-    try:
-        return run.find_norms(TARGET, 1.0, 2.0, tuple(run.info.parameters)).name
-    except NotRecorded:
-        raise NotRecorded(
-            "The run holds no gradient norms towards the all-ones label; record them with "
-            f"`gradscore extract --target {TARGET} -p 2 --layers all`."
-        ) from None
+    return run.find_norms(TARGET, 1.0, 2.0, tuple(run.info.parameters)).name
 
 
 LEE_ALREGIB = Method(
@@ -134,4 +128,5 @@ LEE_ALREGIB = Method(
     options={"fit": None},
     required=("fit",),
     fit=_fit,
+    learns_from=_fit_sets,
 )

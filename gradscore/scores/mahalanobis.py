@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradscore.errors import NotRecorded, RunError
 from gradscore.gaussians import ClassGaussians, fit_gaussians
-from gradscore.run import mahalanobis_name, read_fit
+from gradscore.run import extract_command, mahalanobis_name, mahalanobis_options, read_fit
 from gradscore.scores.block import Block
 from gradscore.scores.columns import require_closed_form
 from gradscore.scores.fitted import Arrays, fitted, labelled_set, require_sets
@@ -22,12 +22,12 @@ from gradscore.scores.question import Method, Needs, Question
 
 def _plan(question: Question, run: Any) -> Needs:
     require_closed_form(question, run)
-    require_sets(run, [labelled_set(question.fit)])
+    require_sets(run, question.learned_from())
     return Needs(("features",))
 
 
 def _fit(question: Question, run: Any) -> ClassGaussians:
-    name = labelled_set(question.fit)
+    (name,) = question.learned_from()
 
     def learn() -> Arrays:
         known = _fit_features(run, name)
@@ -45,8 +45,13 @@ def _fit_features(run: Any, name: str) -> ClassGaussians:
         labels.append(torch.as_tensor(block["label"])[known])
     if not any(map(len, labels)):
         raise RunError(
-            f"Method mahalanobis learns from labels, but no row of set {name!r} has one; give a "
-            "list with labels to `gradscore extract --data`."
+            f"Method mahalanobis learns from labels, but no row of set {name!r} has one; add a "
+            f"list with labels with {extract_command(run.path, '--data', 'NAME=LIST')}."
+        )
+    highest = max(int(y.max()) for y in labels if len(y))
+    if highest >= run.info.classes:
+        raise RunError(
+            f"Expected labels of 0 to {run.info.classes - 1} in set {name!r}, got {highest}."
         )
     if not all(x.isfinite().all() for x in features):
         raise RunError(f"Expected finite features in set {name!r}, got others.")
@@ -58,23 +63,28 @@ def _mahalanobis(question: Question, block: Block, state: ClassGaussians) -> Ten
 
 
 def _plan_stages(question: Question, run: Any) -> Needs:
-    name = labelled_set(question.fit)
+    (name,) = question.learned_from()
     if mahalanobis_name(name) not in run.info.passes:
         require_sets(run, [name])
         raise NotRecorded(
             f"The run holds no confidences of the stages fitted to {name}; record them with "
-            f"`gradscore extract --layers last --record mahalanobis --fit {name}`."
+            f"{extract_command(run.path, *mahalanobis_options(run.info, name))}."
         )
     return Needs(passes=(mahalanobis_name(name),))
 
 
 def _read_stages(question: Question, run: Any) -> Arrays:
-    entry = run.info.passes[mahalanobis_name(labelled_set(question.fit))]
-    return read_fit(run, entry.details["fit"])
+    (fit_set,) = question.learned_from()
+    name = run.info.passes[mahalanobis_name(fit_set)].details["fit"]
+    arrays = read_fit(run, name)
+    if arrays is None:
+        again = extract_command(run.path, *mahalanobis_options(run.info, fit_set))
+        raise RunError(f"The fit {name} is missing; make it again with {again}.")
+    return arrays
 
 
 def _mahalanobis_stages(question: Question, block: Block, state: Arrays) -> Tensor:
-    confidences = block.recorded(mahalanobis_name(labelled_set(question.fit))).double()
+    confidences = block.recorded(mahalanobis_name(*question.learned_from())).double()
     # Minus the log-odds of OOD, which order inputs as minus its probability does, without ties.
     return -(confidences @ torch.from_numpy(state["weight"]) + torch.from_numpy(state["bias"]))
 
@@ -87,6 +97,7 @@ MAHALANOBIS = Method(
     options={"fit": None},
     required=("fit",),
     fit=_fit,
+    learns_from=labelled_set,
 )
 
 MAHALANOBIS_STAGES = Method(
@@ -97,4 +108,5 @@ MAHALANOBIS_STAGES = Method(
     options={"fit": None},
     required=("fit",),
     fit=_read_stages,
+    learns_from=labelled_set,
 )

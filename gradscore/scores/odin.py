@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradscore.errors import NotRecorded
 from gradscore.norms import number_name
-from gradscore.run import odin_name
+from gradscore.run import extract_command, odin_name, odin_options
 from gradscore.scores.block import Block
 from gradscore.scores.confidence import max_softmax
 from gradscore.scores.question import Method, Needs, Question
@@ -23,10 +23,10 @@ def _plan(question: Question, run: Any) -> Needs:
     name = odin_name(question.temperature, question.epsilon)
     if name not in run.info.passes:
         temperature, epsilon = map(number_name, (question.temperature, question.epsilon))
+        command = extract_command(run.path, *odin_options(question.temperature, question.epsilon))
         raise NotRecorded(
             f"The run holds no logits perturbed at T = {temperature} by epsilon = {epsilon}; "
-            f"record them with `gradscore extract --layers last --record odin -T {temperature} "
-            f"--epsilon {epsilon}`."
+            f"record them with {command}."
         )
     return Needs(passes=(name,))
 

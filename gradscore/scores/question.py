@@ -82,6 +82,13 @@ class Question:
                 texts[option] = value if isinstance(value, str) else number_name(value)
         return texts
 
+    def learned_from(self) -> tuple[str, ...]:
+        """Return the names of the sets that the method learns from; most learn from none."""
+        from gradscore.scores import find_method
+
+        method = find_method(self.method)
+        return method.learns_from(self.fit) if method.learns_from else ()
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -109,7 +116,8 @@ class Method:
         score: ``(question, block, state) -> scores [rows]``, float64.
         options: Honoured options with their defaults; None has no default.
         required: Options without which the method means nothing.
-        fit: ``(question, run) -> state`` for methods that learn from a set of the run.
+        fit: ``(question, run) -> state``, what is read or learned once for all rows.
+        learns_from: From the option ``fit`` to the names of the sets that are learned from.
     """
 
     name: str
@@ -119,6 +127,7 @@ class Method:
     options: Mapping[str, Any] = field(default_factory=dict)
     required: tuple[str, ...] = ()
     fit: Callable[["Question", Any], Any] | None = None
+    learns_from: Callable[[str], tuple[str, ...]] | None = None
 
 
 def column_names(questions: Sequence[Question]) -> list[str]:

@@ -1,0 +1,82 @@
+"""What messages tell the user to paste: commands that add to the run at hand, and to no other.
+
+A run knows its model, weights, preprocessing, sets and how many images of each it took, so that a
+command has to say only where the run is and what to record.
+"""
+
+import os
+import shlex
+
+from gradscore.norms import number_name
+from gradscore.run.layout import PassInfo, RunInfo
+from gradscore.run.names import SELECTION, norms_name
+
+Options = tuple[str, ...]
+
+
+def command(name: str, run: str | os.PathLike, *options: str) -> str:
+    """Return a command about a run, between backticks.
+
+    >>> command("score", "my run", "-p", "2")
+    "`gradscore score --run 'my run' -p 2`"
+    """
+    return f"`{shlex.join(('gradscore', name, '--run', os.fspath(run), *options))}`"
+
+
+def extract_command(run: str | os.PathLike, *options: str) -> str:
+    """Return the command that records something in a run, between backticks."""
+    return command("extract", run, *options)
+
+
+def new_run_command(run: str | os.PathLike) -> str:
+    """Return the command that makes a run, but for what only the user knows."""
+    sets = ("--id", "NAME=PATH", "--ood", "NAME=PATH")
+    return extract_command(run, "--model", "SPEC", *sets)
+
+
+def norms_options(layers: str, target: str, temperature: float, p: float) -> Options:
+    """Return what records the gradient norms of ``layers``."""
+    how = ("-p", number_name(p), "-T", number_name(temperature), "--target", target)
+    return ("--layers", layers, *how)
+
+
+def odin_options(temperature: float, epsilon: float) -> Options:
+    """Return what records the logits of perturbed inputs."""
+    how = ("-T", number_name(temperature), "--epsilon", number_name(epsilon))
+    return ("--layers", "last", "--record", "odin", *how)
+
+
+def mahalanobis_options(info: RunInfo, fit: str) -> Options:
+    """Return what records every stage's confidence, fitted to a set of the run."""
+    return ("--layers", "last", "--record", "mahalanobis", "--fit", fit, *skipping(info, fit))
+
+
+def skipping(info: RunInfo, name: str) -> Options:
+    """Return what reads a set as it was read before: without images that cannot be."""
+    return ("--on-error", "skip") if info.sets[name].failed else ()
+
+
+def keep_options(module: str, dtype: str = "float32") -> Options:
+    """Return what stores the input of a module."""
+    return ("--layers", "last", "--keep", module, "--keep-dtype", dtype)
+
+
+def pass_options(info: RunInfo, name: str) -> Options:
+    """Return what records a pass of the run, its base pass too, as it was recorded."""
+    entry = info.passes.get(name)
+    if entry is None:
+        return ("--layers", "last")
+    if entry.kind == "odin":
+        return odin_options(entry.temperature, entry.details["epsilon"])
+    if entry.kind == "mahalanobis":
+        return mahalanobis_options(info, name.partition("-")[2])
+    if entry.kind == "keep":
+        return keep_options(entry.details["module"], entry.details["dtype"])
+    how = norms_options(_layers(entry), entry.target, entry.temperature, entry.p)
+    return (*how, *(("--gradients", entry.gradients) if entry.gradients != "rules" else ()))
+
+
+def _layers(entry: PassInfo) -> str:
+    plain = norms_name(entry.target, entry.temperature, entry.p)
+    layers = entry.name.removeprefix(plain).removeprefix("-")
+    return ",".join(entry.parameters) if layers.startswith(SELECTION) else layers or "all"

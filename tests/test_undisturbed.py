@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from gradscore import GradNorm
 from gradscore.engine import gradient_norms
+from gradscore.errors import ModelError
 from gradscore.reference import one_backward_a_sample
 from gradscore.uses import undisturbed
 
@@ -105,7 +106,11 @@ def test_weights_kept_by_parametrize_hide_no_parameter():
     with parametrize.cached():
         with torch.no_grad():
             model(images(3, 5))
+        kept = dict(parametrize._cache)
         got = gradient_norms(model, images(3, 5)).norms
+        assert [(key, id(x)) for key, x in parametrize._cache.items()] == [
+            (key, id(x)) for key, x in kept.items()
+        ]
     torch.testing.assert_close(got, expected)
 
 
@@ -126,6 +131,15 @@ def test_a_model_that_writes_into_its_input_gets_a_copy():
     model = Model(writing, w=(4, 5))
     hold_to_reference(model, x)
     assert torch.equal(x, images(3, 5))
+
+
+def test_a_model_that_begins_to_write_into_its_input_is_refused():
+    model = Model(lambda m, x: F.linear(x.mul_(2) if m.late else x * 2, m.w), w=(4, 5))
+    model.late = False
+    hold_to_reference(model, images(3, 5))
+    model.late = True
+    with pytest.raises(ModelError, match="leaves its input as it is"):
+        gradient_norms(model, images(3, 5))
 
 
 def test_threads_may_share_a_model():

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from gradscore.uses.derivation import leaves_below, nodes_below
 from gradscore.uses.layout import UseLayout
 from gradscore.uses.proof import placed_forward
 from gradscore.uses.recorder import Recorder
+from gradscore.uses.trial import trial_images
 from gradscore.uses.undisturbed import ONE_AT_A_TIME, undisturbed, without_tables
 from gradscore.uses.use import Use
 
@@ -26,6 +28,9 @@ CHECKPOINTED = (
     "Expected a model that keeps what its backward needs, got one with activation checkpointing "
     "or other hooks on saved tensors; turn them off to score it."
 )
+
+_WRITING: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Whether a model writes into its input; a copy of all images would cost memory."""
 
 
 @dataclass
@@ -186,7 +191,7 @@ def _run(
     selected: Mapping[str, Tensor],
     expansions: Sequence[bool],
 ) -> Recorder:
-    """Run the model on a copy of the images, into which it may write."""
+    """Run the model, on a copy of the images if it writes into them."""
     wanted = {id(parameter) for parameter in selected.values()}
     constants = [
         tensor
@@ -195,7 +200,9 @@ def _run(
         if tensor is not None and id(tensor) not in wanted
     ]
     recorder = Recorder(selected.values(), constants, len(images), expansions)
-    own = images.clone()
+    writes = _writes_into(model, images)
+    own = images.clone() if writes else images.detach()
+    version = own._version
     try:
         with (
             undisturbed(model),
@@ -209,10 +216,28 @@ def _run(
         if str(error) == CHECKPOINTED:
             raise ModelError(CHECKPOINTED) from None
         raise
+    if not writes and own._version != version:
+        raise ModelError(
+            "Expected a model that leaves its input as it is, as it did with one image, got one "
+            "that wrote into it; give it a copy in its forward."
+        )
     recorder.logits = _checked(logits, len(images))
     if any(node.name() == "CheckpointFunctionBackward" for node in nodes_below([logits.grad_fn])):
         raise ModelError(CHECKPOINTED)
     return recorder
+
+
+def _writes_into(model: nn.Module, images: Tensor) -> bool:
+    """Say whether the model changes its input, by a forward with one image, made once."""
+    if model not in _WRITING:
+        with trial_images(model, images[:1]) as own:
+            version = own._version
+            try:
+                model(own)
+            except Exception:  # what is wrong, the forward that follows will say
+                return True
+            _WRITING[model] = own._version != version
+    return _WRITING[model]
 
 
 def _uncompiled() -> AbstractContextManager:

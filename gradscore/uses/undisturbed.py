@@ -9,7 +9,6 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
 from typing import Any
 
 import torch
@@ -20,7 +19,8 @@ ONE_AT_A_TIME = threading.RLock()
 """Held while a model is not as its owner left it: threads may share models, or parameters."""
 
 _CONTAINERS = (dict, list, set, deque)
-_INTERNAL = frozenset(vars(nn.Module())) - {"_buffers", "_parameters"}
+_MODULES_OWN = frozenset(vars(nn.Module()))
+_HOOKS = _MODULES_OWN - {"_buffers", "_parameters"}
 """Attributes by which modules keep their hooks and submodules."""
 
 
@@ -35,7 +35,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         model: The model that is run inside.
     """
     with ONE_AT_A_TIME:
-        kept = [(part, copy(part)) for part in _containers_of(model)]
+        kept = [(part, _entries(part)) for part in (*_containers_of(model), parametrize._cache)]
         buffers = [(x, x._version, x.clone()) for x in model.buffers() if not x.is_inference()]
         parametrize._cache.clear()
         try:
@@ -60,7 +60,7 @@ def without_tables(model: nn.Module, images: Tensor) -> Iterator[None]:
         images: Its input, of which one shows whether it gives the same logits without them.
     """
     with ONE_AT_A_TIME:
-        tables = [(table, copy(table)) for table in _tables_of(model)]
+        tables = [(table, _entries(table)) for table in _tables_of(model)]
         if tables and not _same_without(model, images[:1], [part for part, _ in tables]):
             tables = []
         for part, _ in tables:
@@ -73,15 +73,13 @@ def without_tables(model: nn.Module, images: Tensor) -> Iterator[None]:
 
 
 def _tables_of(model: nn.Module) -> list[dict[Any, Tensor]]:
-    """Return the dictionaries of tensors, those of parameters and buffers left out."""
-    registered = {id(held) for m in model.modules() for held in (m._parameters, m._buffers)}
+    """Return the dictionaries of tensors that modules hold, parameters and buffers left out."""
     return [
-        part
-        for part in _containers_of(model)
-        if id(part) not in registered
-        and isinstance(part, dict)
-        and part
-        and all(isinstance(entry, Tensor) for entry in part.values())
+        value
+        for module in model.modules()
+        for name, value in module.__dict__.items()
+        if isinstance(value, dict) and value and name not in _MODULES_OWN
+        if all(isinstance(entry, Tensor) for entry in value.values())
     ]
 
 
@@ -107,7 +105,7 @@ def _containers_of(model: nn.Module) -> list[Any]:
     for module in model.modules():
         attributes = module.__dict__
         found[id(attributes)] = attributes
-        pending += [value for name, value in attributes.items() if name not in _INTERNAL]
+        pending += [value for name, value in attributes.items() if name not in _HOOKS]
     while pending:
         part = pending.pop()
         if isinstance(part, _CONTAINERS) and id(part) not in found:
@@ -116,12 +114,14 @@ def _containers_of(model: nn.Module) -> list[Any]:
     return list(found.values())
 
 
-def _restore(part: Any, before: Any) -> None:
-    if isinstance(part, dict):
-        if part.keys() != before.keys() or any(part[key] is not before[key] for key in before):
-            part.clear()
-            part.update(before)
-    elif len(part) != len(before) or any(a is not b for a, b in zip(part, before, strict=True)):
+def _entries(part: Any) -> list[Any]:
+    return list(part.items() if isinstance(part, dict) else part)
+
+
+def _restore(part: Any, before: list[Any]) -> None:
+    now = part.values() if isinstance(part, dict) else part
+    then = [value for _, value in before] if isinstance(part, dict) else before
+    if len(now) != len(then) or any(a is not b for a, b in zip(now, then, strict=True)):
         part.clear()
         part.extend(before) if isinstance(part, (list, deque)) else part.update(before)
 

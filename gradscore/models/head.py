@@ -179,7 +179,7 @@ def _fault(
     if not torch.equal(_forward(model, images, {module: drawn})[0], drawn):
         return FOLLOWED
     with torch.inference_mode(False):
-        forward = record_forward(model, images[:1].clone(), {"weight": module.weight})
+        forward = record_forward(model, images.clone(), {"weight": module.weight})
     bundles = bundles_of(forward, {"weight": module.weight})
     if forward.uncovered or forward.differentiates or len(bundles[0].contributions) != 1:
         return "its weight is used more than once in a forward"

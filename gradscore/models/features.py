@@ -80,7 +80,7 @@ def observe_features(
         model: The classifier whose head it is.
         head: What :func:`find_head` found.
         samples: Observe only forwards of so many samples; None observes every one. (Recording
-            the uses of parameters may add a forward of one sample.)
+            the uses of parameters may add a forward of a few samples.)
 
     Yields:
         An object whose ``features`` are those of the latest forward, ``[batch, in_features]``.

@@ -2,7 +2,8 @@
 
 The closed form of the last layer holds where ``logits = W x + b`` with one feature vector ``x`` a
 sample that does not itself depend on ``W``. Both are checked on values, with the model's own
-``W`` and with one drawn at random, so that a head that starts at zero proves nothing by accident.
+``W`` and with one drawn at random, so that a head that starts at zero proves nothing by accident;
+and the forward is recorded, which shows whether ``W`` is used elsewhere.
 """
 
 import threading
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from gradscore.errors import InvalidArgument, ModelError
+from gradscore.reference import differentiable_parameters
 from gradscore.uses import (
     bundles_of,
     check_apart,
@@ -101,7 +103,7 @@ def find_head(model: nn.Module, images: Tensor) -> Head:
         InvalidArgument: If the logits are NaN: they tell nothing of the head.
     """
     check_eval_mode(model)
-    logits, calls = _forward(model, images, {})
+    logits, calls = _forward(model, images)
     if logits.isnan().any():
         raise InvalidArgument("Expected images with finite logits, got logits that are NaN.")
     _check_apart(model, images, logits)
@@ -238,11 +240,7 @@ def _check_apart(model: nn.Module, images: Tensor, logits: Tensor) -> None:
 def _last_weights(model: nn.Module, images: Tensor, classes: int) -> tuple[str, ...]:
     """Return the weights of the trailing uses with one output a class, or of the last use."""
     parameters = dict(model.named_parameters())
-    selected = {
-        name: parameter
-        for name, parameter in parameters.items()
-        if parameter.is_floating_point() or parameter.is_complex()
-    }
+    selected = differentiable_parameters(model)
     with torch.inference_mode(False):
         forward = record_forward(model, images.clone(), selected)
     weights: dict[int, set[str]] = {}

@@ -84,6 +84,9 @@ class Bundle:
     def norms(self, arrivals: Mapping[int, Arrival], orders: Sequence[float]) -> dict[str, Tensor]:
         """Return norms ``[batch, len(orders)]`` of each parameter.
 
+        Where the generic rule cannot serve a call, nothing is returned, and the bundle is left
+        to the reference.
+
         Args:
             arrivals: What the backward brought to each use, by its number; uses on which the
                 logits do not depend are missing.
@@ -91,9 +94,6 @@ class Bundle:
 
         Raises:
             ModelError: If the model changed the input of a use in place after it was read.
-
-        Where the generic rule cannot serve a call, nothing is returned, and the bundle is left
-        to the reference.
         """
         arrived = [
             c

@@ -194,7 +194,8 @@ def test_a_hook_added_to_the_last_layer_is_seen():
     torch.testing.assert_close(scorer(x), expected)
 
 
-def test_a_model_that_mixes_samples_is_not_scored():
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_a_model_that_mixes_samples_is_not_scored(batch):
     class Mixing(nn.Module):
         def __init__(self):
             super().__init__()
@@ -204,4 +205,4 @@ def test_a_model_that_mixes_samples_is_not_scored():
             return self.fc(x - x.mean(0))
 
     with pytest.raises(ModelError, match="do not depend on the rest of the batch"):
-        gs.GradNorm(Mixing().eval())(torch.randn(3, 6))
+        gs.GradNorm(Mixing().eval())(torch.randn(batch, 6))

@@ -166,9 +166,9 @@ def test_bags_that_start_anywhere_and_sparse_tables():
 def test_a_generic_call_runs_in_the_autocast_that_it_was_recorded_in():
     def forward(m, x):
         with torch.autocast("cpu", torch.bfloat16):
-            h = torch.addmm(m.s, x, m.w)
+            h = torch.addmm(m.s, F.linear(x, m.v).tanh(), m.w)
         return F.linear(h.float().tanh(), m.u)
 
-    model = Model(forward, **LAYERS, s=(5,)).float()
+    model = Model(forward, **LAYERS, v=(5, 5), s=(5,)).float()
     rules = hold_to_reference(model, images(3, 5).float(), rtol=2e-2)
     assert rules["w"] == "generic (addmm)"

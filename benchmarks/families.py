@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from gradscore.engine import record
 from gradscore.norms import vector_norm
 from gradscore.objective import logit_gradient
-from gradscore.reference import backward_norms, differentiable_parameters
+from gradscore.reference import backward_norms
+from gradscore.selection import differentiable_parameters
 
 RESULTS = Path(__file__).parent / "results" / "families.csv"
 TABLE = Path(__file__).parent / "families.txt"

@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 _HOME = {
     "GradNorm": "gradscore.scorer",
     "GradScoreError": "gradscore.errors",
-    "GradientNorms": "gradscore.engine",
+    "GradientNorms": "gradscore.results",
     "InvalidArgument": "gradscore.errors",
     "Metrics": "gradscore.evaluation",
     "Run": "gradscore.recorded",

@@ -14,12 +14,9 @@ from gradscore.errors import InvalidArgument
 from gradscore.models.groups import ModelGroups
 from gradscore.norms import check_order
 from gradscore.objective import check_target, check_temperature, logit_gradient
-from gradscore.reference import (
-    GradientNorms,
-    backward_norms,
-    differentiable_parameters,
-)
-from gradscore.selection import select
+from gradscore.reference import backward_norms
+from gradscore.results import GradientNorms
+from gradscore.selection import differentiable_parameters, select
 from gradscore.uses import (
     Collector,
     Forward,

@@ -3,16 +3,16 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from gradscore.errors import ModelError
-from gradscore.norms import check_order, combine_norms, vector_norm
+from gradscore.norms import check_order, vector_norm
 from gradscore.objective import check_target, check_temperature, logit_gradient
-from gradscore.selection import select
+from gradscore.results import GradientNorms
+from gradscore.selection import differentiable_parameters, select
 from gradscore.uses import (
     check_eval_mode,
     check_images,
@@ -24,51 +24,6 @@ from gradscore.uses.forward import requiring_grad
 
 Objective = Callable[[Tensor], Tensor]
 """Gradient of the summed losses with respect to logits ``[batch, classes]``, detached."""
-
-
-@dataclass(frozen=True)
-class GradientNorms:
-    """Per-sample gradient norms of parameter tensors.
-
-    Attributes:
-        parameters: Names of the ``K`` parameter tensors.
-        norms: L_p norm of each sample's gradient with respect to each tensor, shape
-            ``[batch, K]``, in nats per unit of weight, never negated.
-        p: The order they were taken with.
-        rules: What served each parameter, by its name.
-        groups: Names of groups of parameters, such as ``block4``, and what they hold.
-    """
-
-    parameters: tuple[str, ...]
-    norms: Tensor
-    p: float
-    rules: Mapping[str, str]
-    groups: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)
-
-    def group(self, layers: str) -> Tensor:
-        """Return the norm of the gradient with respect to several tensors together.
-
-        Args:
-            layers: A group's name, ``all``, or a comma list of names and globs.
-
-        Returns:
-            Norms, shape ``[batch]``.
-
-        Raises:
-            InvalidArgument: If nothing of that name was asked for.
-        """
-        chosen = set(select(self.parameters, self.groups, layers))
-        columns = [i for i, name in enumerate(self.parameters) if name in chosen]
-        return combine_norms(self.norms[:, columns].unbind(dim=1), self.p)
-
-
-def differentiable_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """Return the model's real floating-point or complex parameters by name, shared ones once."""
-    return {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if parameter.is_floating_point() or parameter.is_complex()
-    }
 
 
 def one_backward_a_sample(

@@ -17,9 +17,8 @@ from gradscore.errors import ModelError, NotRecorded, RunError
 from gradscore.models import create_model
 from gradscore.models.weights import weights_sha256
 from gradscore.objective import logit_gradient
-from gradscore.reference import differentiable_parameters
 from gradscore.run import RunStore, extract_command, keep_options
-from gradscore.selection import select
+from gradscore.selection import differentiable_parameters, select
 
 PREFIX = "network."
 PASS_PREFIX = "keep-"

@@ -107,8 +107,7 @@ class GradNorm(nn.Module):
         from gradscore.batches import parts_of
         from gradscore.engine import record
         from gradscore.models.groups import ModelGroups
-        from gradscore.reference import differentiable_parameters
-        from gradscore.selection import select
+        from gradscore.selection import differentiable_parameters, select
 
         parameters = differentiable_parameters(self.model)
         names = select(tuple(parameters), ModelGroups(self.model, images), self.layers)

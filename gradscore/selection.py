@@ -4,7 +4,18 @@ import difflib
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
+from torch import Tensor, nn
+
 from gradscore.errors import InvalidArgument
+
+
+def differentiable_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Return the model's real floating-point or complex parameters by name, shared ones once."""
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.is_floating_point() or parameter.is_complex()
+    }
 
 
 def select(

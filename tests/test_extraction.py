@@ -20,8 +20,9 @@ from gradscore.extraction import extract
 from gradscore.extraction.batching import find_batch_size
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.objective import logit_gradient
-from gradscore.reference import backward_norms, differentiable_parameters
+from gradscore.reference import backward_norms
 from gradscore.run import RunStore, check
+from gradscore.selection import differentiable_parameters
 
 DIGITS = {"digits": ("id", "digits:test")}
 SMALL = {"limit": 20, "batch_size": 8}

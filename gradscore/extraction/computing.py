@@ -12,8 +12,9 @@ from gradscore.extraction.keeping import observe_inputs
 from gradscore.extraction.network import Network, memory_for
 from gradscore.models.features import observe_features
 from gradscore.objective import logit_gradient
-from gradscore.reference import backward_norms, differentiable_parameters, vmap_norms
+from gradscore.reference import backward_norms, vmap_norms
 from gradscore.run import BASE, PassInfo, pass_field
+from gradscore.selection import differentiable_parameters
 from gradscore.uses import check_eval_mode
 
 REFERENCES = {"reference": backward_norms, "vmap": vmap_norms}

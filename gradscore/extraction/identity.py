@@ -18,7 +18,7 @@ from gradscore.models.groups import parameter_groups
 from gradscore.models.head import Head, check_logits, find_head
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.models.weights import weights_sha256
-from gradscore.reference import differentiable_parameters
+from gradscore.selection import differentiable_parameters
 from gradscore.run import HeadInfo, RunInfo, RunStore, mend
 
 LIBRARIES = (

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from gradscore.errors import InvalidArgument, ModelError
-from gradscore.reference import differentiable_parameters
+from gradscore.selection import differentiable_parameters
 from gradscore.uses import (
     bundles_of,
     check_apart,

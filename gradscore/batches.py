@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from gradscore.outputs import logits_of
 from gradscore.uses import check_eval_mode, structure_of, trial_images
 
 RESULT_BYTES = 31 * 2**20
@@ -123,9 +124,9 @@ def _keeps_channels_last(model: nn.Module, images: Tensor) -> bool:
 
 
 def _observed(model: nn.Module, images: Tensor) -> tuple[Tensor, "_Results"]:
-    """Return a model's output, and what the functions on the way made."""
+    """Return a model's logits, and what the functions on the way made."""
     with trial_images(model, images) as copy, _Results() as results:
-        return model(copy), results
+        return logits_of(model(copy), len(copy)), results
 
 
 class _Results(TorchFunctionMode):

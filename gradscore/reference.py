@@ -11,6 +11,7 @@ from torch.func import functional_call, grad, vmap
 from gradscore.errors import ModelError
 from gradscore.norms import check_order, vector_norm
 from gradscore.objective import check_target, check_temperature, logit_gradient
+from gradscore.outputs import logits_of
 from gradscore.results import GradientNorms
 from gradscore.selection import differentiable_parameters, select
 from gradscore.uses import (
@@ -84,7 +85,7 @@ def backward_norms(
     with _differentiating(model, images, selected):
         for image in images:
             with undisturbed(model):
-                logits = _logits(model(image[None].clone()), 1)
+                logits = logits_of(model(image[None].clone()), 1)
             if not logits.requires_grad:
                 gradients = (None,) * len(selected)
             else:
@@ -115,7 +116,7 @@ def vmap_norms(
         return _empty(images, orders, selected)
 
     def loss(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
-        logits = _logits(functional_call(model, parameters, (image[None],)), 1)
+        logits = logits_of(functional_call(model, parameters, (image[None],)), 1)
         return (logits * objective(logits.detach())).sum()
 
     with _differentiating(model, images, {}), undisturbed(model):
@@ -166,13 +167,6 @@ def _differentiating(
         without_tables(model, images),
     ):
         yield
-
-
-def _logits(output: object, batch: int) -> Tensor:
-    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != batch:
-        got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ModelError(f"Expected logits [{batch}, classes] from the model, got {got}.")
-    return output
 
 
 def _norm(gradient: Tensor, p: float) -> Tensor:

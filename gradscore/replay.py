@@ -17,6 +17,7 @@ from gradscore.errors import ModelError, NotRecorded, RunError
 from gradscore.models import create_model
 from gradscore.models.weights import weights_sha256
 from gradscore.objective import logit_gradient
+from gradscore.outputs import logits_of
 from gradscore.run import RunStore, extract_command, keep_options
 from gradscore.selection import differentiable_parameters, select
 
@@ -51,7 +52,7 @@ class Tail(nn.Module):
         blank = activations.new_zeros(1, *self.input_shape)
         handle = self.network.get_submodule(self.module).register_forward_pre_hook(replace)
         try:
-            return self.network(blank)
+            return logits_of(self.network(blank), len(activations))
         finally:
             handle.remove()
 

@@ -5,9 +5,10 @@ from torch import Tensor, nn
 
 from gradscore.last_layer import check_finite, last_layer_score
 from gradscore.models.features import observe_features
-from gradscore.models.head import Head, check_logits, find_head
+from gradscore.models.head import Head, find_head
 from gradscore.norms import check_order, vector_norm
 from gradscore.objective import check_target, check_temperature, logit_gradient
+from gradscore.outputs import logits_of
 from gradscore.uses import check_eval_mode, check_images, structure_of
 from gradscore.uses.trial import Structure
 
@@ -68,7 +69,7 @@ class GradNorm(nn.Module):
         check_images(images)
         check_eval_mode(self.model)
         if not len(images):
-            logits = check_logits(self.model(images), 0)
+            logits = logits_of(self.model(images), 0)
             return logits, logits.new_zeros(0, dtype=torch.float32)
         if self.layers == "last" and (head := self._head(images)).closed_form:
             return self._closed_form(images, head)
@@ -90,13 +91,13 @@ class GradNorm(nn.Module):
 
     def _closed_form(self, images: Tensor, head: Head) -> tuple[Tensor, Tensor]:
         with observe_features(self.model, head) as observed:
-            logits = self.model(images)
+            logits = logits_of(self.model(images), len(images))
         if not observed.explains(logits):
             return self._by_rules(images)
         with torch.no_grad():
             scores = last_layer_score(
                 observed.features.detach(),
-                logits.detach().flatten(1),
+                logits.detach(),
                 p=self.p,
                 temperature=self.temperature,
                 target=self.target,

@@ -13,6 +13,7 @@ from gradscore.last_layer import last_layer_score
 from gradscore.models.features import observe_features
 from gradscore.models.head import Head, find_head
 from gradscore.norms import vector_norm
+from gradscore.outputs import logits_of
 from gradscore.reference import one_backward_a_sample
 from gradscore.uses import check_images
 
@@ -123,7 +124,7 @@ def _closed_form_error(
     model: nn.Module, images: Tensor, head: Head, how: dict[str, object]
 ) -> float:
     with torch.no_grad(), observe_features(model, head) as observed:
-        logits = model(images)
+        logits = logits_of(model(images), len(images))
     got = last_layer_score(observed.features, logits, **how).abs()
     expected = one_backward_a_sample(model, images, layers=head.weights, **how).norms[:, 0]
     return float(_relative(got, expected, torch.zeros_like(expected)).max())

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from gradscore.errors import InvalidArgument, ModelError, RunError
 from gradscore.models import create_model
 from gradscore.models.groups import parameter_groups
-from gradscore.models.head import Head, check_logits, find_head
+from gradscore.models.head import Head, find_head
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.models.weights import weights_sha256
-from gradscore.selection import differentiable_parameters
+from gradscore.outputs import logits_of
 from gradscore.run import HeadInfo, RunInfo, RunStore, mend
+from gradscore.selection import differentiable_parameters
 
 LIBRARIES = (
     "gradscore",
@@ -115,7 +116,7 @@ def describe(
     images = torch.cat([image, image.flip(-1)])
     head = find_head(model, images)
     with torch.no_grad():
-        logits = check_logits(model(images), len(images))
+        logits = logits_of(model(images), len(images))
     classes = logits.shape[1]
     if classes < 2:
         raise ModelError(

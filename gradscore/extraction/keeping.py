@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscore.errors import InvalidArgument, ModelError
+from gradscore.outputs import logits_of
 from gradscore.replay import TOLERANCE, Tail, check_replay, tail_parameters
 from gradscore.run import PassInfo
 
@@ -69,7 +70,7 @@ def prove_replay(model: nn.Module, passes: Sequence[PassInfo], image: Tensor) ->
         # Other than the blank image that replay runs on, and more than one of them.
         images = torch.cat([image, image.flip(-1) + 0.5])
         with torch.inference_mode(), observe_inputs(model, [entry], images) as kept:
-            logits = model(images)
+            logits = logits_of(model(images), len(images))
         if entry.name not in kept:
             raise ModelError(
                 f"The input of module {module!r} cannot be kept: it is no tensor with one entry "

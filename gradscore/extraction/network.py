@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from gradscore.errors import ModelError
-from gradscore.models.head import Head, check_logits
+from gradscore.models.head import Head
+from gradscore.outputs import logits_of
 from gradscore.uses import undisturbed
 
 PRECISIONS = {
@@ -41,7 +42,7 @@ class Network:
             ModelError: If the model does not return logits.
         """
         with self.autocast(), undisturbed(self.model):
-            return check_logits(self.model(images), len(images))
+            return logits_of(self.model(images), len(images))
 
     def autocast(self) -> AbstractContextManager:
         """Return the context of a forward."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from gradscore.errors import InvalidArgument, ModelError
+from gradscore.outputs import logits_of
 from gradscore.selection import differentiable_parameters
 from gradscore.uses import (
     bundles_of,
@@ -61,28 +62,6 @@ class _Call:
     name: str
     module: nn.Module
     input: Tensor
-
-
-def check_logits(output: Any, batch: int) -> Tensor:
-    """Return a model's output if it is a matrix of logits.
-
-    Args:
-        output: What the model returned.
-        batch: Number of samples that went in.
-
-    Raises:
-        ModelError: If it is anything but a floating tensor ``[batch, classes]``.
-    """
-    if isinstance(output, Tensor):
-        if output.ndim == 2 and len(output) == batch and output.is_floating_point():
-            return output
-        got = f"a {output.dtype} tensor {list(output.shape)}"
-    else:
-        got = f"a {type(output).__name__}"
-    raise ModelError(
-        f"Expected the model to return logits [{batch}, classes] for {batch} images, got {got}: "
-        "wrap it in a module that does."
-    )
 
 
 def find_head(model: nn.Module, images: Tensor) -> Head:
@@ -155,7 +134,7 @@ def _forward(
     finally:
         for handle in handles:
             handle.remove()
-    return check_logits(output, len(images)), calls
+    return logits_of(output, len(images)), calls
 
 
 def _outputs(module: nn.Module) -> int:

@@ -16,6 +16,7 @@ from torch.autograd.graph import (
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from gradscore.errors import InvalidArgument, ModelError
+from gradscore.outputs import logits_of
 from gradscore.uses.derivation import leaves_below, nodes_below
 from gradscore.uses.layout import UseLayout
 from gradscore.uses.proof import placed_forward
@@ -211,7 +212,7 @@ def _run(
             disable_saved_tensors_hooks(CHECKPOINTED),
             recorder,
         ):
-            logits = model(own)
+            output = model(own)
     except RuntimeError as error:
         if str(error) == CHECKPOINTED:
             raise ModelError(CHECKPOINTED) from None
@@ -221,8 +222,11 @@ def _run(
             "Expected a model that leaves its input as it is, as it did with one image, got one "
             "that wrote into it; give it a copy in its forward."
         )
-    recorder.logits = _checked(logits, len(images))
-    if any(node.name() == "CheckpointFunctionBackward" for node in nodes_below([logits.grad_fn])):
+    recorder.logits = logits_of(output, len(images))
+    if any(
+        node.name() == "CheckpointFunctionBackward"
+        for node in nodes_below([recorder.logits.grad_fn])
+    ):
         raise ModelError(CHECKPOINTED)
     return recorder
 
@@ -245,18 +249,6 @@ def _uncompiled() -> AbstractContextManager:
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
     return torch.compiler.set_stance("force_eager")
-
-
-def _checked(logits: object, batch: int) -> Tensor:
-    if not isinstance(logits, Tensor):
-        raise ModelError(
-            f"Expected a tensor of logits from the model, got {type(logits).__name__}."
-        )
-    if logits.ndim != 2 or len(logits) != batch:
-        raise ModelError(
-            f"Expected logits [{batch}, classes] from the model, got {list(logits.shape)}."
-        )
-    return logits
 
 
 def check_images(images: Tensor) -> None:

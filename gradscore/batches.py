@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from typing import TypeVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from gradscore.outputs import logits_of
-from gradscore.uses import check_eval_mode, structure_of, trial_images
+from gradscore.uses import check_eval_mode, state_of, trial_images
 
 RESULT_BYTES = 31 * 2**20
 """Size of an intermediate result that the C library's allocator still keeps for the next one."""
@@ -23,9 +22,6 @@ LEAST_CHANNELS_LAST = 0.1
 """Share of all results, in bytes, that a model must keep channels last for it to be of use."""
 
 Answer = TypeVar("Answer")
-
-_TRIED: WeakKeyDictionary[nn.Module, dict[object, object]] = WeakKeyDictionary()
-"""What trials told, by model and by question, state of the model and kind of input."""
 
 
 def parts_of(model: nn.Module, images: Tensor, share: float) -> tuple[Tensor, ...]:
@@ -87,11 +83,8 @@ def _tried(
     otherwise: Answer,
 ) -> Answer:
     """Return what a trial with two images tells, or another answer where the model fails."""
-    known = _TRIED.setdefault(model, {})
-    key = (
-        *(trial, structure_of(model), images.shape[1:], images.dtype),
-        torch.is_autocast_enabled("cpu"),
-    )
+    known = state_of(model).found
+    key = trial, images.shape[1:], images.dtype
     if key not in known:
         check_eval_mode(model)
         two = images[:2] if len(images) > 1 else torch.cat([images, images])

@@ -5,12 +5,11 @@ from torch import Tensor, nn
 
 from gradscore.last_layer import check_finite, last_layer_score
 from gradscore.models.features import observe_features
-from gradscore.models.head import Head, find_head
+from gradscore.models.head import Head, head_of
 from gradscore.norms import check_order, vector_norm
 from gradscore.objective import check_target, check_temperature, logit_gradient
 from gradscore.outputs import logits_of
-from gradscore.uses import check_eval_mode, check_images, structure_of
-from gradscore.uses.trial import Structure
+from gradscore.uses import check_eval_mode, check_images
 
 
 class GradNorm(nn.Module):
@@ -47,7 +46,6 @@ class GradNorm(nn.Module):
         self.p = check_order(p)
         self.temperature = check_temperature(temperature)
         self.target = check_target(target)
-        self._found: tuple[Structure, Head] | None = None
         self.training = model.training
 
     def forward(self, images: Tensor) -> Tensor:
@@ -83,11 +81,8 @@ class GradNorm(nn.Module):
         )
 
     def _head(self, images: Tensor) -> Head:
-        """Return the last layer, found anew where a part of the model was replaced."""
-        structure = structure_of(self.model)
-        if self._found is None or self._found[0] != structure:
-            self._found = structure, find_head(self.model, images[:2])
-        return self._found[1]
+        """Return the last layer, found anew where anything of the model was changed."""
+        return head_of(self.model, images[:2])
 
     def _closed_form(self, images: Tensor, head: Head) -> tuple[Tensor, Tensor]:
         with observe_features(self.model, head) as observed:

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from gradscore.engine import gradient_norms
 from gradscore.errors import ModelError
-from gradscore.uses import proof
+from gradscore.uses import proof, state_of
 
 LAYERS = {"w": (5, 5), "u": (4, 5)}
 TOKENS = (3, 6, 5)
@@ -133,7 +133,7 @@ def test_proofs_are_kept_up_to_a_number(monkeypatch):
     model = Model(folded, **LAYERS)
     for length in (2, 3, 4, 5):
         gradient_norms(model, images(3, length, 5))
-    assert len(proof._PROVED[model]) == 2
+    assert len(state_of(model).found[proof.placed_forward]) == 2
 
 
 def test_a_proof_serves_until_something_changes():

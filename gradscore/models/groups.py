@@ -5,15 +5,14 @@ the last layer: as in the paper it is in none of them, and only in ``all``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 from gradscore.errors import InvalidArgument, ModelError
 from gradscore.models.blocks import find_blocks, is_below
-from gradscore.models.head import Head, find_head
+from gradscore.models.head import Head, head_of
 from gradscore.selection import select
-from gradscore.uses import structure_of
+from gradscore.uses import state_of, structure_of
 
 FIXED = ("last", "all")
 """Groups that keep their meaning: no override redefines them."""
@@ -68,16 +67,10 @@ def head_biases(head: Head) -> set[str]:
     return {f"{weight.rpartition('.')[0]}.bias".lstrip(".") for weight in head.weights}
 
 
-_FOUND: WeakKeyDictionary[nn.Module, dict[object, dict[str, tuple[str, ...]]]] = (
-    WeakKeyDictionary()
-)
-"""Groups by model, and by the parts and the kind of input that they were found with."""
-
-
 class ModelGroups(Mapping[str, tuple[str, ...]]):
     """A model's groups, found when first asked for: finding the last layer costs two forwards.
 
-    They are found once for a model, while it has the same parts and gets input of one kind.
+    They are found once for a state of the model and input of one kind.
 
     Args:
         model: Any network; held until its groups are found.
@@ -101,10 +94,10 @@ class ModelGroups(Mapping[str, tuple[str, ...]]):
                     "Expected the model that the gradients are of, got one with parts replaced; "
                     "ask for the norms again, or for their groups before the model is changed."
                 )
-            key = (images.shape[1:], images.dtype, self._structure)
-            known = _FOUND.setdefault(model, {})
+            known = state_of(model).found
+            key = parameter_groups, images.shape[1:], images.dtype
             if key not in known:
-                known[key] = parameter_groups(model, find_head(model, images))
+                known[key] = parameter_groups(model, head_of(model, images))
             self._found = known[key]
             del self._model, self._images, self._structure
         return self._found

@@ -25,6 +25,7 @@ from gradscore.uses import (
     check_apart,
     check_eval_mode,
     record_forward,
+    state_of,
     tolerance_of,
     trial_images,
 )
@@ -62,6 +63,24 @@ class _Call:
     name: str
     module: nn.Module
     input: Tensor
+
+
+def head_of(model: nn.Module, images: Tensor) -> Head:
+    """Return the last layer as :func:`find_head` does, once for a state of the model.
+
+    Args:
+        model: Classifier in evaluation mode; left as it is.
+        images: Its input, shape ``[batch, ...]``; two samples are enough.
+
+    Raises:
+        ModelError: As :func:`find_head` does.
+        InvalidArgument: As it does.
+    """
+    known = state_of(model).found
+    key = find_head, images.shape[1:], images.dtype
+    if key not in known:
+        known[key] = find_head(model, images)
+    return known[key]
 
 
 def find_head(model: nn.Module, images: Tensor) -> Head:

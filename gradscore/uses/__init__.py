@@ -5,6 +5,7 @@ from gradscore.uses.bundle import Bundle, bundles_of
 from gradscore.uses.collector import Collector
 from gradscore.uses.forward import Forward, check_eval_mode, check_images, record_forward
 from gradscore.uses.proof import check_apart, tolerance_of
+from gradscore.uses.state import State, state_of
 from gradscore.uses.straightening import straighten_batch_norms
 from gradscore.uses.trial import structure_of, trial_images
 from gradscore.uses.undisturbed import undisturbed, without_tables
@@ -13,12 +14,14 @@ __all__ = [
     "Bundle",
     "Collector",
     "Forward",
+    "State",
     "bundles_of",
     "check_apart",
     "check_eval_mode",
     "check_images",
     "record_forward",
     "run_backward",
+    "state_of",
     "straighten_batch_norms",
     "structure_of",
     "tolerance_of",

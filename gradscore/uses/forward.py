@@ -4,7 +4,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from gradscore.uses.derivation import leaves_below, nodes_below
 from gradscore.uses.layout import UseLayout
 from gradscore.uses.proof import placed_forward
 from gradscore.uses.recorder import Recorder
+from gradscore.uses.state import state_of
 from gradscore.uses.trial import trial_images
 from gradscore.uses.undisturbed import ONE_AT_A_TIME, undisturbed, without_tables
 from gradscore.uses.use import Use
@@ -29,9 +29,6 @@ CHECKPOINTED = (
     "Expected a model that keeps what its backward needs, got one with activation checkpointing "
     "or other hooks on saved tensors; turn them off to score it."
 )
-
-_WRITING: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-"""Whether a model writes into its input; a copy of all images would cost memory."""
 
 
 @dataclass
@@ -232,16 +229,20 @@ def _run(
 
 
 def _writes_into(model: nn.Module, images: Tensor) -> bool:
-    """Say whether the model changes its input, by a forward with one image, made once."""
-    if model not in _WRITING:
+    """Say whether the model changes its input, by a forward with one image, made once.
+
+    A copy of all images would cost memory.
+    """
+    known = state_of(model).found
+    if _writes_into not in known:
         with trial_images(model, images[:1]) as own:
             version = own._version
             try:
                 model(own)
             except Exception:  # what is wrong, the forward that follows will say
                 return True
-            _WRITING[model] = own._version != version
-    return _WRITING[model]
+            known[_writes_into] = own._version != version
+    return known[_writes_into]
 
 
 def _uncompiled() -> AbstractContextManager:

@@ -9,7 +9,6 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,16 +23,14 @@ from gradscore.uses.layout import (
     signature_of,
 )
 from gradscore.uses.recorder import Recorder
+from gradscore.uses.state import state_of
 from gradscore.uses.witness import confirmed
 
 MOST_KNOWN = 64
-"""How many proofs are kept for a model."""
+"""How many proofs are kept for a state of a model."""
 
 Layouts = list[UseLayout | None]
 Run = Callable[[Tensor, Sequence[bool]], Recorder]
-
-_PROVED: WeakKeyDictionary[nn.Module, OrderedDict[Any, Layouts]] = WeakKeyDictionary()
-"""Layouts by model and by what was called: one proof serves a whole run."""
 
 
 def placed_forward(
@@ -58,7 +55,8 @@ def placed_forward(
         return first, [None] * len(first.uses)
     if len(images) == 1:
         return first, [lone_layout(use) for use in first.uses]
-    known = _PROVED.setdefault(model, OrderedDict())
+    # One proof serves a whole run, for what was called and for the state that the model is in.
+    known = state_of(model).found.setdefault(placed_forward, OrderedDict())
     key = _key(first)
     if key in known:
         known.move_to_end(key)

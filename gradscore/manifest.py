@@ -3,12 +3,15 @@
 A manifest is a .csv or .parquet with the columns ``path`` and ``label`` (and ``sha256``, if
 wanted), or an OpenOOD imglist (.txt, ``path label`` a line). Paths are relative to the manifest's
 own folder, or to ROOT where it is given as ``MANIFEST@ROOT``, and may not leave it.
+
+In a .csv a path that a spreadsheet would take for a formula, or with characters that do not print,
+stands behind an apostrophe (:func:`gradscore.escapes.to_cell`) and is read back as it was.
 """
 
 import csv
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,8 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscore.errors import DataError
+from gradscore.files import open_regular, written_aside
+from gradscore.manifest_formats import READERS, WRITERS, Columns
 
-SUFFIXES = (".csv", ".parquet", ".txt")
+SUFFIXES = tuple(READERS)
 IMAGE_SUFFIXES = (
     ".bmp",
     ".gif",
@@ -32,9 +37,6 @@ IMAGE_SUFFIXES = (
     ".tiff",
     ".webp",
 )
-UNKNOWN = -1
-
-Row = tuple[str, int, str]
 
 
 @dataclass(frozen=True)
@@ -75,16 +77,18 @@ def read_manifest(source: str | Path) -> Manifest:
     """
     path, root = split_root(str(source))
     suffix = path.suffix.lower()
-    if suffix not in _READERS:
+    if suffix not in READERS:
         raise DataError(f"Expected a manifest of {', '.join(SUFFIXES)}, got {str(path)!r}.")
     if not path.is_file():
         raise DataError(f"No manifest at {str(path)!r}.")
     if not root.is_dir():
         raise DataError(f"No folder {str(root)!r} for the images of {str(path)!r}.")
     try:
-        rows = list(_READERS[suffix](path))
+        with open_regular(path) as file:
+            rows = list(READERS[suffix](file, path))
     except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise DataError(f"Cannot read the manifest {str(path)!r}: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"Cannot read the manifest {str(path)!r}: {reason}.") from error
     if not rows:
         raise DataError(f"The manifest {str(path)!r} lists no images.")
     paths, labels, digests = zip(*rows, strict=True)
@@ -102,12 +106,10 @@ def write_manifest(path: str | Path, manifest: Manifest) -> None:
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix not in _WRITERS:
+    if suffix not in WRITERS:
         raise DataError(f"Expected a manifest of {', '.join(SUFFIXES)}, got {str(path)!r}.")
-    try:
-        _WRITERS[suffix](path, manifest)
-    except OSError as error:
-        raise DataError(f"Cannot write {str(path)!r}: {error.strerror}.") from error
+    with written_aside(path, DataError) as file:
+        WRITERS[suffix](file, _columns(manifest))
 
 
 def find_images(folder: str | Path) -> list[str]:
@@ -132,7 +134,21 @@ def find_images(folder: str | Path) -> list[str]:
     if not found:
         endings = " ".join(IMAGE_SUFFIXES)
         raise DataError(f"No images ({endings}) in the folder {str(folder)!r}.")
+    for name in found:
+        if not _is_text(name):
+            raise DataError(
+                f"Expected file names in UTF-8, got {name!r} in {str(folder)!r}; rename it."
+            )
     return sorted(found)
+
+
+def _is_text(name: str) -> bool:
+    """Return whether a name is text: bytes that are no UTF-8 come as halves of characters."""
+    try:
+        name.encode()
+        return True
+    except UnicodeEncodeError:
+        return False
 
 
 def file_sha256(path: Path) -> str:
@@ -142,7 +158,7 @@ def file_sha256(path: Path) -> str:
         DataError: If it cannot be read.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             digest = hashlib.sha256()
             while part := file.read(1 << 20):
                 digest.update(part)
@@ -182,88 +198,6 @@ def _refuse_escapes(paths: Sequence[str], root: Path, manifest: Path) -> None:
             )
 
 
-def _row(path: str, label: object, digest: str, where: str) -> Row:
-    try:
-        number = UNKNOWN if label in (None, "") else int(str(label))
-    except ValueError:
-        number = UNKNOWN - 1
-    if number < UNKNOWN:
-        raise DataError(f"Expected a label of 0 or more, or -1, got {label!r} in {where}.")
-    if not path:
-        raise DataError(f"Expected a path, got none in {where}.")
-    return path, number, digest
-
-
-def _read_csv(path: Path) -> Iterator[Row]:
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        if "path" not in (rows.fieldnames or ()):
-            raise DataError(
-                f"Expected the columns path,label in {str(path)!r}, "
-                f"got {','.join(rows.fieldnames or ()) or 'none'}."
-            )
-        for row in rows:
-            where = f"line {rows.line_num} of {str(path)!r}"
-            yield _row(row["path"], row.get("label"), row.get("sha256") or "", where)
-
-
-def _read_parquet(path: Path) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"Cannot read the manifest {str(path)!r}: {error}") from error
-    if "path" not in table.column_names:
-        raise DataError(
-            f"Expected the columns path,label in {str(path)!r}, "
-            f"got {','.join(table.column_names) or 'none'}."
-        )
-    empty = [None] * len(table)
-    columns = [
-        table[name].to_pylist() if name in table.column_names else empty
-        for name in ("path", "label", "sha256")
-    ]
-    for place, (name, label, digest) in enumerate(zip(*columns, strict=True), 1):
-        yield _row(name or "", label, digest or "", f"row {place} of {str(path)!r}")
-
-
-def _read_imglist(path: Path) -> Iterator[Row]:
-    with open(path, encoding="utf-8-sig") as file:
-        for place, line in enumerate(file, 1):
-            if line.strip():
-                where = f"line {place} of {str(path)!r}"
-                parts = line.strip().rsplit(None, 1)
-                if len(parts) != 2:
-                    raise DataError(f"Expected `path label`, got {line.strip()!r} in {where}.")
-                yield _row(parts[0], parts[1], "", where)
-
-
-def _columns(manifest: Manifest) -> dict[str, Sequence]:
+def _columns(manifest: Manifest) -> Columns:
     columns = {"path": list(manifest.paths), "label": manifest.labels.tolist()}
     return {**columns, "sha256": list(manifest.sha256)} if manifest.sha256 else columns
-
-
-def _write_csv(path: Path, manifest: Manifest) -> None:
-    columns = _columns(manifest)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
-
-
-def _write_parquet(path: Path, manifest: Manifest) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.table(_columns(manifest)), path)
-
-
-def _write_imglist(path: Path, manifest: Manifest) -> None:
-    rows = zip(manifest.paths, manifest.labels.tolist(), strict=True)
-    path.write_text("".join(f"{name} {label}\n" for name, label in rows), encoding="utf-8")
-
-
-_READERS = {".csv": _read_csv, ".parquet": _read_parquet, ".txt": _read_imglist}
-_WRITERS = {".csv": _write_csv, ".parquet": _write_parquet, ".txt": _write_imglist}

@@ -1,6 +1,7 @@
 """Write results as .csv, .parquet, .md or .json: the same rows give the same bytes.
 
-Files are written aside and renamed, so that an interrupted command leaves no half table.
+Files are written aside and renamed, so that an interrupted command leaves no half table. Text is
+escaped for each format (see :mod:`gradscore.escapes`); numbers are written as they are.
 """
 
 import csv
@@ -8,12 +9,13 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gradscore.errors import InvalidArgument, RunError
+from gradscore.escapes import to_cell, to_markdown
 from gradscore.evaluation import Evaluation
+from gradscore.files import as_text, require_replaceable, written_aside
 from gradscore.metrics import METRICS
 from gradscore.norms import number_name
 from gradscore.scores.answer import Scores
@@ -53,8 +55,8 @@ def write_rows(path: str | os.PathLike, rows: Sequence[Row], **facts: Any) -> No
         raise InvalidArgument("Expected at least one row to write, got none.")
     write = {".csv": _csv, ".md": _markdown, ".json": _json, ".parquet": _parquet}
     ending = check_ending(path, ROW_ENDINGS)
-    with _aside(path) as part:
-        write[ending](part, rows, facts)
+    with written_aside(path) as file:
+        write[ending](file, rows, facts)
 
 
 def write_scores(path: str | os.PathLike, blocks: Iterable[Scores]) -> int:
@@ -83,8 +85,8 @@ def write_scores(path: str | os.PathLike, blocks: Iterable[Scores]) -> int:
             written += len(block)
             yield block
 
-    with _aside(path) as part:
-        write[ending](part, counted())
+    with written_aside(path) as file:
+        write[ending](file, counted())
         if not written:
             raise InvalidArgument("Expected at least one row to write, got none.")
     return written
@@ -104,18 +106,18 @@ def check_ending(path: str | os.PathLike, endings: Iterable[str]) -> str:
     return ending
 
 
-@contextmanager
-def _aside(path: str | os.PathLike) -> Iterator[Path]:
-    final = Path(path)
-    part = final.with_name(f".{final.name}.{os.getpid()}.part")
+def check_output(path: str | os.PathLike, endings: Iterable[str]) -> None:
+    """Refuse a result that could not be written, before anything is computed for it.
+
+    Raises:
+        InvalidArgument: If its ending is not one of ``endings``.
+        RunError: If its folder is absent or may not be written, or it is no file to replace.
+    """
+    check_ending(path, endings)
     try:
-        yield part
-        part.replace(final)
+        require_replaceable(path)
     except OSError as error:
-        raise RunError(f"Cannot write {final}: {error.strerror or error}.") from None
-    finally:
-        with suppress(OSError):  # on a read-only system there is nothing to remove
-            part.unlink(missing_ok=True)
+        raise RunError(f"Cannot write {os.fspath(path)}: {error.strerror}.") from None
 
 
 def _text(value: Any) -> str:
@@ -124,28 +126,32 @@ def _text(value: Any) -> str:
     return number_name(value) if isinstance(value, float) else str(value)
 
 
-def _csv(path: Path, rows: Sequence[Row], facts: Row) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(rows[0])
-        writer.writerows([_text(value) for value in row.values()] for row in rows)
+def _cell(value: Any) -> str:
+    return to_cell(value) if isinstance(value, str) else _text(value)
 
 
-def _json(path: Path, rows: Sequence[Row], facts: Row) -> None:
+def _csv(file: BinaryIO, rows: Sequence[Row], facts: Row) -> None:
+    with as_text(file) as texts:
+        writer = csv.writer(texts, lineterminator="\n")
+        writer.writerow(map(to_cell, rows[0]))
+        writer.writerows(map(_cell, row.values()) for row in rows)
+
+
+def _json(file: BinaryIO, rows: Sequence[Row], facts: Row) -> None:
     def valid(value: Any) -> Any:
         # JSON knows no infinity.
         return "inf" if value == math.inf else value
 
     table = [{key: valid(value) for key, value in row.items()} for row in rows]
     text = json.dumps({**facts, "rows": table}, indent=1, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    file.write(f"{text}\n".encode())
 
 
-def _markdown(path: Path, rows: Sequence[Row], facts: Row) -> None:
+def _markdown(file: BinaryIO, rows: Sequence[Row], facts: Row) -> None:
     def cell(row: Row, column: str) -> str:
         value = row[column]
         if column not in METRICS or value is None:
-            return _text(value).replace("|", "\\|")
+            return to_markdown(_text(value))
         low, high = (row.get(column + end) for end in ("_low", "_high"))
         spread = "" if low is None else f" [{low:.4f}, {high:.4f}]"
         return f"{value:.4f}{spread}"
@@ -155,19 +161,19 @@ def _markdown(path: Path, rows: Sequence[Row], facts: Row) -> None:
     lines = [f"{name.replace('_', ' ')}: {_text(value)}\n" for name, value in facts.items()]
     lines += [_pipes(columns), _pipes("--:" if c in METRICS else ":--" for c in columns)]
     lines += [_pipes(cell(row, column) for column in columns) for row in rows]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    file.write(("\n".join(lines) + "\n").encode())
 
 
 def _pipes(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _parquet(path: Path, rows: Sequence[Row], facts: Row) -> None:
+def _parquet(file: BinaryIO, rows: Sequence[Row], facts: Row) -> None:
     import pyarrow
     import pyarrow.parquet
 
     columns = {name: _typed(pyarrow, name, [row[name] for row in rows]) for name in rows[0]}
-    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)
 
 
 def _typed(pyarrow: Any, name: str, values: list) -> Any:
@@ -189,19 +195,20 @@ def _score_columns(block: Scores) -> dict[str, Any]:
     }
 
 
-def _csv_scores(path: Path, blocks: Iterator[Scores]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
+def _csv_scores(file: BinaryIO, blocks: Iterator[Scores]) -> None:
+    with as_text(file) as texts:
+        writer = csv.writer(texts, lineterminator="\n")
         for place, block in enumerate(blocks):
             columns = _score_columns(block)
             if not place:
-                writer.writerow(columns)
+                writer.writerow(map(to_cell, columns))
+            names = [map(to_cell, columns[key]) for key in ("set", "path")]
+            classes = [columns[key] for key in ("label", "predicted")]
             numbers = [[repr(v) for v in c.tolist()] for c in block.columns.values()]
-            texts = list(columns.values())[:4]
-            writer.writerows(zip(*texts, *numbers, strict=True))
+            writer.writerows(zip(*names, *classes, *numbers, strict=True))
 
 
-def _parquet_scores(path: Path, blocks: Iterator[Scores]) -> None:
+def _parquet_scores(file: BinaryIO, blocks: Iterator[Scores]) -> None:
     import pyarrow
     import pyarrow.parquet
 
@@ -209,7 +216,7 @@ def _parquet_scores(path: Path, blocks: Iterator[Scores]) -> None:
     try:
         for block in blocks:
             table = pyarrow.table(_score_columns(block))
-            writer = writer or pyarrow.parquet.ParquetWriter(path, table.schema)
+            writer = writer or pyarrow.parquet.ParquetWriter(file, table.schema)
             writer.write_table(table)
     finally:
         if writer is not None:

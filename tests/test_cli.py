@@ -455,11 +455,10 @@ class TestMistakes:
         assert "Cannot write" in message
 
     def test_output_that_cannot_be_written(self, run, capsys, monkeypatch, tmp_path):
-        def refuse(self, *args, **kwargs):
+        def refuse(final):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-        monkeypatch.setattr(Path, "open", refuse)
-        monkeypatch.setattr(Path, "unlink", refuse)
+        monkeypatch.setattr("gradscore.files._beside", refuse)
         message = fails(capsys, "score", "--run", run, "-o", tmp_path / "s.csv")
         assert "Read-only file system" in message
 

@@ -30,9 +30,9 @@ def evaluations(run):
 def drawn(monkeypatch):
     """Collect every figure that is saved."""
     figures = []
-    save = drawing._save
+    save = drawing.save_figure
     monkeypatch.setattr(
-        drawing, "_save", lambda figure, path: figures.append(figure) or save(figure, path)
+        drawing, "save_figure", lambda figure, path: figures.append(figure) or save(figure, path)
     )
     return figures
 

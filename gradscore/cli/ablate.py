@@ -30,23 +30,23 @@ def ablate(kind, run_path, sets, output, plot, quiet) -> None:
     """
     from gradscore.ablation import ablate as sweep
     from gradscore.run import RunStore
-    from gradscore.tables import ROW_ENDINGS, check_ending, write_evaluation
+    from gradscore.tables import ROW_ENDINGS, check_output, write_evaluation
 
     run = RunStore(run_path)
     if output:
-        check_ending(output, ROW_ENDINGS)
+        check_output(output, ROW_ENDINGS)
     if plot:
         from gradscore.plots import check_figure, plot_ablation
 
         check_figure(plot)
     evaluation = sweep(run, kind, sets=sets or None)[kind]
-    show_evaluation(evaluation)
     if output:
         write_evaluation(output, evaluation)
         notice(f"Wrote {output}.", quiet=quiet)
     if plot:
         drawn = plot_ablation(kind, run, evaluation, plot)
         notice(f"Wrote {', '.join(map(str, drawn))}.", quiet=quiet)
+    show_evaluation(evaluation)
 
 
 @click.command(short_help="Evaluate several runs side by side.")
@@ -56,10 +56,10 @@ def compare(runs, sets, methods, output, plot, quiet, **options) -> None:
     """Evaluate several runs side by side, such as one a model (Table 4)."""
     from gradscore.ablation import compare as side_by_side
     from gradscore.run import RunStore
-    from gradscore.tables import ROW_ENDINGS, check_ending, write_rows
+    from gradscore.tables import ROW_ENDINGS, check_output, write_rows
 
     if output:
-        check_ending(output, ROW_ENDINGS)
+        check_output(output, ROW_ENDINGS)
     if plot:
         from gradscore.plots import check_figure, plot_comparison
 
@@ -67,10 +67,10 @@ def compare(runs, sets, methods, output, plot, quiet, **options) -> None:
     questions = ask(RunStore(runs[0]), methods, options, quiet=quiet)
     rows = side_by_side(runs, questions, sets=sets or None)
     notice_fits(questions, evaluated_sets(rows), quiet=quiet)
-    show_rows(rows, lead=("run", "model"))
     if output:
         write_rows(output, rows)
         notice(f"Wrote {output}.", quiet=quiet)
     if plot:
         plot_comparison(rows, plot)
         notice(f"Wrote {plot}.", quiet=quiet)
+    show_rows(rows, lead=("run", "model"))

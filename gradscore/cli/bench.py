@@ -111,10 +111,10 @@ def score(run_path, rows, output, quiet) -> None:
 
 def _report(rows: Iterable[dict[str, Any]], output: str | None, quiet: bool) -> None:
     """Print the rows of a measurement, and write them if asked."""
-    from gradscore.tables import ROW_ENDINGS, check_ending, write_rows
+    from gradscore.tables import ROW_ENDINGS, check_output, write_rows
 
     if output:
-        check_ending(output, ROW_ENDINGS)
+        check_output(output, ROW_ENDINGS)
     rows = list(rows)
     shown = [name for name in rows[0] if any(row[name] not in ("", None) for row in rows)]
     print_table(shown, [[_text(row[name]) for name in shown] for row in rows])

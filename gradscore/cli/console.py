@@ -1,5 +1,9 @@
-"""What the commands print: tables and notices on stdout, progress on stderr."""
+"""What the commands print: tables and notices on stdout, progress on stderr.
 
+All text goes through here, as file names and the like may hold what a terminal would obey.
+"""
+
+import contextlib
 import shutil
 import sys
 import time
@@ -7,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
+
+from gradscore.escapes import message, printable
 
 PLAIN_LINE_EVERY_S = 10.0
 
@@ -21,14 +27,14 @@ def print_table(
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    title = printable(title) or None
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
     for place, column in enumerate(columns):
         text = place < left
-        table.add_column(
-            column, justify="left" if text else "right", overflow="fold", no_wrap=not text
-        )
+        justify = "left" if text else "right"
+        table.add_column(printable(column), justify=justify, overflow="fold", no_wrap=not text)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     _print(table)
 
 
@@ -40,7 +46,7 @@ def print_facts(facts: Mapping[str, str]) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for fact in facts.items():
-        table.add_row(*fact)
+        table.add_row(*map(printable, fact))
     _print(table)
 
 
@@ -48,10 +54,17 @@ def _print(table: Any) -> None:
     """Print a table as wide as the terminal, or as it is where there is none."""
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False)
+    width = None if sys.stdout.isatty() else 10_000
+    # Cells are text: neither [red] nor :warning: in a name means anything.
+    console = Console(width=width, highlight=False, markup=False, emoji=False)
     with console.capture() as captured:
         console.print(table)
     click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def say(text: object) -> None:
+    """Print one line on stdout."""
+    click.echo(printable(text))
 
 
 def counted(n: int, noun: str) -> str:
@@ -64,10 +77,11 @@ def wide(columns: int) -> bool:
     return not sys.stdout.isatty() or shutil.get_terminal_size().columns >= columns
 
 
-def notice(message: str, *, quiet: bool = False) -> None:
-    """Print one line about what was done or noticed, on stderr."""
+def notice(text: object, *, quiet: bool = False) -> None:
+    """Print one line about what was done or noticed, on stderr; if that is gone, nowhere."""
     if not quiet:
-        click.echo(message, err=True)
+        with contextlib.suppress(OSError):
+            click.echo(message(text), err=True)
 
 
 class Progress:
@@ -102,7 +116,7 @@ class Progress:
             TimeRemainingColumn(),
             console=Console(stderr=True),
         )
-        self._task = self._bar.add_task(description, total=total)
+        self._task = self._bar.add_task(printable(description), total=total)
         self._bar.start()
 
     def advance(self, n: int) -> None:
@@ -112,7 +126,7 @@ class Progress:
             self._bar.advance(self._task, n)
         elif not self.quiet and time.monotonic() - self._printed > PLAIN_LINE_EVERY_S:
             self._printed = time.monotonic()
-            click.echo(f"{self._description}: {self._done}/{self._total}", err=True)
+            notice(f"{self._description}: {self._done}/{self._total}")
 
     def finish(self) -> None:
         """End the piece of work, also after an error."""

@@ -2,7 +2,7 @@
 
 import click
 
-from gradscore.cli.console import notice, print_table, wide
+from gradscore.cli.console import notice, print_table, say, wide
 from gradscore.cli.options import (
     backend_option,
     chained,
@@ -32,18 +32,18 @@ def evaluate(run_path, sets, methods, backend, output, quiet, **options) -> None
     """
     from gradscore.evaluation import evaluate_run
     from gradscore.run import RunStore
-    from gradscore.tables import ROW_ENDINGS, check_ending, write_evaluation
+    from gradscore.tables import ROW_ENDINGS, check_output, write_evaluation
 
     run = RunStore(run_path)
     if output:
-        check_ending(output, ROW_ENDINGS)
+        check_output(output, ROW_ENDINGS)
     questions = ask(run, methods, options, quiet=quiet)
     evaluation = evaluate_run(run, questions, sets=sets or None, backend=backend)
     notice_fits(questions, evaluated_sets(evaluation.rows), quiet=quiet)
-    show_evaluation(evaluation)
-    if output:
+    if output:  # before it is printed: a pager that is closed must not take the file along
         write_evaluation(output, evaluation)
         notice(f"Wrote {output}.", quiet=quiet)
+    show_evaluation(evaluation)
 
 
 def evaluated_sets(rows) -> set[str]:
@@ -54,7 +54,7 @@ def evaluated_sets(rows) -> set[str]:
 def show_evaluation(evaluation, *, title: str = "") -> None:
     """Print an evaluation: the ID accuracy first, then a row a method and OOD set."""
     if evaluation.id_accuracy is not None:
-        click.echo(f"ID accuracy {evaluation.id_accuracy:.1%}")
+        say(f"ID accuracy {evaluation.id_accuracy:.1%}")
     show_rows(evaluation.rows, title=title)
 
 
@@ -96,4 +96,4 @@ def show_rows(rows, *, lead: tuple[str, ...] = (), title: str = "") -> None:
         title=title,
     )
     if not intervals:
-        click.echo("Percent. A wider terminal, a pipe or -o FILE also shows the 95% intervals.")
+        say("Percent. A wider terminal, a pipe or -o FILE also shows the 95% intervals.")

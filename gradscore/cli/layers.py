@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import click
 
-from gradscore.cli.console import notice, print_table
+from gradscore.cli.console import notice, print_table, say
 from gradscore.cli.models import load, noise
 from gradscore.cli.options import (
     Pair,
@@ -29,10 +29,10 @@ def layers(model, weights, blocks, every, output, quiet, **overrides) -> None:
     from gradscore.engine import gradient_norms
     from gradscore.models.groups import parameter_groups
     from gradscore.models.head import find_head
-    from gradscore.tables import ROW_ENDINGS, check_ending, write_rows
+    from gradscore.tables import ROW_ENDINGS, check_output, write_rows
 
     if output:
-        check_ending(output, ROW_ENDINGS)
+        check_output(output, ROW_ENDINGS)
     network = load(model, weights, overrides)
     images = noise(network, 2)
     head = find_head(network, images)
@@ -56,12 +56,12 @@ def layers(model, weights, blocks, every, output, quiet, **overrides) -> None:
             for group, names in groups.items()
         ]
     cells = [[f"{v:,}" if isinstance(v, int) else v for v in row.values()] for row in rows]
-    print_table(tuple(rows[0]), cells, left=3 if every else 2)
-    if not head.closed_form:
-        click.echo(f"No closed form for `last`: {head.reason}")
     if output:
         write_rows(output, rows)
         notice(f"Wrote {output}.", quiet=quiet)
+    print_table(tuple(rows[0]), cells, left=3 if every else 2)
+    if not head.closed_form:
+        say(f"No closed form for `last`: {head.reason}")
 
 
 def _told(rules: Iterable[str]) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from gradscore.cli.console import print_table
+from gradscore.cli.console import notice, print_table, say
 
 
 @click.group(short_help="Build and check lists of a benchmark's images.")
@@ -33,10 +33,10 @@ def build(benchmark, root, output, sets) -> None:
             count = build_list(declared, root, path)
         except DataError as error:
             whole = False
-            click.echo(f"Error: {error}", err=True)
+            notice(f"Error: {error}")
             continue
         differs = "" if count == declared.count else f" (declared: {declared.count})"
-        click.echo(f"{path}: {count} images{differs}")
+        say(f"{path}: {count} images{differs}")
     if not whole:
         raise click.exceptions.Exit(1)
 

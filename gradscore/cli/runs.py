@@ -2,7 +2,7 @@
 
 import click
 
-from gradscore.cli.console import counted, print_facts, print_table
+from gradscore.cli.console import counted, print_facts, print_table, say
 from gradscore.cli.models import preprocessing_text, weights_text
 
 
@@ -63,13 +63,13 @@ def check(path) -> None:
     problems = find_problems(path)
     if problems:
         print_table(("file", "problem"), [problem[:2] for problem in problems], left=2)
-        click.echo("Delete these files, then make them again:")
+        say("Delete these files, then make them again:")
         for command in dict.fromkeys(problem.remedy for problem in problems):
-            click.echo(f"  {command.strip('`')}")
+            say(f"  {command.strip('`')}")
         raise click.exceptions.Exit(1)
     about = RunStore(path).info
     shards = sum(len(s) for e in about.sets.values() for s in e.passes.values())
     verified = counted(shards, "shard") + (
         f" and {counted(len(about.fits), 'fit')}" if about.fits else ""
     )
-    click.echo(f"{path}: sound; {verified} verified.")
+    say(f"{path}: sound; {verified} verified.")

@@ -2,7 +2,7 @@
 
 import click
 
-from gradscore.cli.console import notice, print_table
+from gradscore.cli.console import notice, print_table, say
 from gradscore.cli.options import (
     backend_option,
     chained,
@@ -28,11 +28,11 @@ def score(run_path, sets, methods, backend, output, quiet, **options) -> None:
     from gradscore.run import RunStore
     from gradscore.scores import make_questions
     from gradscore.scores.answer import iterate_scores
-    from gradscore.tables import SCORE_ENDINGS, check_ending, write_scores
+    from gradscore.tables import SCORE_ENDINGS, check_output, write_scores
 
     run = RunStore(run_path)
     if output:
-        check_ending(output, SCORE_ENDINGS)
+        check_output(output, SCORE_ENDINGS)
     questions = make_questions(methods or ("gradnorm",), **options)
     sets = sets or tuple(run.sets)
     blocks = iterate_scores(run, sets, questions, backend)
@@ -70,4 +70,4 @@ def _show(blocks) -> None:
         for k in range(min(SHOWN, len(block)))
     ]
     print_table(("set", "path", "label", "predicted", *names), rows, left=2)
-    click.echo("Higher = in-distribution. Write every image with -o FILE.csv or .parquet.")
+    say("Higher = in-distribution. Write every image with -o FILE.csv or .parquet.")

@@ -2,7 +2,7 @@
 
 import click
 
-from gradscore.cli.console import notice, print_table
+from gradscore.cli.console import notice, print_table, say
 from gradscore.cli.models import load, noise
 from gradscore.cli.options import (
     ORDER,
@@ -53,11 +53,11 @@ def verify(
 
     from gradscore.data import open_set
     from gradscore.norms import number_name
-    from gradscore.tables import ROW_ENDINGS, check_ending, write_rows
+    from gradscore.tables import ROW_ENDINGS, check_output, write_rows
     from gradscore.verification import verify as hold
 
     if output:
-        check_ending(output, ROW_ENDINGS)
+        check_output(output, ROW_ENDINGS)
     network = load(model, weights, how)
     if data:
         images = open_set(data, limit=limit)
@@ -71,6 +71,9 @@ def verify(
         for order, entry in found.items()
         for name, error in entry.errors.items()
     ]
+    if output:
+        write_rows(output, rows)
+        notice(f"Wrote {output}.", quiet=quiet)
     print_table(
         ("p", "parameter", "rule", "relative error"),
         [(number_name(r["p"]), r["parameter"], r["rule"], f"{r['error']:.1e}") for r in rows],
@@ -79,12 +82,9 @@ def verify(
     for order, entry in found.items():
         closed = entry.closed_form_error
         told = entry.closed_form_reason if closed is None else f"{closed:.1e}"
-        click.echo(
+        say(
             f"p = {number_name(order)}: largest relative error {entry.max_relative_error:.1e} "
             f"({entry.worst}); whole norm {entry.total_error:.1e}; closed form: {told}"
         )
-    if output:
-        write_rows(output, rows)
-        notice(f"Wrote {output}.", quiet=quiet)
     if max(entry.max_relative_error for entry in found.values()) > tolerance:
         raise GradScoreError(f"Some error is above the tolerance of {tolerance:g}.")

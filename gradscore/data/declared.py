@@ -4,6 +4,7 @@ The declarations stand in ``data_manifests/``; its README explains the fields.
 """
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,7 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from gradscore.errors import DataError
-from gradscore.manifest import UNKNOWN, Manifest, file_sha256, read_manifest, write_manifest
+from gradscore.files import read_regular
+from gradscore.manifest import Manifest, file_sha256, read_manifest, write_manifest
+from gradscore.manifest_formats import UNKNOWN
+
+LARGEST_FILE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,24 @@ class DeclaredSet:
     unverified: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        """Refuse an ``unverified`` that names no field.
+        """Refuse values of another type, names that leave a folder, and unknown ``unverified``.
 
         Raises:
-            ValueError: If it does.
+            ValueError: If there is one.
         """
+        for field in fields(self):
+            value, optional = getattr(self, field.name), field.name in ("folders", "labels")
+            kinds = {"count": int, "folders": int, "unverified": list | tuple}
+            kind = kinds.get(field.name, str)
+            if not (isinstance(value, kind) or (optional and value is None)):
+                told = getattr(kind, "__name__", "list")
+                raise ValueError(f"expected {field.name} as {told}, got {value!r}")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", self.name):
+            raise ValueError(
+                f"Expected a set name of letters, digits and . _ + - only, got {self.name!r}"
+            )
+        if self.files.startswith("/") or ".." in self.files.split("/"):
+            raise ValueError(f"expected files below the root, got {self.files!r}")
         known = {field.name for field in fields(self)} - {"unverified"}
         for name in self.unverified:
             if name not in known:
@@ -71,11 +89,11 @@ def read_declaration(path: str | Path) -> list[DeclaredSet]:
     """
     path = Path(path)
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["sets"]
+        entries = json.loads(read_regular(path, LARGEST_FILE))["sets"]
         return [DeclaredSet(**entry) for entry in entries]
     except OSError as error:
         raise DataError(f"Cannot read the benchmark file {path}: {error.strerror}.") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"Expected a benchmark file such as those in data_manifests/, got {path}: {error}."
         ) from None

@@ -25,12 +25,12 @@ from gradscore.errors import DataError
 from gradscore.manifest import (
     IMAGE_SUFFIXES,
     SUFFIXES,
-    UNKNOWN,
     find_images,
     read_manifest,
     rows_sha256,
     split_root,
 )
+from gradscore.manifest_formats import UNKNOWN
 
 FORMS = (
     "a folder of images, a manifest (.csv, .parquet, .txt, or MANIFEST@ROOT), .npz, .tar, "

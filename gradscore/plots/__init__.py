@@ -1,7 +1,7 @@
 """The paper's figures of any run; the only package that imports matplotlib."""
 
+from gradscore.plots.canvas import check_figure
 from gradscore.plots.drawing import (
-    check_figure,
     save_bars,
     save_densities,
     save_lines,

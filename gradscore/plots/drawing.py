@@ -4,20 +4,17 @@ Readable in grey: ID is solid and dark, OOD is dashed or hollow, and every curve
 marker. matplotlib is imported on first use, and never touches the process's own figures.
 """
 
-import importlib.util
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gradscore.errors import GradScoreError, RunError
 from gradscore.evaluation import Row
 from gradscore.norms import number_name
-from gradscore.tables import check_ending
+from gradscore.plots.canvas import add_legend, as_text, new_figure, save_figure
 
 INK = "#1a1a1a"
 SHADES = ("#1a1a1a", "#1f6fb2", "#c4551c", "#5f9e3f", "#8a63a6", "#9c8412", "#4aa3a3", "#777777")
@@ -26,7 +23,6 @@ FILLS = ("#b8b8b8", "#a9cbe6", "#f0bfa3", "#bcdcab", "#d3c2e0", "#e3d590", "#b5d
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "---", "++", "oo")
 """One more than fills, so that neighbours differ in both and 56 bars in one of them."""
 STYLES = ("-", "--", "-.", ":")
-ENDINGS = (".png", ".pdf", ".svg")
 BINS = 40
 CUT = 0.2
 """Share of all scores, in percent, beyond either end of the axis of a distribution."""
@@ -38,20 +34,6 @@ METRIC_LABELS = {
     "auroc": "AUROC (%), higher is better",
     "fpr95": "FPR95 (%), lower is better",
 }
-
-
-def check_figure(path: str | os.PathLike) -> None:
-    """Refuse a figure that could not be drawn, before anything is computed for it.
-
-    Raises:
-        InvalidArgument: If the ending is none of :data:`ENDINGS`.
-        GradScoreError: If matplotlib is not installed.
-    """
-    check_ending(path, ENDINGS)
-    if importlib.util.find_spec("matplotlib") is None:
-        raise GradScoreError(
-            "Figures need matplotlib; install it with `pip install 'gradscore[plots]'`."
-        )
 
 
 def save_densities(
@@ -72,7 +54,7 @@ def save_densities(
         GradScoreError: If matplotlib is not installed.
         RunError: If the file cannot be written.
     """
-    figure, axes = _figure(path, len(panels))
+    figure, axes = new_figure(path, len(panels))
     for axis, (label, sets) in zip(axes, panels.items(), strict=True):
         everything = np.concatenate([np.asarray(scores, float) for scores in sets.values()])
         # Single outliers would squeeze everything else into one bin.
@@ -105,8 +87,8 @@ def save_densities(
         axis.set_yscale("log" if spiky else "linear")
         axis.set_ylim(floor, 100 if spiky else None)
         axis.set_ylabel(f"Share of images per bin (%{', log scale' if spiky else ''})")
-    _legend(figure, axes)
-    _save(figure, path)
+    add_legend(figure, axes)
+    save_figure(figure, path)
 
 
 def save_bars(
@@ -132,7 +114,10 @@ def save_bars(
     oods = list(dict.fromkeys(row["ood"] for row in rows))
     oods.sort(key="mean".__eq__)
     names = list(dict.fromkeys(map(by, rows)))
-    figure, (axis,) = _figure(path, 1, width=max(5.0, 1.0 + 0.35 * len(oods) * (len(names) + 1)))
+    labels = [as_text(name) for name in names]
+    figure, (axis,) = new_figure(
+        path, 1, width=max(5.0, 1.0 + 0.35 * len(oods) * (len(names) + 1))
+    )
     width = 0.8 / len(names)
     for place, name in enumerate(names):
         values = {row["ood"]: row for row in rows if by(row) == name}
@@ -146,15 +131,15 @@ def save_bars(
             edgecolor=INK,
             hatch=HATCHES[place % len(HATCHES)],
             error_kw={"elinewidth": 0.8, "ecolor": INK},
-            label=name,
+            label=labels[place],
         )
-    axis.set_xticks(range(len(oods)), oods)
+    axis.set_xticks(range(len(oods)), map(as_text, oods))
     intervals = _has_intervals(rows, metric)
     axis.set_xlabel(f"OOD set{'; thin lines: 95% intervals' if intervals else ''}")
     axis.set_ylabel(METRIC_LABELS[metric])
     axis.set_ylim(0, 100)
-    _legend(figure, [axis])
-    _save(figure, path)
+    add_legend(figure, [axis])
+    save_figure(figure, path)
 
 
 def save_lines(path: str | os.PathLike, rows: Sequence[Row], *, over: str) -> None:
@@ -170,7 +155,7 @@ def save_lines(path: str | os.PathLike, rows: Sequence[Row], *, over: str) -> No
         GradScoreError: If matplotlib is not installed.
         RunError: If the file cannot be written.
     """
-    figure, axes = _figure(path, 2)
+    figure, axes = new_figure(path, 2)
     values = sorted({row[over] for row in rows})
     for axis, metric in zip(axes, ("fpr95", "auroc"), strict=True):
         for place, ood in enumerate(dict.fromkeys(row["ood"] for row in rows)):
@@ -198,8 +183,8 @@ def save_lines(path: str | os.PathLike, rows: Sequence[Row], *, over: str) -> No
             "Order p of the norm" if over == "p" else "Temperature T (no unit, log scale)"
         )
         axis.set_ylabel(METRIC_LABELS[metric])
-    _legend(figure, axes)
-    _save(figure, path)
+    add_legend(figure, axes)
+    save_figure(figure, path)
 
 
 def save_scatter(
@@ -224,7 +209,7 @@ def save_scatter(
         GradScoreError: If matplotlib is not installed.
         RunError: If the file cannot be written.
     """
-    figure, (axis,) = _figure(path, 1)
+    figure, (axis,) = new_figure(path, 1)
     for place, name in enumerate(first):
         is_id = name in id_names
         # The same images for the same run; more dots than this only make a blot.
@@ -242,8 +227,8 @@ def save_scatter(
         )
     axis.set_xlabel(labels[0])
     axis.set_ylabel(labels[1])
-    _legend(figure, [axis], markerscale=2)
-    _save(figure, path)
+    add_legend(figure, [axis], markerscale=2)
+    save_figure(figure, path)
 
 
 def _shares(scores: ArrayLike, edges: NDArray) -> NDArray:
@@ -264,32 +249,3 @@ def _spread(rows: Sequence[Row], metric: str) -> Any:
 
 def _has_intervals(rows: Sequence[Row], metric: str) -> bool:
     return all(row[f"{metric}_low"] is not None for row in rows)
-
-
-def _figure(path: str | os.PathLike, panels: int, width: float = 5.0) -> tuple[Any, list[Any]]:
-    check_figure(path)
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width * panels, 3.8), layout="constrained", dpi=150)
-    axes = list(figure.subplots(1, panels, squeeze=False)[0])
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _legend(figure: Any, axes: list[Any], **how: Any) -> None:
-    """Name the curves of the first panel above all panels, where they hide nothing."""
-    handles, labels = axes[0].get_legend_handles_labels()
-    widest = 0.6 + 0.08 * max(map(len, labels))  # inches
-    lines = math.ceil(len(labels) / max(1, figure.get_figwidth() // widest))
-    how |= {"ncols": math.ceil(len(labels) / lines), "columnspacing": 1.5}
-    figure.legend(handles, labels, frameon=False, loc="outside upper left", **how)
-
-
-def _save(figure: Any, path: str | os.PathLike) -> None:
-    # Without the version and the date that matplotlib adds, equal figures are equal files.
-    blank = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
-    try:
-        figure.savefig(path, metadata=blank[Path(path).suffix.lower()])
-    except OSError as error:
-        raise RunError(f"Cannot write {os.fspath(path)}: {error.strerror or error}.") from None

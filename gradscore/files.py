@@ -1,0 +1,153 @@
+"""Files of others are opened only where they are regular; results are written aside and renamed.
+
+To open a FIFO, a socket or a device can wait for ever, never end, or do something to the machine.
+"""
+
+import contextlib
+import errno
+import fcntl
+import glob
+import io
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+from gradscore.errors import GradScoreError, RunError
+
+SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What the machine lacks says nothing about a file."""
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+_NAME_SHOWN = 50
+"""Characters of a file's name in the name beside it, which has to stay below 256 bytes."""
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Raises:
+        OSError: If it cannot be opened, or is something else, which ``strerror`` then names.
+    """
+    _require_regular(os.stat(path), path)  # to open a device may already do something
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    descriptor = os.open(path, flags)
+    try:
+        _require_regular(os.fstat(descriptor), path)  # it may have been exchanged since
+        return open(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: str | os.PathLike, limit: int) -> bytes:
+    """Return the bytes of a regular file of at most ``limit``.
+
+    Raises:
+        OSError: If it cannot be read, is no regular file or is larger.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            reason = f"expected at most {limit:,} bytes, got {size:,}"
+            raise OSError(errno.EFBIG, reason, os.fspath(path))
+        return file.read(size)
+
+
+@contextmanager
+def as_text(file: BinaryIO, encoding: str = "utf-8") -> Iterator[TextIO]:
+    """Yield what reads or writes ``file`` as text, line ends as they are; it stays open."""
+    text = io.TextIOWrapper(file, encoding=encoding, newline="")
+    try:
+        yield text
+        text.flush()
+    finally:
+        with contextlib.suppress(OSError, ValueError):  # the file may be closed, or the disk full
+            text.detach()
+
+
+def require_replaceable(path: str | os.PathLike) -> None:
+    """Raise where a result could not take the place of ``path``; nothing is written.
+
+    Raises:
+        OSError: If its folder is absent or may not be written, or it is a folder, device or FIFO.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        code = errno.ENOTDIR if path.parent.exists() else errno.ENOENT
+        raise OSError(code, os.strerror(code), os.fspath(path))
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+    with contextlib.suppress(FileNotFoundError):
+        _require_regular(os.stat(path), path)
+
+
+@contextmanager
+def written_aside(
+    path: str | os.PathLike, kind: type[GradScoreError] = RunError
+) -> Iterator[BinaryIO]:
+    """Yield a file that takes the place of ``path`` once it is whole; else nothing changes.
+
+    What a killed command left beside ``path`` is removed.
+
+    Args:
+        path: Where to.
+        kind: What is raised where it cannot be written.
+
+    Raises:
+        GradScoreError: Of ``kind``, in place of an OSError.
+    """
+    final = Path(path)
+    part = None
+    try:
+        require_replaceable(final)
+        _clear_stale(final)
+        part, file = _beside(final)
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(part, final)
+    except OSError as error:
+        raise kind(f"Cannot write {final}: {error.strerror or error}.") from None
+    finally:
+        with contextlib.suppress(OSError):  # renamed, or the system became read-only
+            if part is not None:
+                part.unlink(missing_ok=True)
+
+
+def _require_regular(found: os.stat_result, path: str | os.PathLike) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        what = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+        raise OSError(errno.EINVAL, f"expected a regular file, got {what}", os.fspath(path))
+
+
+def _beside(final: Path) -> tuple[Path, BinaryIO]:
+    """Return a new file beside ``final``, locked for as long as its writer lives."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    while True:
+        part = final.with_name(f".{final.name[:_NAME_SHOWN]}.{secrets.token_hex(4)}.part")
+        file = os.fdopen(os.open(part, flags, 0o666), "w+b")
+        with contextlib.suppress(OSError):  # some file systems have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        # Before it was locked, another command may have taken it for stale.
+        if os.fstat(file.fileno()).st_nlink:
+            return part, file
+        file.close()
+
+
+def _clear_stale(final: Path) -> None:
+    """Remove what commands that are dead left beside ``final``: nobody holds its lock."""
+    pattern = f".{glob.escape(final.name[:_NAME_SHOWN])}.*.part"
+    for part in final.parent.glob(pattern):
+        with contextlib.suppress(OSError), open_regular(part) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()

@@ -4,17 +4,17 @@ A forward records where parameters are used; the backward brings the output grad
 a rule turns that into norms at once, and the gradient is freed before the next one arrives.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from gradscore import crosscheck
 from gradscore.batches import parts_of
 from gradscore.errors import InvalidArgument
 from gradscore.models.groups import ModelGroups
 from gradscore.norms import check_order
 from gradscore.objective import check_target, check_temperature, logit_gradient
-from gradscore.reference import backward_norms
 from gradscore.results import GradientNorms
 from gradscore.selection import differentiable_parameters, select
 from gradscore.uses import (
@@ -26,6 +26,7 @@ from gradscore.uses import (
     record_forward,
     run_backward,
     straighten_batch_norms,
+    structure_of,
 )
 
 __all__ = ["GradientNorms", "Recording", "gradient_norms", "record"]
@@ -128,6 +129,18 @@ class Recording:
         self._model, self._images, self._forward = model, images, forward
         self._selected = selected
         self._bundles = bundles_of(forward, selected)
+        self._kind = self._kind_of_batch()
+        self._unseen = crosscheck.known(model, self._kind)
+
+    def _kind_of_batch(self) -> Hashable:
+        """Return what one comparison with autograd holds for: the model, its use, and the input."""
+        used = tuple(name for bundle in self._bundles for name in bundle.names)
+        images = self._images
+        return (
+            *(structure_of(self._model), self.names, used, len(self._forward.uses)),
+            *(images.shape, images.dtype, images.device),
+            torch.is_autocast_enabled(images.device.type),
+        )
 
     @property
     def rules(self) -> dict[str, str]:
@@ -135,7 +148,7 @@ class Recording:
         rules = dict.fromkeys(self.names, "unused")
         for bundle in self._bundles:
             rules |= bundle.rules()
-        return rules
+        return rules | dict.fromkeys(self._unseen or (), "reference")
 
     def norms(self, cotangent: Tensor, orders: Sequence[float], *, last: bool = False) -> Tensor:
         """Return the norms of the gradients that a gradient of the logits causes.
@@ -165,7 +178,12 @@ class Recording:
             cotangent = cotangent.clone() if cotangent.is_inference() else cotangent.detach()
             cotangent, scale = _scaled(cotangent, self.logits.dtype)
             found: dict[str, Tensor] = {}
-            self._backward(cotangent, orders, last, found)
+            first = self._unseen is None
+            asked = (*orders, crosscheck.CHECKED_ORDER) if first else orders
+            self._backward(cotangent, asked, last, found)
+            if first:
+                self._check(cotangent, asked, found)
+                found = {name: norms[:, : len(orders)] for name, norms in found.items()}
             self._ask_reference(cotangent, orders, found)
         dtype = torch.promote_types(self.logits.dtype, torch.float32)
         zeros = self.logits.new_zeros(len(self.logits), len(orders), dtype=dtype)
@@ -188,21 +206,31 @@ class Recording:
         run_backward(forward.logits, ends, listeners, cotangent, retain=not last)
         collector.finish()
 
+    def _check(
+        self, cotangent: Tensor, orders: tuple[float, ...], found: dict[str, Tensor]
+    ) -> None:
+        """Compare what was found with plain autograd, and leave to it what differs."""
+        asked = set(self.names).difference(self._by_reference())
+        norms = {name: found.get(name) for name in self.names if name in asked}
+        coarsest = self._forward.coarsest
+        self._unseen = (
+            crosscheck.disagreeing(self._model, self._images, cotangent, norms, orders, coarsest)
+            if norms
+            else frozenset()
+        )
+        crosscheck.remember(self._model, self._kind, self._unseen)
+
+    def _by_reference(self) -> list[str]:
+        names = [n for bundle in self._bundles if bundle.by_reference for n in bundle.names]
+        return list(dict.fromkeys([*names, *(self._unseen or ())]))
+
     def _ask_reference(
         self, cotangent: Tensor, orders: tuple[float, ...], found: dict[str, Tensor]
     ) -> None:
-        names = [n for bundle in self._bundles if bundle.by_reference for n in bundle.names]
-        if not names:
-            return
-        rows = iter(cotangent)
-        norms = backward_norms(
-            self._model,
-            self._images,
-            {name: self._selected[name] for name in names},
-            lambda logits: next(rows)[None].to(logits.dtype),
-            orders,
-        )
-        found |= {name: norms[:, :, k].T for k, name in enumerate(names)}
+        names = self._by_reference()
+        if names:
+            norms = crosscheck.autograd_norms(self._model, self._images, cotangent, names, orders)
+            found |= {name: norms[:, :, k].T for k, name in enumerate(names)}
 
 
 def _scaled(cotangent: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | float]:

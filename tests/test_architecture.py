@@ -12,7 +12,7 @@ FLOORS = {
     1: "errors files escapes norms objective outputs metrics manifest manifest_formats selection "
     "results",
     2: "deviation last_layer linear_head uses rules kernels reference gaussians perturbation",
-    3: "batches engine run models data assets",
+    3: "batches crosscheck engine run models data assets",
     4: "extraction recorded replay scores ablation evaluation verification scorer tables",
     5: "plots bench",
     6: "cli __main__",

@@ -3,7 +3,7 @@
 from gradscore.uses.backward import run_backward
 from gradscore.uses.bundle import Bundle, bundles_of
 from gradscore.uses.collector import Collector
-from gradscore.uses.forward import Forward, check_eval_mode, check_images, record_forward
+from gradscore.uses.forward import Forward, check_eval_mode, check_images, record_forward, uncompiled
 from gradscore.uses.proof import check_apart, tolerance_of
 from gradscore.uses.state import State, state_of
 from gradscore.uses.straightening import straighten_batch_norms
@@ -26,6 +26,7 @@ __all__ = [
     "structure_of",
     "tolerance_of",
     "trial_images",
+    "uncompiled",
     "undisturbed",
     "without_tables",
 ]

@@ -45,6 +45,7 @@ class Forward:
         uncovered: Names of parameters that are used in a way that was not recorded.
         differentiates: Whether the model takes gradients of its own: none of ours is then told
             apart from those.
+        coarsest: The coarsest floating type among what the calls made.
     """
 
     logits: Tensor
@@ -54,6 +55,7 @@ class Forward:
     edges: dict[str, GradientEdge]
     uncovered: frozenset[str]
     differentiates: bool
+    coarsest: torch.dtype
 
 
 def record_forward(model: nn.Module, images: Tensor, selected: Mapping[str, Tensor]) -> Forward:
@@ -78,13 +80,16 @@ def record_forward(model: nn.Module, images: Tensor, selected: Mapping[str, Tens
         recorder, layouts = _recorded(model, images, selected)
         logits = recorder.logits
         names = {id(parameter): name for name, parameter in selected.items()}
-        missed = [leaf for leaf in leaves_below([logits.grad_fn]) if id(leaf) in names]
+        ends = leaves_below([logits.grad_fn])
+        missed = [leaf for leaf in ends if id(leaf) in names]
         made = [tensor.grad_fn for use in recorder.uses for _, tensor in use.operands]
+        below = leaves_below(made)
         edges = {
             names[id(leaf)]: get_gradient_edge(leaf)
-            for leaf in (*missed, *leaves_below(made))
+            for leaf in (*missed, *below)
             if id(leaf) in names
         }
+        _check_registered(recorder, names, (*ends, *below))
     return Forward(
         logits=logits,
         start=recorder.start,
@@ -93,7 +98,34 @@ def record_forward(model: nn.Module, images: Tensor, selected: Mapping[str, Tens
         edges=edges,
         uncovered=frozenset(names[id(leaf)] for leaf in missed),
         differentiates=recorder.differentiates,
+        coarsest=_coarsest(recorder),
     )
+
+
+def _check_registered(
+    recorder: Recorder, names: Mapping[int, str], leaves: Sequence[Tensor]
+) -> None:
+    """Refuse logits that depend on a parameter that the model does not list.
+
+    It is a leaf of the graph, or, where it requires no gradient, an argument of a call. A forward
+    that takes gradients of its own makes leaves of its own.
+    """
+    found = list(recorder.unlisted.values())
+    if not recorder.differentiates:
+        found += [x for x in leaves if id(x) not in names and x is not recorder.start]
+    if found:
+        kind = "an nn.Parameter" if isinstance(found[0], nn.Parameter) else "a trainable tensor"
+        raise ModelError(
+            f"Expected a model that lists all its parameters, got one that uses {kind} "
+            f"{list(found[0].shape)} that model.parameters() does not list; register it, as "
+            "nn.ParameterList or nn.ModuleList do, or detach it if it is a constant."
+        )
+
+
+def _coarsest(recorder: Recorder) -> torch.dtype:
+    types = {dtype for call in recorder.calls for _, dtype in call.results}
+    floating = {dtype for dtype in types if dtype.is_floating_point} | {recorder.logits.dtype}
+    return max(floating, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def _recorded(
@@ -165,6 +197,11 @@ def requiring_grad(model: nn.Module, selected: Mapping[str, Tensor]) -> Iterator
         ModelError: If one cannot: it was made in inference mode, or computed from others.
     """
     for name, parameter in selected.items():
+        if parameter.is_meta:
+            raise ModelError(
+                f"Expected parameters with values, got {name!r} on the meta device, offloaded or "
+                "never loaded; load the whole model to the device of the images."
+            )
         if parameter.is_inference() or not parameter.is_leaf:
             made = "made in inference mode" if parameter.is_inference() else "computed from others"
             raise ModelError(
@@ -205,7 +242,7 @@ def _run(
         with (
             undisturbed(model),
             torch.enable_grad(),
-            _uncompiled(),
+            uncompiled(),
             disable_saved_tensors_hooks(CHECKPOINTED),
             recorder,
         ):
@@ -245,7 +282,7 @@ def _writes_into(model: nn.Module, images: Tensor) -> bool:
     return known[_writes_into]
 
 
-def _uncompiled() -> AbstractContextManager:
+def uncompiled() -> AbstractContextManager:
     """Run compiled modules as they were written, so that each of their calls is seen."""
     if "torch._dynamo" not in sys.modules:
         return nullcontext()

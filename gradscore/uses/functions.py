@@ -85,7 +85,7 @@ def moves_by_value(function: Callable[..., Any], data: Sequence[Tensor]) -> bool
         function: The function called.
         data: The tensors that hold data among its arguments.
     """
-    name = getattr(function, "__name__", "")
+    name = getattr(function, "__name__", "").partition(".")[0]
     if name in _INDEXED:
         return any(not (x.is_floating_point() or x.is_complex()) for x in data)
     return name in _VALUES or (name == "where" and len(data) == 1)
@@ -114,7 +114,8 @@ def spreads(source: Tensor, result: Tensor, batch: int) -> bool:
 
 def is_in_place(function: Callable[..., Any]) -> bool:
     """Say whether a function changes its first argument, by torch's convention of names."""
-    name = getattr(function, "__name__", "")
+    # An overload of aten adds its own name: ``add_.Tensor``.
+    name = getattr(function, "__name__", "").partition(".")[0]
     return name.endswith("_") and not name.endswith("__")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._functorch import maybe_current_level
 from torch.overrides import TorchFunctionMode
 
@@ -54,6 +54,7 @@ class Recorder(TorchFunctionMode):
         start: The tensor at which the graph begins.
         expansions: What was made of the calls that may spread a parameter over the batch.
         moves_by_value: Whether where samples are may depend on the values of data.
+        unlisted: Parameters that the model does not list, by their identity.
         differentiates: Whether the forward takes gradients of its own, or changes those to come.
     """
 
@@ -72,6 +73,7 @@ class Recorder(TorchFunctionMode):
         self.start = torch.zeros((), requires_grad=True)
         self.expansions = list(expansions)
         self.moves_by_value = self.differentiates = False
+        self.unlisted: dict[int, Tensor] = {}
         self._batch = batch
         self._expansion = -1
         # Kept alive here, so that an id names one tensor for as long as the recorder lives.
@@ -102,6 +104,8 @@ class Recorder(TorchFunctionMode):
                 touched = True
             elif id(tensor) not in self._constants:
                 data.append(tensor)
+                if type(tensor) is nn.Parameter:
+                    self.unlisted[id(tensor)] = tensor
         if touched and func in COMPOSITES:
             with self:
                 return entered(func)(*args, **kwargs)

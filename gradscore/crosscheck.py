@@ -5,17 +5,25 @@ in its backward, a call that torch hands to nobody. One ``logits.backward`` of a
 a copy of the model, knows nothing of recorded calls, and so shows every such way at once.
 """
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from copy import deepcopy
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from gradscore.errors import ModelError
 from gradscore.norms import vector_norm
-from gradscore.uses import straighten_batch_norms, uncompiled, undisturbed, without_tables
+from gradscore.outputs import logits_of
+from gradscore.uses import (
+    as_written,
+    state_of,
+    straighten_batch_norms,
+    undisturbed,
+    without_tables,
+)
+from gradscore.uses.undisturbed import ONE_AT_A_TIME
 
 CHECKED_ORDER = 2.0
 """The order that is always compared: below one, noise in entries near zero is magnified."""
@@ -23,36 +31,25 @@ CHECKED_ORDER = 2.0
 FIRST_SAMPLES = 4
 """Samples that are compared on the first batch of a model; later kinds of batch take one."""
 
-MOST_KNOWN = 256
-"""How many kinds are kept for a model."""
-
 TOLERANCES = {torch.float64: (1e-6, 1e-6), torch.float32: (2e-3, 1e-2)}
 """Relative error, and the share of a sample's whole norm to which smaller norms are held, by the
 coarsest type that took part; ``(0.1, 0.1)`` for all others. Autograd repeats float32 results of
 deep networks to 1e-5, and to 1e-3 where another kernel rounds a rectifier's input past zero."""
 
-_KNOWN: WeakKeyDictionary[nn.Module, dict[Hashable, frozenset[str]]] = WeakKeyDictionary()
-"""Parameters that only plain autograd serves, by model and kind of batch."""
+_RULES_ALONE: ContextVar[bool] = ContextVar("rules alone", default=False)
 
 
-def known(model: nn.Module, kind: Hashable) -> frozenset[str] | None:
-    """Return the parameters that only autograd serves, ``None`` for a kind not yet compared."""
-    return _KNOWN.setdefault(model, {}).get(kind)
+def known_kinds(model: nn.Module) -> dict[Hashable, frozenset[str]]:
+    """Return the parameters that only autograd serves, by kind of batch already compared.
+
+    Whoever compares adds to it; a model in another state has nothing in it.
+    """
+    return state_of(model).found.setdefault(disagreeing, {})
 
 
-def remember(model: nn.Module, kind: Hashable, names: frozenset[str]) -> None:
-    """Remember which parameters only autograd serves in batches of a kind."""
-    kinds = _KNOWN.setdefault(model, {})
-    kinds[kind] = names
-    while len(kinds) > MOST_KNOWN:
-        del kinds[next(iter(kinds))]
-
-
-def samples_to_check(model: nn.Module, batch: int) -> list[int]:
+def samples_to_check(batch: int, *, first: bool) -> list[int]:
     """Return the numbers of the samples to compare: several of a model's first batch, then one."""
-    if _KNOWN.get(model):
-        return [batch - 1]
-    count = min(batch, FIRST_SAMPLES)
+    count = min(batch, FIRST_SAMPLES) if first else 1
     return sorted({batch - 1 - i * batch // count for i in range(count)})
 
 
@@ -61,7 +58,7 @@ def plain_norms(
     images: Tensor,
     sample: int,
     cotangent: Tensor,
-    names: Sequence[str],
+    positions: Sequence[int],
     orders: Sequence[float],
 ) -> Tensor:
     """Return one sample's gradient norms by one backward through the model as it is.
@@ -73,7 +70,7 @@ def plain_norms(
         images: Its input, shape ``[batch, ...]``.
         sample: Number of the sample.
         cotangent: Gradient of the summed losses with respect to the logits.
-        names: Names of ``K`` parameters.
+        positions: Positions of ``K`` parameters among the model's.
         orders: Orders of the norms.
 
     Returns:
@@ -89,12 +86,12 @@ def plain_norms(
             "torch.no_grad(), torch.inference_mode() or detach() out of it."
         )
     straighten_batch_norms(logits)
-    parameters = dict(model.named_parameters())
-    for parameter in parameters.values():
+    parameters = list(model.parameters())
+    for parameter in parameters:
         parameter.grad = None
     logits.backward(cotangent.to(logits.dtype))
     zero = torch.zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
-    found = [parameters[name].grad for name in names]
+    found = [parameters[position].grad for position in positions]
     return torch.stack(
         [torch.stack([zero if g is None else _norm(g, p).cpu() for g in found]) for p in orders]
     )
@@ -116,7 +113,7 @@ def _forward(
     for number, (make, rows) in enumerate(ways, start=1):
         try:
             with undisturbed(model):
-                return model(make()), rows
+                return logits_of(model(make()), len(rows)), rows
         except Exception:
             if number == len(ways):
                 raise
@@ -132,6 +129,7 @@ def disagreeing(
     model: nn.Module,
     images: Tensor,
     cotangent: Tensor,
+    selected: Mapping[str, Tensor],
     norms: Mapping[str, Tensor | None],
     orders: Sequence[float],
     coarsest: torch.dtype,
@@ -142,6 +140,7 @@ def disagreeing(
         model: The model; it is left as it is found.
         images: Its input, shape ``[batch, ...]``.
         cotangent: Gradient of the summed losses with respect to the logits.
+        selected: The parameters by name.
         norms: What the engine computed, ``[batch, len(orders)]`` by name; ``None`` where no
             gradient arrived.
         orders: Orders of the norms.
@@ -151,18 +150,25 @@ def disagreeing(
         ModelError: If the logits carry no gradient at all.
     """
     tolerance, share = TOLERANCES.get(coarsest, (0.1, 0.1))
-    names, wrong = tuple(norms), set()
+    wrong: set[str] = set()
+    if not norms:
+        return frozenset()
+    positions = _positions(model, selected, norms)
     compared = [k for k, p in enumerate(orders) if p >= 1]
     some = [orders[k] for k in compared]
-    for sample in samples_to_check(model, len(images)):
-        with _twin(model) as twin, without_tables(twin, images):
-            expected = plain_norms(twin, images, sample, cotangent, names, some).double()
+    samples = samples_to_check(len(images), first=not known_kinds(model))
+    for sample, plain in zip(
+        samples, _by_autograd(model, images, samples, cotangent, positions, some), strict=True
+    ):
+        expected = plain.double()
         whole = torch.stack([vector_norm(row, p) for row, p in zip(expected, some, strict=True)])
         bound = tolerance * torch.maximum(expected, share * whole[:, None])
-        for k, name in enumerate(names):
+        for k, name in enumerate(norms):
             got = norms[name]
             if got is None:
                 amiss = expected[:, k] > 0
+            elif _RULES_ALONE.get():
+                continue
             else:
                 amiss = (got[sample, compared].cpu().double() - expected[:, k]).abs() > bound[:, k]
             if amiss.any():
@@ -174,19 +180,49 @@ def autograd_norms(
     model: nn.Module,
     images: Tensor,
     cotangent: Tensor,
-    names: Sequence[str],
+    selected: Mapping[str, Tensor],
     orders: Sequence[float],
 ) -> Tensor:
     """Return norms ``[len(orders), batch, K]`` by one plain backward for each sample.
 
     Arguments and errors are those of :func:`plain_norms`, for all samples.
     """
-    with _twin(model) as twin, without_tables(twin, images):
-        rows = [
-            plain_norms(twin, images, sample, cotangent, names, orders)
-            for sample in range(len(images))
-        ]
+    positions = _positions(model, selected, selected)
+    rows = _by_autograd(model, images, range(len(images)), cotangent, positions, orders)
     return torch.stack(rows, dim=1).to(images.device)
+
+
+def _by_autograd(
+    model: nn.Module,
+    images: Tensor,
+    samples: Sequence[int],
+    cotangent: Tensor,
+    positions: Sequence[int],
+    orders: Sequence[float],
+) -> list[Tensor]:
+    with _twin(model) as twin, without_tables(twin, images):
+        return [plain_norms(twin, images, i, cotangent, positions, orders) for i in samples]
+
+
+def _positions(
+    model: nn.Module, selected: Mapping[str, Tensor], names: Iterable[str]
+) -> list[int]:
+    """Return where parameters stand in a model, which may know them by other names."""
+    places = {id(parameter): place for place, parameter in enumerate(model.parameters())}
+    return [places[id(selected[name])] for name in names]
+
+
+@contextmanager
+def rules_alone() -> Iterator[None]:
+    """Answer by rules even where autograd disagrees, to see how far they are from it.
+
+    Parameters that no recorded call shows are still served by autograd.
+    """
+    token = _RULES_ALONE.set(True)
+    try:
+        yield
+    finally:
+        _RULES_ALONE.reset(token)
 
 
 @contextmanager
@@ -204,7 +240,7 @@ def _twin(model: nn.Module) -> Iterator[nn.Module]:
         twin = deepcopy(model, {id(x): x.detach().clone() for x in made})
     except Exception:  # locks, open files, graphs in containers
         twin = model
-    with torch.inference_mode(False), torch.enable_grad(), uncompiled():
+    with ONE_AT_A_TIME, torch.inference_mode(False), torch.enable_grad(), as_written():
         before = [(x, x.requires_grad, x.grad) for x in twin.parameters()]
         try:
             for parameter, _, _ in before:

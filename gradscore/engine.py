@@ -26,7 +26,6 @@ from gradscore.uses import (
     record_forward,
     run_backward,
     straighten_batch_norms,
-    structure_of,
 )
 
 __all__ = ["GradientNorms", "Recording", "gradient_norms", "record"]
@@ -130,16 +129,15 @@ class Recording:
         self._selected = selected
         self._bundles = bundles_of(forward, selected)
         self._kind = self._kind_of_batch()
-        self._unseen = crosscheck.known(model, self._kind)
+        self._unseen = crosscheck.known_kinds(model).get(self._kind)
 
     def _kind_of_batch(self) -> Hashable:
-        """Return what one comparison with autograd holds for: the model, its use, and the input."""
+        """Return what a comparison with autograd holds for, besides the state of the model."""
         used = tuple(name for bundle in self._bundles for name in bundle.names)
         images = self._images
         return (
-            *(structure_of(self._model), self.names, used, len(self._forward.uses)),
+            *(self.names, used, len(self._forward.uses)),
             *(images.shape, images.dtype, images.device),
-            torch.is_autocast_enabled(images.device.type),
         )
 
     @property
@@ -212,13 +210,16 @@ class Recording:
         """Compare what was found with plain autograd, and leave to it what differs."""
         asked = set(self.names).difference(self._by_reference())
         norms = {name: found.get(name) for name in self.names if name in asked}
-        coarsest = self._forward.coarsest
-        self._unseen = (
-            crosscheck.disagreeing(self._model, self._images, cotangent, norms, orders, coarsest)
-            if norms
-            else frozenset()
+        self._unseen = crosscheck.disagreeing(
+            self._model,
+            self._images,
+            cotangent,
+            self._selected,
+            norms,
+            orders,
+            self._forward.coarsest,
         )
-        crosscheck.remember(self._model, self._kind, self._unseen)
+        crosscheck.known_kinds(self._model)[self._kind] = self._unseen
 
     def _by_reference(self) -> list[str]:
         names = [n for bundle in self._bundles if bundle.by_reference for n in bundle.names]
@@ -229,7 +230,10 @@ class Recording:
     ) -> None:
         names = self._by_reference()
         if names:
-            norms = crosscheck.autograd_norms(self._model, self._images, cotangent, names, orders)
+            selected = {name: self._selected[name] for name in names}
+            norms = crosscheck.autograd_norms(
+                self._model, self._images, cotangent, selected, orders
+            )
             found |= {name: norms[:, :, k].T for k, name in enumerate(names)}
 
 

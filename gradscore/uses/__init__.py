@@ -1,9 +1,10 @@
 """Where a model uses its parameters, and how per-sample gradients are had from there."""
 
+from gradscore.uses.as_written import as_written
 from gradscore.uses.backward import run_backward
 from gradscore.uses.bundle import Bundle, bundles_of
 from gradscore.uses.collector import Collector
-from gradscore.uses.forward import Forward, check_eval_mode, check_images, record_forward, uncompiled
+from gradscore.uses.forward import Forward, check_eval_mode, check_images, record_forward
 from gradscore.uses.proof import check_apart, tolerance_of
 from gradscore.uses.state import State, state_of
 from gradscore.uses.straightening import straighten_batch_norms
@@ -15,6 +16,7 @@ __all__ = [
     "Collector",
     "Forward",
     "State",
+    "as_written",
     "bundles_of",
     "check_apart",
     "check_eval_mode",
@@ -26,7 +28,6 @@ __all__ = [
     "structure_of",
     "tolerance_of",
     "trial_images",
-    "uncompiled",
     "undisturbed",
     "without_tables",
 ]

@@ -1,8 +1,7 @@
 """One forward with its uses recorded, laid out, and proved to be all there are."""
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +15,8 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from gradscore.errors import InvalidArgument, ModelError
 from gradscore.outputs import logits_of
-from gradscore.uses.derivation import leaves_below, nodes_below
+from gradscore.uses.as_written import as_written
+from gradscore.uses.derivation import leaves_below
 from gradscore.uses.layout import UseLayout
 from gradscore.uses.proof import placed_forward
 from gradscore.uses.recorder import Recorder
@@ -25,9 +25,9 @@ from gradscore.uses.trial import trial_images
 from gradscore.uses.undisturbed import ONE_AT_A_TIME, undisturbed, without_tables
 from gradscore.uses.use import Use
 
-CHECKPOINTED = (
-    "Expected a model that keeps what its backward needs, got one with activation checkpointing "
-    "or other hooks on saved tensors; turn them off to score it."
+HOOKED = (
+    "Expected a model that keeps what its backward needs, got it run within hooks on saved "
+    "tensors; leave torch.autograd.graph.saved_tensors_hooks to score it."
 )
 
 
@@ -242,14 +242,14 @@ def _run(
         with (
             undisturbed(model),
             torch.enable_grad(),
-            uncompiled(),
-            disable_saved_tensors_hooks(CHECKPOINTED),
+            as_written(),
+            disable_saved_tensors_hooks(HOOKED),
             recorder,
         ):
             output = model(own)
     except RuntimeError as error:
-        if str(error) == CHECKPOINTED:
-            raise ModelError(CHECKPOINTED) from None
+        if str(error) == HOOKED:
+            raise ModelError(HOOKED) from None
         raise
     if not writes and own._version != version:
         raise ModelError(
@@ -257,11 +257,6 @@ def _run(
             "that wrote into it; give it a copy in its forward."
         )
     recorder.logits = logits_of(output, len(images))
-    if any(
-        node.name() == "CheckpointFunctionBackward"
-        for node in nodes_below([recorder.logits.grad_fn])
-    ):
-        raise ModelError(CHECKPOINTED)
     return recorder
 
 
@@ -280,13 +275,6 @@ def _writes_into(model: nn.Module, images: Tensor) -> bool:
                 return True
             known[_writes_into] = own._version != version
     return known[_writes_into]
-
-
-def uncompiled() -> AbstractContextManager:
-    """Run compiled modules as they were written, so that each of their calls is seen."""
-    if "torch._dynamo" not in sys.modules:
-        return nullcontext()
-    return torch.compiler.set_stance("force_eager")
 
 
 def check_images(images: Tensor) -> None:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from gradscore.uses.as_written import as_written
 from gradscore.uses.undisturbed import undisturbed
 
 Structure = tuple[tuple[str, int], ...]
@@ -25,7 +26,7 @@ def trial_images(model: nn.Module, images: Tensor) -> Iterator[Tensor]:
     Yields:
         A copy of it; inside, no graph is recorded, and inference mode is off.
     """
-    with torch.inference_mode(False), torch.no_grad(), undisturbed(model):
+    with torch.inference_mode(False), torch.no_grad(), undisturbed(model), as_written():
         yield images.clone()
 
 

@@ -65,11 +65,11 @@ def gradient_norms(
     p, temperature = check_order(p), check_temperature(temperature)
     check_target(target)
     check_images(images)
+    check_eval_mode(model)
     parameters = differentiable_parameters(model)
     groups = ModelGroups(model, images)
     names = select(tuple(parameters), groups, layers)
     if not len(images):
-        check_eval_mode(model)
         dtype = torch.promote_types(images.dtype, torch.float32)
         empty = images.new_zeros(0, len(names), dtype=dtype)
         return GradientNorms(names, empty, p, dict.fromkeys(names, "no samples"), groups)

@@ -227,9 +227,7 @@ def test_wrong_shapes_are_shown():
     recording = record(model, images(), selected(model, ["6.weight"]))
     with pytest.raises(InvalidArgument, match=r"cotangent \[3, 3\] as the logits, got \[3, 2\]"):
         recording.norms(torch.zeros(3, 2), (1.0,))
-    with pytest.raises(
-        ModelError, match=r"logits \[3, classes\] from the model, got \[3, 2, 6, 6"
-    ):
+    with pytest.raises(ModelError, match=r"logits \[3, classes\] for .* tensor \[3, 2, 6, 6"):
         gradient_norms(nn.Conv2d(2, 2, 1).double(), images())
 
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from gradscore.errors import ModelError, WeightsError
 from gradscore.models import bit, create_model
-from gradscore.models.weights import fit_weights
+from gradscore.models.weights import Weights, fit_weights
 
 FAMILY = {
     "BiT-S-R50x1": ((3, 4, 6, 3), 1),
@@ -186,7 +186,7 @@ def test_a_tensor_that_fits_no_name_is_listed(tmp_path):
     tensors["step"] = torch.zeros(())  # not of the network: left out
     model, _ = bit.build("BiT-S-R50x1", {}, pretrained=False)
     with pytest.raises(WeightsError, match=r"1 missing: norm\.bias; 1 unexpected: block9"):
-        fit_weights(model, bit.renamed(tensors), "archive")
+        fit_weights(model, Weights(tensors, "archive"), bit.renamed)
 
 
 def test_preprocessing_is_that_of_the_paper():

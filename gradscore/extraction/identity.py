@@ -17,7 +17,7 @@ from gradscore.models import create_model
 from gradscore.models.groups import parameter_groups
 from gradscore.models.head import Head, find_head
 from gradscore.models.preprocessing import Preprocessing
-from gradscore.models.weights import weights_sha256
+from gradscore.models.weights import absolute, weights_sha256
 from gradscore.outputs import logits_of
 from gradscore.run import HeadInfo, RunInfo, RunStore, mend
 from gradscore.selection import differentiable_parameters
@@ -73,8 +73,7 @@ def resolve_model(
     """
     if isinstance(model, str):
         network = create_model(model, weights)
-        is_file = weights is not None and Path(weights).exists()
-        text = os.path.abspath(weights) if is_file else None if weights is None else str(weights)
+        text = None if weights is None else absolute(weights)
     elif isinstance(model, nn.Module):
         if weights is not None:
             raise InvalidArgument(f"Expected weights with a model's spec only, got {weights!r}.")

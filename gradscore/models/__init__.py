@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from gradscore.errors import GradScoreError, ModelError
-from gradscore.models import bit, cifar, digits, libraries
+from gradscore.models import bit, cifar, digits, huggingface, libraries
 from gradscore.models.spec import ModelSpec
 from gradscore.models.weights import fit_weights, load_weights
 
@@ -19,12 +19,13 @@ FAMILIES = {
     "bit": bit.build,
     "timm": libraries.build_timm,
     "torchvision": libraries.build_torchvision,
+    "hf": huggingface.build,
     "python": libraries.build_python,
 }
 """What builds the models of each family: ``(name, arguments, pretrained)`` to the model and its
 preprocessing."""
 
-RENAMED = {"bit": bit.renamed}
+RENAMED = {"bit": bit.renamed, "cifar": cifar.renamed}
 """What turns the names in a family's weight files into its models' own, where they differ."""
 
 
@@ -33,14 +34,17 @@ def create_model(spec: str, weights: str | Path | None = None) -> nn.Module:
 
     Args:
         spec: ``digits``, ``cifar:resnet20``, ``bit:BiT-S-R101x1``, ``timm:NAME``,
-            ``torchvision:NAME`` or ``python:package.module:factory``; keyword arguments behind
-            a question mark, ``timm:mobilenetv2_100?pad_type=same&num_classes=10``.
-        weights: A weight file; ``random`` for the library's own initialisation from a fixed seed,
-            so that a spec always gives the same weights; None for its pretrained weights.
+            ``torchvision:NAME``, ``hf:FOLDER`` or ``python:package.module:factory``; keyword
+            arguments behind a question mark, ``timm:mobilenetv2_100?pad_type=same``.
+        weights: A weight file, or ``FILE#KEY`` for one of several sets in a checkpoint;
+            ``random`` for the library's own initialisation from a fixed seed, so that a spec
+            always gives the same weights; None for its pretrained weights.
 
     Returns:
-        The model, with two attributes: ``preprocessing``, a
-        :class:`~gradscore.models.preprocessing.Preprocessing`, and ``spec``, the canonical spec.
+        The model, with four attributes: ``preprocessing``, a
+        :class:`~gradscore.models.preprocessing.Preprocessing`; ``spec``, the canonical spec;
+        ``class_names``, where they are known, else None; and ``notices``, what its user should
+        know of how it was made, in sentences.
 
     Raises:
         ModelError: If the spec is unknown or malformed, or the model cannot be built.
@@ -58,10 +62,13 @@ def create_model(spec: str, weights: str | Path | None = None) -> nn.Module:
             raise
         except TypeError as error:  # an argument that the family's own class does not take
             raise ModelError(f"Cannot build {spec}. {error}") from error
+    notices: tuple[str, ...] = ()
     if weights is not None and str(weights) != RANDOM:
         rename = RENAMED.get(parsed.family, dict)
-        fit_weights(model, rename(load_weights(weights)), str(weights))
+        notices = fit_weights(model, load_weights(weights), rename)
+    elif weights is None and parsed.family == "python":
+        notices = (f"The weights are those that {parsed} gives; --weights FILE takes others.",)
     model = model.float().eval()
-    model.preprocessing = preprocessing
-    model.spec = str(parsed)
+    model.preprocessing, model.spec, model.notices = preprocessing, str(parsed), notices
+    model.class_names = getattr(model, "class_names", None)
     return model

@@ -67,5 +67,5 @@ def build(name: str, arguments: dict, pretrained: bool) -> tuple[nn.Module, Prep
     model = DigitsNet()
     if pretrained:
         with as_file(files("gradscore") / "assets" / "digits.safetensors") as path:
-            fit_weights(model, load_weights(path), path.name)
+            fit_weights(model, load_weights(path))
     return model, PREPROCESSING

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from gradscore.errors import ModelError, WeightsError
+from gradscore.models.hub import cache_alone_if_offline
 from gradscore.models.preprocessing import Preprocessing
 
 IMAGENET = Preprocessing(
@@ -33,11 +34,12 @@ def build_timm(name: str, arguments: dict, pretrained: bool) -> tuple[nn.Module,
     if not timm.is_model(name):
         known = timm.list_models() + timm.list_models(pretrained=True)
         raise ModelError(f"timm knows no model {name!r}{_suggest(name, known)}")
-    model = _created(
-        lambda fetch: timm.create_model(name, pretrained=fetch, **arguments),
-        f"timm:{name}",
-        pretrained,
-    )
+    with cache_alone_if_offline():
+        model = _created(
+            lambda fetch: timm.create_model(name, pretrained=fetch, **arguments),
+            f"timm:{name}",
+            pretrained,
+        )
     config = timm.data.resolve_model_data_config(model)
     channels, *size = config["input_size"]  # of the pretrained model, whatever the arguments
     side = arguments.get("img_size", size)

@@ -23,6 +23,7 @@ INTERPOLATIONS = {
     for name in ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 }
 CHANNELS = {"RGB": 3, "L": 1}
+CENTRES = ("nearest", "before")
 Size = int | tuple[int, int]
 
 
@@ -38,6 +39,8 @@ class Preprocessing:
         std: Deviation of each channel, in the same units.
         interpolation: One of :data:`INTERPOLATIONS`.
         mode: ``RGB`` or ``L`` (grey): what pictures are converted to.
+        centre: Where a central crop lies if the margins cannot be equal: ``nearest`` rounds half
+            a pixel to even, as torchvision does, ``before`` rounds it down, as HuggingFace does.
     """
 
     resize: Size | None
@@ -46,6 +49,7 @@ class Preprocessing:
     std: tuple[float, ...]
     interpolation: str = "bilinear"
     mode: str = "RGB"
+    centre: str = "nearest"
 
     def __post_init__(self) -> None:
         """Bring every field to its one canonical form.
@@ -59,6 +63,8 @@ class Preprocessing:
             raise InvalidArgument(
                 f"Expected interpolation {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}."
             )
+        if self.centre not in CENTRES:
+            raise InvalidArgument(f"Expected centre {' or '.join(CENTRES)}, got {self.centre!r}.")
         fields = {
             "resize": _size("resize", self.resize),
             "crop": _size("crop", self.crop),
@@ -160,7 +166,7 @@ class Preprocessing:
             method = INTERPOLATIONS[self.interpolation]
             picture = picture.resize((new_width, new_height), method)
         if self.crop is not None:
-            top, left, rows, columns = _crop_box(self.crop, new_height, new_width)
+            top, left, rows, columns = _crop_box(self.crop, new_height, new_width, self.centre)
             if (rows, columns) != (new_height, new_width):
                 picture = picture.crop((left, top, left + columns, top + rows))  # pads with 0
         pixels = np.array(picture, dtype=np.uint8)
@@ -184,7 +190,7 @@ class Preprocessing:
             mode = InterpolationMode(self.interpolation)
             tensor = resize(tensor, list(size), mode, antialias=True)
         if self.crop is not None:
-            top, left, rows, columns = _crop_box(self.crop, *tensor.shape[1:])
+            top, left, rows, columns = _crop_box(self.crop, *tensor.shape[1:], self.centre)
             below, right = rows - tensor.shape[1] + top, columns - tensor.shape[2] + left
             tensor = torch.nn.functional.pad(tensor, (-left, right, -top, below))
         return tensor.clone()
@@ -222,8 +228,10 @@ def _resized(resize: Size | None, height: int, width: int) -> tuple[int, int]:
     return (resize, long) if height <= width else (long, resize)
 
 
-def _crop_box(crop: Size, height: int, width: int) -> tuple[int, int, int, int]:
+def _crop_box(crop: Size, height: int, width: int, centre: str) -> tuple[int, int, int, int]:
     rows, columns = crop if isinstance(crop, tuple) else (crop, crop)
+    if centre == "before":
+        return (height - rows) // 2, (width - columns) // 2, rows, columns
     # Python rounds half to even, and torchvision relies on it where the crop fits; where it does
     # not, torchvision pads the smaller half first.
     top = round((height - rows) / 2) if rows <= height else -((rows - height) // 2)

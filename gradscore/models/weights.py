@@ -1,110 +1,143 @@
-"""Weight files: read without running any code of theirs, fitted strictly, and fingerprinted."""
+"""Weights: taken out of their file, fitted strictly, and fingerprinted."""
 
 import hashlib
-import pickle
-import zipfile
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gradscore.errors import WeightsError
+from gradscore.models.checkpoint import AVERAGED, PLAIN, listed, read_entries
 
-TORCH_SUFFIXES = (".pth", ".pt", ".th", ".tar")
-SUFFIXES = (".safetensors", *TORCH_SUFFIXES, ".npz")
-WRAPPERS = ("state_dict", "model", "model_state_dict")
-PREFIXES = ("module.", "_orig_mod.")
-"""What ``DataParallel`` and ``torch.compile`` put before every name."""
+Renaming = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
-def load_weights(path: str | Path) -> dict[str, Tensor]:
-    """Return the named tensors of a weight file, on the CPU and in the types it holds.
+@dataclass(frozen=True)
+class Weights:
+    """Named tensors of a file.
 
-    A dict wrapped in ``state_dict``, ``model`` or ``model_state_dict`` is taken out, and a prefix
-    that every name bears (``module.``) is removed. Pickled code is never run.
+    Attributes:
+        tensors: On the CPU, in the types that the file holds.
+        source: What errors call them: the file, and the entry taken.
+        notices: What the user should know of the choice, in sentences.
+    """
+
+    tensors: dict[str, Tensor]
+    source: str
+    notices: tuple[str, ...] = ()
+
+
+def split_key(path: str | Path) -> tuple[Path, str | None]:
+    """Return a weight file and the entry asked for: ``FILE#KEY``, or a file alone.
+
+    A file whose own name holds ``#`` is that file.
+    """
+    text = str(path)
+    file, mark, key = text.rpartition("#")
+    if not mark or Path(text).exists():
+        return Path(text), None
+    return Path(file), key
+
+
+def absolute(path: str | Path) -> str:
+    """Return weights as they are named from any folder: an absolute path, its key behind it."""
+    file, key = split_key(path)
+    if not file.exists():
+        return str(path)
+    return os.path.abspath(file) + (f"#{key}" if key is not None else "")
+
+
+def load_weights(path: str | Path) -> Weights:
+    """Return the named tensors of a weight file.
+
+    A checkpoint's weights as trained are taken out of their entry (``state_dict``, ``model``,
+    ...); ``FILE#KEY`` takes another. Pickled code is never run.
 
     Args:
-        path: A .safetensors, .pth, .pt, .th, .tar (weights only) or .npz file.
+        path: A .safetensors, .npz or PyTorch file (.pth, .pt, .th, .tar, .bin, .ckpt), a folder
+            of HuggingFace, or ``FILE#KEY``.
 
     Raises:
-        WeightsError: If the file is missing, unreadable, of another kind, holds pickled code or
-            no named tensors.
+        WeightsError: If the file is missing, unreadable, of another kind, or holds no named
+            tensors; if it has no such entry, or several of which none is the plain one.
     """
-    path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
+    file, key = split_key(path)
+    entries = read_entries(file)
+    if key is not None:
+        if key not in entries:
+            known = listed(sorted(name or "no entries: leave out the key" for name in entries))
+            raise WeightsError(f"Expected an entry of {str(file)!r}, got {key!r}; it has {known}.")
+        return Weights(entries[key], f"{file}#{key}")
+    if len(entries) == 1:
+        return Weights(next(iter(entries.values())), str(file))
+    chosen = next((name for name in PLAIN if name in entries), None)
+    if chosen is None:
         raise WeightsError(
-            f"Expected a weight file ending in {', '.join(SUFFIXES)}, got {str(path)!r}."
+            f"{str(file)!r} holds several sets of weights: {listed(sorted(entries))}; choose one "
+            f"by --weights '{file}#{min(entries)}'."
         )
-    if not path.is_file():
-        raise WeightsError(f"No weight file at {str(path)!r}.")
-    try:
-        content = _read(path)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0] if str(error) else "not a weight file"
-        raise WeightsError(
-            f"{str(path)!r} holds more than plain tensors, which is never loaded, or is damaged: "
-            f"{reason}"
-        ) from None
-    except Exception as error:  # each reader has its own kinds for a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"Cannot read the weight file {str(path)!r}: {reason}") from error
-    return _named_tensors(content, path)
+    others = sorted(entries.keys() - {chosen})
+    averaged = [name for name in others if AVERAGED.search(name)]
+    kind = "averaged weights" if averaged else "other weights"
+    notice = (
+        f"{file.name} holds {kind} too ({listed(others)}); taken was {chosen!r}, "
+        f"--weights '{file}#{(averaged or others)[0]}' takes another."
+    )
+    return Weights(entries[chosen], f"{file}#{chosen}", (notice,))
 
 
-def _read(path: Path) -> Any:
-    suffix = path.suffix.lower()
-    if suffix == ".safetensors":
-        from safetensors.torch import load_file
+def fit_weights(model: nn.Module, weights: Weights, rename: Renaming = dict) -> tuple[str, ...]:
+    """Copy weights into ``model``; every name and shape must agree.
 
-        return load_file(path)
-    if suffix == ".npz":
-        if not zipfile.is_zipfile(path):
-            raise ValueError("not a .npz archive")
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _named_tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    for wrapper in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not content:
-        raise WeightsError(
-            f"Expected named tensors in {str(path)!r}, got {type(content).__name__}"
-            f"{' without entries' if isinstance(content, Mapping) else ''}."
-        )
-    strays = [name for name, value in content.items() if not isinstance(value, Tensor)]
-    if strays:
-        raise WeightsError(
-            f"Expected named tensors in {str(path)!r}, alone or under {', '.join(WRAPPERS)}; "
-            f"no tensors are: {_listed(strays)}."
-        )
-    tensors = dict(content)
-    for prefix in (*PREFIXES, *PREFIXES):  # they come in either order
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return tensors
-
-
-def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy ``tensors`` into ``model``; every name and shape must agree.
-
-    Only the step counters of batch norm (``num_batches_tracked``) may be missing, as older files
-    have none and evaluation does not use them.
+    A prefix that all names share (``module.``, ``model.``, ``backbone.``) is taken off where the
+    rest then fits exactly. Only the step counters of batch norm (``num_batches_tracked``) may be
+    missing, as older files have none and evaluation does not use them.
 
     Args:
         model: The model to fill, changed in place, unless anything disagrees.
-        tensors: Named tensors of any floating type; values are converted to the model's.
-        source: What the error calls them, such as the file's path.
+        weights: Named tensors of any floating type; values are converted to the model's.
+        rename: Turns the names of a family's files into the model's own.
+
+    Returns:
+        What the user should know of the choice, in sentences.
 
     Raises:
         WeightsError: If names are missing or unexpected, or shapes differ; all are listed.
     """
     own = model.state_dict()
+    fewest: tuple[int, str] | None = None
+    for prefix, tensors in _without_prefixes(weights.tensors):
+        tensors = rename(tensors)
+        count, faults = _faults(own, tensors)
+        if not count:
+            model.load_state_dict({**own, **tensors})
+            said = f"The prefix {prefix!r} was taken off all names of {weights.source}."
+            return (*weights.notices, said) if prefix else weights.notices
+        if fewest is None or count < fewest[0]:
+            fewest = count, faults
+    assert fewest is not None, "the names as they are were tried"
+    raise WeightsError(f"The weights of {weights.source} do not fit the model. {fewest[1]}.")
+
+
+def _without_prefixes(tensors: dict[str, Tensor]) -> list[tuple[str, dict[str, Tensor]]]:
+    """Return the tensors as named, and without each prefix of whole parts that all share."""
+    found = [("", tensors)]
+    prefix, rest = "", tensors
+    while rest:
+        first = next(iter(rest)).partition(".")[0] + "."
+        if not all(name.startswith(first) and name != first for name in rest):
+            break
+        prefix += first
+        rest = {name.removeprefix(first): value for name, value in rest.items()}
+        found.append((prefix, rest))
+    return found
+
+
+def _faults(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> tuple[int, str]:
+    """Return how many tensors disagree with a model's, and which."""
     missing = [
         name for name in own if name not in tensors and not name.endswith("num_batches_tracked")
     ]
@@ -115,10 +148,10 @@ def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) ->
         if name in tensors and own[name].shape != tensors[name].shape
     ]
     found = {"missing": missing, "unexpected": unexpected, "of another shape": unlike}
-    faults = [f"{len(names)} {kind}: {_listed(names)}" for kind, names in found.items() if names]
-    if faults:
-        raise WeightsError(f"The weights of {source} do not fit the model. {'; '.join(faults)}.")
-    model.load_state_dict({**own, **tensors})
+    text = "; ".join(
+        f"{len(names)} {kind}: {listed(names)}" for kind, names in found.items() if names
+    )
+    return sum(map(len, found.values())), text
 
 
 def weights_sha256(model: nn.Module) -> str:
@@ -135,8 +168,3 @@ def weights_sha256(model: nn.Module) -> str:
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
     return digest.hexdigest()
-
-
-def _listed(names: list[str], shown: int = 8) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(map(str, names[:shown])) + more

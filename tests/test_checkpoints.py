@@ -1,0 +1,199 @@
+"""Checkpoints as training frameworks leave them: the weights are found, and nothing is run."""
+
+import argparse
+import collections
+import json
+import pathlib
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from gradscore.errors import WeightsError
+from gradscore.models import create_model
+from gradscore.models.weights import fit_weights, load_weights
+
+
+class Settings(dict):
+    """What frameworks keep settings in; saved by reference to this class."""
+
+
+class Chained(list):
+    """Appended to when it is unpickled."""
+
+
+def network(value=0.0):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, value)
+    return model
+
+
+def state(value):
+    return network(value).state_dict()
+
+
+def loaded(path):
+    """Return the one value that all weights have once a file was loaded, and what was told."""
+    model = network()
+    notices = fit_weights(model, load_weights(path))
+    (value,) = {float(x) for parameter in model.parameters() for x in parameter.detach().flatten()}
+    return value, notices
+
+
+def test_a_checkpoint_with_settings_gives_its_weights(tmp_path):
+    path = tmp_path / "last.ckpt"
+    settings = Settings(lr=0.1)
+    settings.inner = argparse.Namespace(seed=1)
+    torch.save(
+        {
+            "epoch": 3,
+            "state_dict": {f"model.{name}": value for name, value in state(2.0).items()},
+            "hyper_parameters": settings,
+            "args": argparse.Namespace(data=pathlib.Path("images"), best=np.float64(0.9)),
+            "optimizer_states": [{"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": []}],
+            "callbacks": {"ModelCheckpoint": {"best_model_score": torch.tensor(0.9)}},
+        },
+        path,
+    )
+    value, notices = loaded(f"{path}#state_dict")
+    assert value == 2.0
+    assert loaded(path)[0] == 2.0
+    assert any("prefix 'model.'" in notice for notice in notices)
+
+
+def test_nothing_of_a_settings_class_is_imported_or_called(tmp_path):
+    path = tmp_path / "w.ckpt"
+    torch.save({"state_dict": state(1.0), "settings": Settings(lr=1)}, path)
+    data = path.read_bytes()
+    # A class of a module that is nowhere: were it imported, loading would fail.
+    path.write_bytes(data.replace(b"test_checkpoints", b"test_nowhere_____"[:16]))
+    assert loaded(path)[0] == 1.0
+
+
+def test_a_pickled_function_is_named_with_the_way_out(tmp_path):
+    torch.save({"state_dict": state(1.0), "loss": nn.functional.relu}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"torch\.nn\.functional\.relu, which is ") as caught:
+        load_weights(tmp_path / "w.pth")
+    assert "torch.save(model.state_dict(), 'weights.pth')" in str(caught.value)
+    assert "weights_only" not in str(caught.value)
+
+
+def test_a_list_of_an_unknown_class_is_refused_in_one_line(tmp_path):
+    torch.save({"state_dict": state(1.0), "history": Chained([1, 2])}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="more than plain tensors") as caught:
+        load_weights(tmp_path / "w.pth")
+    assert "\n" not in str(caught.value)
+
+
+def test_averaged_weights_beside_the_plain_are_told_of(tmp_path):
+    path = tmp_path / "w.pth"
+    torch.save({"state_dict": state(1.0), "state_dict_ema": state(2.0), "epoch": 1}, path)
+    value, notices = loaded(path)
+    assert value == 1.0
+    assert "averaged weights too (state_dict_ema)" in notices[0]
+    assert f"{path}#state_dict_ema" in notices[0]
+    assert loaded(f"{path}#state_dict_ema") == (2.0, ())
+
+
+def test_entries_inside_entries_have_a_dotted_key(tmp_path):
+    path = tmp_path / "w.pth"
+    torch.save({"model": state(1.0), "model_ema": {"module": state(3.0), "updates": 7}}, path)
+    assert loaded(path)[0] == 1.0
+    assert loaded(f"{path}#model_ema.module")[0] == 3.0
+
+
+def test_several_sets_without_a_plain_one_are_listed(tmp_path):
+    path = tmp_path / "w.pth"
+    torch.save({"teacher": state(1.0), "student": state(2.0)}, path)
+    with pytest.raises(WeightsError, match=r"several sets of weights: student, teacher; choose"):
+        load_weights(path)
+    assert loaded(f"{path}#teacher")[0] == 1.0
+    with pytest.raises(WeightsError, match=r"got 'teachers'; it has student, teacher"):
+        load_weights(f"{path}#teachers")
+
+
+def test_a_file_whose_name_holds_a_number_sign_is_that_file(tmp_path):
+    torch.save(state(4.0), tmp_path / "run#3.pth")
+    assert loaded(tmp_path / "run#3.pth")[0] == 4.0
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_folder_of_huggingface_is_read_whole_or_in_parts(tmp_path, name, parts):
+    tensors = {name: value.clone() for name, value in state(5.0).items()}
+    save = save_file if name.endswith("safetensors") else torch.save
+    if parts == 1:
+        save(tensors, tmp_path / name)
+    else:
+        where = {key: f"part-{i}{pathlib.Path(name).suffix}" for i, key in enumerate(tensors)}
+        for key, part in where.items():
+            save({key: tensors[key]}, tmp_path / part)
+        (tmp_path / f"{name}.index.json").write_text(json.dumps({"weight_map": where}))
+    assert loaded(tmp_path)[0] == 5.0
+
+
+@pytest.mark.parametrize("weight_map", ["x", {"a": "../w.bin"}, {"a": 3}, [], None])
+def test_an_index_names_files_of_its_own_folder(tmp_path, weight_map):
+    torch.save(state(1.0), tmp_path / "w.bin")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    index = folder / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(WeightsError, match="Expected a weight_map of file names"):
+        load_weights(folder)
+
+
+def test_a_folder_without_weights_says_what_it_should_hold(tmp_path):
+    with pytest.raises(WeightsError, match=r"model\.safetensors or pytorch_model\.bin in the"):
+        load_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("w.pth", b"", "empty file"),
+        ("w.safetensors", b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"),
+        ("w.ckpt", b"\n <!DOCTYPE html><html>", "web page"),
+        ("w.bin", b"<html><body>404", "web page"),
+        ("w.pth", b"\x89HDF\r\n\x1a\n" + bytes(64), r"HDF5 file \(Keras\)"),
+    ],
+)
+def test_files_that_are_something_else_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=message):
+        load_weights(tmp_path / name)
+
+
+def test_a_whole_pickled_model_is_named(tmp_path):
+    torch.save(network(), tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"whole pickled model or object \(torch\.nn\."):
+        load_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
+def test_a_scripted_program_is_named(tmp_path):
+    torch.jit.save(torch.jit.trace(network(), torch.zeros(1, 4)), tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match="TorchScript program, which is never run"):
+        load_weights(tmp_path / "w.pt")
+
+
+def test_old_files_of_torch_are_read_like_new_ones(tmp_path):
+    content = {"state_dict": state(6.0), "args": argparse.Namespace(lr=1.0)}
+    torch.save(content, tmp_path / "w.pth.tar", _use_new_zipfile_serialization=False)
+    assert loaded(tmp_path / "w.pth.tar")[0] == 6.0
+
+
+def test_a_plain_pickle_of_an_unknown_class_gives_no_weights(tmp_path):
+    (tmp_path / "w.pth").write_bytes(pickle.dumps(collections.Counter(a=1), protocol=2))
+    with pytest.raises(WeightsError):
+        load_weights(tmp_path / "w.pth")
+
+
+def test_a_factory_with_weights_of_its_own_is_told_of():
+    model = create_model("python:torch.nn:Identity")
+    assert "weights are those that python:torch.nn:Identity gives" in model.notices[0]
+    assert create_model("digits").notices == ()

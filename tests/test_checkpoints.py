@@ -197,3 +197,22 @@ def test_a_factory_with_weights_of_its_own_is_told_of():
     model = create_model("python:torch.nn:Identity")
     assert "weights are those that python:torch.nn:Identity gives" in model.notices[0]
     assert create_model("digits").notices == ()
+
+
+def test_what_was_chosen_is_said_before_the_first_image(tmp_path):
+    from click.testing import CliRunner
+
+    from gradscore.cli import cli
+
+    inner = {f"net.{name}": x for name, x in create_model("digits").state_dict().items()}
+    torch.save({"state_dict": inner, "state_dict_ema": inner}, tmp_path / "w.ckpt")
+    command = ["--model", "digits", "--weights", str(tmp_path / "w.ckpt")]
+    for rest in (["verify"], ["layers"], ["extract", "--id", "a=digits:test", "--limit", "4"]):
+        run = ["--run", str(tmp_path / "run")] if rest[0] == "extract" else []
+        result = CliRunner().invoke(cli, [*rest, *command, *run])
+        assert result.exit_code == 0, result.stderr
+        assert "prefix 'net.' was taken off" in result.stderr
+        assert "w.ckpt#state_dict_ema' takes another" in result.stderr
+    told = result.stderr.splitlines()
+    recorded = next(i for i, line in enumerate(told) if "recorded" in line)
+    assert recorded > max(i for i, line in enumerate(told) if "w.ckpt" in line)

@@ -66,6 +66,8 @@ class _Clock:
     def finish(self) -> None:
         self.seconds = time.perf_counter() - self._began
 
+    def tell(self, sentence: str) -> None: ...
+
 
 def measure(
     models: Sequence[str] = MODELS,

@@ -133,3 +133,7 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    def tell(self, sentence: str) -> None:
+        """Print what the user should know before the first image."""
+        notice(sentence, quiet=self.quiet)

@@ -33,7 +33,7 @@ def layers(model, weights, blocks, every, output, quiet, **overrides) -> None:
 
     if output:
         check_output(output, ROW_ENDINGS)
-    network = load(model, weights, overrides)
+    network = load(model, weights, overrides, quiet=quiet)
     images = noise(network, 2)
     head = find_head(network, images)
     groups = parameter_groups(network, head, dict(blocks))

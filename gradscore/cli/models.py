@@ -2,21 +2,29 @@
 
 from typing import Any
 
+from gradscore.cli.console import notice
+
 WEIGHTS = {
     "digits": "embedded",
     "python": "of the factory itself",
     "timm": "pretrained, of the library",
     "torchvision": "pretrained, of the library",
+    "hf": "of the folder itself",
 }
 """What weights a model has by default, by its family."""
 
 
-def load(spec: str | None, weights: str | None, overrides: dict[str, Any]) -> Any:
-    """Return the model of ``spec`` (the embedded one by default) with overridden preprocessing."""
+def load(spec: str | None, weights: str | None, overrides: dict[str, Any], *, quiet: bool) -> Any:
+    """Return the model of ``spec`` (the embedded one by default) with overridden preprocessing.
+
+    What its user should know of how it was made is printed.
+    """
     from gradscore.models import create_model
 
     model = create_model(spec or "digits", weights)
     model.preprocessing = model.preprocessing.with_overrides(**overrides)
+    for line in model.notices:
+        notice(line, quiet=quiet)
     return model
 
 

@@ -123,14 +123,15 @@ model_options = chained(
     click.option(
         "--model",
         metavar="SPEC",
-        help="digits, cifar:resnet20, bit:BiT-S-R101x1, timm:NAME[?key=value&...], "
-        "torchvision:NAME or python:package.module:factory.",
+        help="digits, cifar:resnet20 (resnet20-b: 1x1 shortcuts), bit:BiT-S-R101x1, "
+        "timm:NAME[?key=value&...], torchvision:NAME, hf:FOLDER or python:package.module:factory.",
     ),
     click.option(
         "--weights",
-        metavar="FILE",
-        help="Weight file (.safetensors, .pth, .npz), or `random`. Default: the library's own, or "
-        "those that the python: factory gives.",
+        metavar="FILE[#KEY]",
+        help="Weight file (.safetensors, .pth, .ckpt, .npz, ...), or `random`. #KEY takes one set "
+        "of a checkpoint that holds several. Default: the pretrained weights of the model's "
+        "library, or those that the python: factory made.",
     ),
 )
 

@@ -58,7 +58,7 @@ def verify(
 
     if output:
         check_output(output, ROW_ENDINGS)
-    network = load(model, weights, how)
+    network = load(model, weights, how, quiet=quiet)
     if data:
         images = open_set(data, limit=limit)
         batch = torch.stack([network.preprocessing(images[k]) for k in range(len(images))])

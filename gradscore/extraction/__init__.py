@@ -131,6 +131,8 @@ def extract(
     check_recording(record, epsilon, fit)
     progress = progress or Silent()
     subject = resolve_model(model, weights, preprocessing)
+    for sentence in getattr(subject.model, "notices", ()):
+        progress.tell(sentence)
     place = torch.device(_device_type(device))
     _, first_source = next(iter(sets.values()))
     image = first_readable(open_set(first_source, labelled=False), subject.preprocessing)

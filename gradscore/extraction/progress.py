@@ -17,6 +17,9 @@ class Progress(Protocol):
     def finish(self) -> None:
         """End the piece of work, also after an error."""
 
+    def tell(self, sentence: str) -> None:
+        """Say what the user should know before the first image."""
+
 
 class Silent:
     """Tells nobody."""
@@ -28,6 +31,9 @@ class Silent:
         """Do nothing."""
 
     def finish(self) -> None:
+        """Do nothing."""
+
+    def tell(self, sentence: str) -> None:
         """Do nothing."""
 
 

@@ -55,6 +55,7 @@ def _fits(value: Any, batch: int) -> bool:
         isinstance(value, Tensor)
         and value.ndim == 2
         and len(value) == batch
+        and value.shape[1] > 0
         and value.is_floating_point()
     )
 

@@ -153,6 +153,7 @@ def test_anything_else_is_refused_with_a_wrapper_that_works(case):
     [
         (torch.zeros(1, 3, 5), r"a torch.float32 tensor \[1, 3, 5\]"),
         (torch.zeros(3), r"a torch.float32 tensor \[3\]"),
+        (torch.zeros(3, 0), r"a torch.float32 tensor \[3, 0\]"),
         (torch.zeros(2, 5), r"a torch.float32 tensor \[2, 5\]"),
         (torch.zeros(3, 5, dtype=torch.int64), r"a torch.int64 tensor \[3, 5\]"),
         (torch.zeros(3, 5, dtype=torch.complex64), r"a torch.complex64 tensor \[3, 5\]"),

@@ -3,13 +3,14 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gradscore.errors import ModelError
-from gradscore.models.head import Head, is_product
+from gradscore.models.head import LINEAR_LIKE, Head, is_product
 
 
 @dataclass
@@ -23,7 +24,9 @@ class Observation:
 
     name: str
     module: nn.Module
-    _input: list[Tensor] = field(default_factory=list)
+    _input: Tensor | None = None
+    _output: Tensor | None = None
+    _plain: bool = False
 
     @property
     def features(self) -> Tensor:
@@ -32,21 +35,42 @@ class Observation:
         Raises:
             ModelError: If no forward has passed through the last layer.
         """
-        if not self._input:
+        if self._input is None:
             raise ModelError("Expected a forward through the last layer, there was none.")
-        return self._input[-1].detach().flatten(1)
+        return self._input.flatten(1)
+
+    def note(self, x: Tensor, output: Tensor) -> None:
+        """Keep what entered and what left the layer."""
+        # Copies, for the model may write into either. And unseen by a recorder of the forward,
+        # which would take them for the model's own.
+        with torch.no_grad(), torch._C.DisableTorchFunction():
+            self._input, self._output = x.detach().clone(), output.detach().clone()
+        self._plain = self._computes_as_its_class()
 
     def explains(self, logits: Tensor) -> bool:
         """Say whether ``logits [batch, classes]`` of the latest forward are ``W x + b``.
 
-        What follows the layer may only show for some images, as a bound on the logits does. Rows
-        that are not finite are left out.
+        The layer was proved to be ``W x + b``, and the logits to be its output. What follows it
+        may only show for some images, so that each batch of logits has to be its output bit for
+        bit. Only a layer with a forward or hooks of its own is multiplied again, in rows that
+        are finite.
         """
-        logits, x = logits.detach().flatten(1), self.features
+        logits, x, output = logits.detach(), self.features, self._output.flatten(1)
+        if output.shape != logits.shape:
+            return False
+        if not torch.allclose(output.to(logits.dtype), logits, rtol=0, atol=0, equal_nan=True):
+            return False
+        if self._plain:
+            return True
         finite = logits.isfinite().all(dim=1) & x.isfinite().all(dim=1)
-        return len(x) == len(logits) and is_product(
-            self.module, x[finite], self.module.weight, logits[finite]
-        )
+        return is_product(self.module, x[finite], self.module.weight, logits[finite])
+
+    def _computes_as_its_class(self) -> bool:
+        module = self.module
+        hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
+        everywhere = nn.modules.module._global_forward_hooks
+        only_ours = hooks == 1 and not everywhere
+        return type(module) in LINEAR_LIKE and "forward" not in vars(module) and only_ours
 
     def check(self, logits: Tensor) -> None:
         """Refuse logits of the latest forward that are not ``W x + b``.
@@ -94,10 +118,9 @@ def observe_features(
     thread = threading.get_ident()
 
     def keep(module: nn.Module, args: tuple, output: Any) -> None:
-        # No operation on the tensor here: a recorder of uses would see it as the model's own.
         ours = threading.get_ident() == thread
         if ours and (samples is None or len(args[0]) == samples):
-            observation._input[:] = [args[0]]
+            observation.note(args[0], output)
 
     handle = observation.module.register_forward_hook(keep)
     try:

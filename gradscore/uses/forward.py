@@ -202,6 +202,11 @@ def requiring_grad(model: nn.Module, selected: Mapping[str, Tensor]) -> Iterator
                 f"Expected parameters with values, got {name!r} on the meta device, offloaded or "
                 "never loaded; load the whole model to the device of the images."
             )
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            raise ModelError(
+                f"Expected parameters whose gradients are left as they are, got {name!r} with a "
+                "hook on its gradient; remove the hook."
+            )
         if parameter.is_inference() or not parameter.is_leaf:
             made = "made in inference mode" if parameter.is_inference() else "computed from others"
             raise ModelError(

@@ -1,11 +1,20 @@
 """The Triton kernels, interpreted on the CPU, against the torch path."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
+from functools import cache
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from gradscore import kernels
+from gradscore.kernels import use_triton
+from gradscore.last_layer import last_layer_score
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -61,28 +70,52 @@ CHECKS = {
     "head-without-bias": "from_head((3, 16, 10), torch.float32, (1.0,), (1.0,), False)",
     "strides": """
 x, f = rows((8, 6, 2), 1)[:, :, 0], rows((20, 8), 1).t()
-agree(last_layer_score(x, f, backend="triton"), last_layer_score(x, f), 2e-5, "strides")
+expected = last_layer_score(x, f, backend="torch")
+agree(last_layer_score(x, f, backend="triton"), expected, 2e-5, "strides")
 """,
     "empty": """
 assert last_layer_score(torch.zeros(0, 3), torch.zeros(0, 4), backend="triton").shape == (0,)
 """,
-    "auto-on-cpu-is-torch": """
+    "auto": """
 x, f = rows((4, 6), 1), rows((4, 5), 1)
-assert torch.equal(last_layer_score(x, f), last_layer_score(x, f, backend="torch"))
+found, expected = last_layer_score(x, f), last_layer_score(x, f, backend="torch")
+agree(found, expected, 2e-5, "auto")
+assert found.is_cuda or torch.equal(found, expected)
+""",
+    "far-below-zero": """
+x, f = rows((3, 6), 1), rows((3, 9000), 1)
+f[0] = -math.inf
+f[0, -2:] = torch.tensor([-2e30, -3e30])
+f[1, :5000] = -math.inf
+f[2] -= 1e5
+for target, p in itertools.product(("uniform", "one-hot"), (1.0, 3.0, math.inf)):
+    how = {"p": p, "target": target}
+    found, expected = (last_layer_score(x, f, **how, backend=b) for b in ("triton", "torch"))
+    agree(found, expected, 2e-5, how)
+""",
+    "tiny-and-huge-features": """
+f = rows((4, 5), 1)
+for size, p in itertools.product((1e-30, 1e30), (1.0, 2.0, 3.0, math.inf)):
+    x = rows((4, 70), size, 1)
+    how = {"p": p, "temperature": size}
+    found = last_layer_score(x, f * size, **how, backend="triton")
+    agree(found, last_layer_score(x / size, f, p=p, backend="torch"), 2e-5, (size, p))
 """,
     "not-finite": """
 from gradscore.errors import InvalidArgument
 warnings.simplefilter("ignore")
-for bad in (math.nan, math.inf):
-    for p, target, broken in itertools.product((1.0, 3.0, math.inf), ("uniform", "one-hot"), "xf"):
-        x, f = rows((5, 6), 1), rows((5, 4), 1)
-        (x if broken == "x" else f)[3, 2] = bad
+for bad, classes in itertools.product((math.nan, math.inf, -math.inf), (4, 5000)):
+    orders = (1.0, 2.0, 3.0, math.inf) if classes == 4 else (1.0,)
+    for p, target, broken in itertools.product(orders, ("uniform", "one-hot"), "xf"):
+        x, f = rows((5, 6), 1), rows((5, classes), 1)
+        # One class of minus infinity has probability zero; a row of it has no softmax.
+        (x[3, 2:3] if broken == "x" else f[3] if bad < 0 else f[3, 2:3])[...] = bad
         try:
             last_layer_score(x, f, p=p, target=target, backend="triton")
         except InvalidArgument as error:
             assert "in row 3" in str(error), error
         else:
-            raise AssertionError((bad, p, target, broken))
+            raise AssertionError((bad, classes, p, target, broken))
 """,
 }
 
@@ -160,10 +193,79 @@ def test_no_triton_is_loaded_where_torch_serves():
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+class OnCuda(torch.Tensor):
+    """A tensor that says it is on CUDA, and is not."""
+
+    is_cuda = property(lambda self: True)
+
+
+@pytest.fixture
+def launcher(monkeypatch):
+    """Return the module that launches kernels; what was found out about devices is forgotten."""
+    monkeypatch.setattr(kernels, "_runs_on", cache(kernels._runs_on.__wrapped__))
+    return importlib.import_module("gradscore.kernels.launch")
+
+
+def test_auto_is_torch_where_the_launcher_cannot_be_built_and_says_so_once(launcher, monkeypatch):
+    def no_compiler(device):
+        raise RuntimeError("Failed to find C compiler.\nPlease specify one.")
+
+    monkeypatch.setattr(launcher, "try_on", no_compiler)
+    x, f = torch.randn(4, 3), torch.randn(4, 5)
+    there = x.as_subclass(OnCuda), f.as_subclass(OnCuda)
+    with pytest.warns(RuntimeWarning, match="compiler. Scores are computed by torch") as told:
+        found = [last_layer_score(*there) for _ in range(2)]
+    assert len(told) == 1
+    for score in found:
+        assert torch.equal(score.as_subclass(torch.Tensor), last_layer_score(x, f))
+
+
+def test_auto_is_triton_where_the_launcher_can_be_built(launcher, monkeypatch):
+    tried = []
+    monkeypatch.setattr(launcher, "try_on", tried.append)
+    x = torch.ones(2, 3).as_subclass(OnCuda)
+    assert [use_triton("auto", x) for _ in range(2)] == [True, True]
+    assert len(tried) == 1
+    assert not use_triton("auto", torch.ones(2, 3))
+    assert not use_triton("auto", x.double().as_subclass(OnCuda))
+
+
+def test_memory_that_ends_is_no_missing_compiler(launcher, monkeypatch):
+    def full(device):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(launcher, "try_on", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        use_triton("auto", torch.ones(2, 3).as_subclass(OnCuda))
+
+
+def test_a_kernel_is_launched_on_the_device_of_its_tensors(launcher, monkeypatch):
+    current, seen = [], []
+
+    @contextmanager
+    def device(place):
+        current.append(place)
+        yield
+        current.pop()
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *args, **kwargs: seen.append((grid, list(current)))
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(launcher, "closed_form_kernel", Kernel())
+    how = {"p": 1.0, "temperature": 1.0, "target": "uniform"}
+    with FakeTensorMode():
+        x, f = torch.ones(2, 3, device="cuda:1"), torch.ones(2, 4, device="cuda:1")
+        launcher.from_logits(x, f, **how)
+        launcher.from_head(x, torch.ones(4, 3, device="cuda:1"), None, **how)
+    assert seen == [((1,), [torch.device("cuda:1")])] * 2
+    launcher.from_logits(torch.ones(2, 3), torch.ones(2, 4), **how)
+    assert seen[2:] == [((1,), [])]
+
+
 @pytest.mark.cuda
 def test_compiled_kernels_equal_torch():
-    import torch
-
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     on_device = (

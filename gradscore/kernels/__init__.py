@@ -6,6 +6,8 @@ it reproduces. ``TRITON_INTERPRET=1`` in the environment runs the kernels on a C
 """
 
 import os
+import warnings
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -21,7 +23,8 @@ def use_triton(backend: str, *tensors: Tensor) -> bool:
     """Return whether the Triton kernels shall serve these inputs.
 
     Args:
-        backend: ``torch``, ``triton``, or ``auto``: triton wherever it can run.
+        backend: ``torch``, ``triton``, or ``auto``: triton for CUDA tensors wherever it can run,
+            which is tried once a device, and told once where it cannot.
         tensors: The inputs, all on one device.
 
     Returns:
@@ -35,9 +38,33 @@ def use_triton(backend: str, *tensors: Tensor) -> bool:
     if backend == "torch":
         return False
     obstacle = _obstacle(tensors)
-    if backend == "triton" and obstacle:
-        raise InvalidArgument(f"Expected inputs that backend 'triton' can serve: {obstacle}.")
-    return not obstacle and (backend == "triton" or all(t.is_cuda for t in tensors))
+    if backend == "triton":
+        if obstacle:
+            raise InvalidArgument(f"Expected inputs that backend 'triton' can serve: {obstacle}.")
+        return True
+    on_cuda = all(tensor.is_cuda for tensor in tensors)
+    return not obstacle and on_cuda and _runs_on(tensors[0].device)
+
+
+@cache
+def _runs_on(device: torch.device) -> bool:
+    """Return whether triton launches kernels on a CUDA device, and warn if it does not."""
+    from gradscore.kernels.launch import try_on
+
+    try:
+        try_on(device)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a compiler, an assembler or a header is missing, a folder full
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        warnings.warn(
+            f"Expected triton to build its kernels for {device}, got: {reason} Scores are "
+            "computed by torch, as with backend 'torch'.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def _obstacle(tensors: tuple[Tensor, ...]) -> str | None:

@@ -12,10 +12,10 @@ dimension is small against the bytes saved, see :mod:`gradscore.linear_head`.
 import triton
 import triton.language as tl
 
-from gradscore.kernels.powers import INFINITE, OTHER, gather, positive, power, root
+from gradscore.kernels.powers import INFINITE, ONE, OTHER, gather, positive, power, root
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def closed_form_kernel(
     features,
     feature_row,
@@ -34,8 +34,8 @@ def closed_form_kernel(
     max_logit,
     energy,
     rows,
-    in_features,
-    classes,
+    in_features: tl.constexpr,
+    classes: tl.constexpr,
     p,
     temperature,
     near,
@@ -79,8 +79,10 @@ def closed_form_kernel(
                 tl.float64, FROM_HEAD, HAS_BIAS, ROWS, FEATURE_BLOCK, CLASS_BLOCK,
             )  # fmt: skip
             v = tl.where(again, v64.to(tl.float32), v)
-    # Comparisons and maxima drop a NaN or an infinity among the logits.
-    v = tl.where((others == others) & (top < float("inf")), v, float("nan"))
+    # Comparisons and maxima drop a NaN or an infinity among the logits, and a row that has
+    # nothing but minus infinity has no softmax.
+    sound = (others == others) & (tl.abs(top) < float("inf"))
+    v = tl.where(sound, v, float("nan"))
 
     s = u * v / temperature
     s = -s if ONE_HOT else s / classes
@@ -98,7 +100,7 @@ def closed_form_kernel(
 def norm_of_rows(
     x,
     stride,
-    columns,
+    columns: tl.constexpr,
     p,
     KIND: tl.constexpr,
     TYPE: tl.constexpr,
@@ -108,7 +110,7 @@ def norm_of_rows(
     """Return the L_p norm of rows at addresses ``x [ROWS, 1]``; NaN where an entry is NaN."""
     scale = tl.full([ROWS], 1.0, TYPE)
     broken = tl.zeros([ROWS], tl.int32)
-    if KIND == OTHER or KIND == INFINITE:  # noqa: SIM109
+    if KIND != ONE:
         scale = tl.zeros([ROWS], TYPE)
         for start in range(0, columns, BLOCK):
             column = start + tl.arange(0, BLOCK)[None, :]
@@ -131,7 +133,7 @@ def norm_of_rows(
 def logit_tile(
     source,
     column,
-    classes,
+    classes: tl.constexpr,
     TYPE: tl.constexpr,
     FROM_HEAD: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -170,7 +172,7 @@ def logit_tile(
 @triton.jit
 def online_softmax(
     source,
-    classes,
+    classes: tl.constexpr,
     temperature,
     TYPE: tl.constexpr,
     FROM_HEAD: tl.constexpr,
@@ -184,8 +186,8 @@ def online_softmax(
     The others' sum is that of ``exp((f_j - max)/T)`` over all but one largest logit. It is kept
     apart from the 1 of the largest, in which it would drown on a confident row.
     """
-    top = tl.full([ROWS], -1e30, TYPE)
-    low = tl.full([ROWS], 1e30, TYPE)
+    top = tl.full([ROWS], -float("inf"), TYPE)
+    low = tl.full([ROWS], float("inf"), TYPE)
     others = tl.zeros([ROWS], TYPE)
     first = tl.zeros([ROWS], tl.int64)
     for start in range(0, classes, CLASS_BLOCK):
@@ -193,16 +195,18 @@ def online_softmax(
         f = logit_tile(
             source, column, classes, TYPE, FROM_HEAD, HAS_BIAS, ROWS, FEATURE_BLOCK, CLASS_BLOCK
         )
-        low = tl.minimum(low, tl.min(tl.where(column[None, :] < classes, f, 1e30), axis=1))
+        low = tl.minimum(low, tl.min(tl.where(column[None, :] < classes, f, float("inf")), axis=1))
         highest = tl.max(f, axis=1)
         raised = highest > top
         first = tl.where(raised, start + tl.argmax(f, axis=1), first).to(tl.int64)
         higher = tl.maximum(top, highest)
         equal = f == higher[:, None]
-        e = tl.where(equal, 0.0, tl.exp((f - higher[:, None]) / temperature)).to(TYPE)
+        # Minus infinity less itself is NaN: while a row has shown nothing else, zero stands in.
+        origin = tl.where(higher > -float("inf"), higher, 0.0)
+        e = tl.where(equal, 0.0, tl.exp((f - origin[:, None]) / temperature)).to(TYPE)
         added = tl.sum(e, axis=1)
         count = tl.sum(equal.to(TYPE), axis=1)
-        lowered = (others + 1) * tl.exp((top - higher) / temperature)
+        lowered = (others + 1) * tl.exp((top - origin) / temperature)
         others = tl.where(raised, lowered + (count - 1) + added, others + count + added).to(TYPE)
         top = higher
     return top, low, others, first
@@ -211,7 +215,7 @@ def online_softmax(
 @triton.jit
 def deviation_of_rows(
     source,
-    classes,
+    classes: tl.constexpr,
     temperature,
     top,
     low,

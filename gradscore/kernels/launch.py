@@ -1,6 +1,7 @@
 """Launch the closed form's kernel: tile sizes, strides, grid. Settings must have been checked."""
 
 import math
+from contextlib import nullcontext
 
 import torch
 import triton
@@ -82,36 +83,45 @@ def _launch(
         return result
     # A pointer that the compiled kernel never follows still needs some tensor behind it.
     f, w = (features if given is None else given for given in (logits, weight))
-    closed_form_kernel[(triton.cdiv(rows, tile["ROWS"]),)](
-        features,
-        *features.stride(),
-        f,
-        *f.stride(),
-        w,
-        *w.stride(),
-        features if bias is None else bias,
-        result["score"],
-        result["feature_norm"],
-        result["deviation_norm"],
-        result["predicted"],
-        result["max_logit"],
-        result["energy"],
-        rows,
-        in_features,
-        classes,
-        p if p != math.inf else 0.0,
-        temperature,
-        _near_bound(p, classes, target),
-        KIND=kind_of(p),
-        ONE_HOT=target == "one-hot",
-        TYPE=tl.float64 if p < 1 else tl.float32,
-        FROM_HEAD=weight is not None,
-        HAS_BIAS=bias is not None,
-        **tile,
-        num_warps=4,
-        enable_fp_fusion=True,
-    )
+    launch = closed_form_kernel[(triton.cdiv(rows, tile["ROWS"]),)]
+    # Triton launches on the current device, which need not be the one that holds the tensors.
+    with torch.cuda.device(features.device) if features.is_cuda else nullcontext():
+        launch(
+            features,
+            *features.stride(),
+            f,
+            *f.stride(),
+            w,
+            *w.stride(),
+            features if bias is None else bias,
+            result["score"],
+            result["feature_norm"],
+            result["deviation_norm"],
+            result["predicted"],
+            result["max_logit"],
+            result["energy"],
+            rows,
+            in_features,
+            classes,
+            p if p != math.inf else 0.0,
+            temperature,
+            _near_bound(p, classes, target),
+            KIND=kind_of(p),
+            ONE_HOT=target == "one-hot",
+            TYPE=tl.float64 if p < 1 else tl.float32,
+            FROM_HEAD=weight is not None,
+            HAS_BIAS=bias is not None,
+            **tile,
+            num_warps=4,
+            enable_fp_fusion=True,
+        )
     return result
+
+
+def try_on(device: torch.device) -> None:
+    """Launch the kernel on one row, which raises whatever stands in its way on ``device``."""
+    one = torch.ones(1, 1, device=device)
+    from_logits(one, one, p=1.0, temperature=1.0, target="uniform")
 
 
 def _near_bound(p: float, classes: int, target: str) -> float:

@@ -1,7 +1,9 @@
 """Norms as tiles are read: what every kernel here accumulates.
 
 The order is known when a kernel is compiled, as one of four kinds, so that 1, 2 and infinity cost
-no power function. Entries are scaled to at most 1 beforehand where the order is none of these.
+no power function. Features are scaled to at most 1 before they are raised to a power, so that no
+power, nor a sum of them, leaves the range of the type. Deviations, whose range is known, are so
+only where the order is none of these.
 """
 
 import math

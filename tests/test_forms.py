@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradscore.rules import conv_forms, tile_forms
 from gradscore.rules.conv_forms import Geometry, conv_form, conv_weight_norms, in_tile_order
@@ -172,6 +173,50 @@ def test_scale_and_shift_of_batch_norm_equal_autograd(k, positions):
         torch.testing.assert_close(gradients, expected, rtol=1e-9, atol=1e-12)
 
 
+class _AsOnCuda(TorchDispatchMode):
+    """Run the backward of a batch norm as CUDA does: by what a forward saved, which must be there.
+
+    A CPU reads the running statistics instead, and takes None for all that CUDA insists on.
+    """
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is not torch.ops.aten.native_batch_norm_backward.default:
+            return func(*args, **(kwargs or {}))
+        g, x, weight, _, _, mean, invstd, train, _, mask = args
+        assert (train, mask) == (False, [False, True, True])
+        assert weight.dtype == mean.dtype == invstd.dtype
+        centred = x - mean.view(1, -1, 1)
+        self.plain = func(*args[:2], None, *args[3:5], None, None, *args[7:])[1:]
+        return None, (g * centred).sum((0, 2)) * invstd, g.sum((0, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_backward_of_batch_norm_is_given_all_that_cuda_reads(dtype):
+    torch.manual_seed(0)
+    x, g = (torch.randn(6, 5, 7).to(dtype) for _ in range(2))
+    stats = torch.randn(5), torch.rand(5) + 0.1
+    with _AsOnCuda() as cuda:
+        there = batch_norm_gradients(x, g, *stats, 1e-3, 6)
+    here = batch_norm_gradients(x, g, *stats, 1e-3, 6)
+    for found, plain, saved in zip(here, cuda.plain, there, strict=True):
+        assert torch.equal(found.flatten(), plain)
+        torch.testing.assert_close(found.float(), saved.float(), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("norms", ["conv", "linear"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_norms_without_entries_are_where_the_gradients_are(norms, dtype):
+    g = torch.empty(2, 0, 4, device="meta", dtype=dtype)
+    x = torch.empty(2, 3, 4, device="meta", dtype=dtype)
+    if norms == "conv":
+        geometry = Geometry(torch.Size((0, 3, 1)), (1,), (0,), (1,))
+        found = conv_weight_norms(x, g, geometry, 2, ORDERS)
+    else:
+        found = linear_weight_norms(x.transpose(1, 2), g.transpose(1, 2), ORDERS)
+    assert (found.device.type, found.shape) == ("meta", (2, len(ORDERS)))
+    assert found.dtype == torch.promote_types(dtype, torch.float32)
+
+
 NORMALIZATIONS = [
     (lambda a, w=None, b=None: F.group_norm(a, 2, w, b), (1, 3), 4),
     (lambda a, w=None, b=None: F.layer_norm(a, (5,), w, b), (1, 2), 5),
@@ -211,7 +256,7 @@ def test_standardised_weight_equals_autograd(size, stride):
     g = torch.randn_like(F.conv2d(x, made.detach(), stride=stride))
     form = conv_form(x, g, Geometry(weight.shape, (stride,) * 2, (0, 0), (1, 1)), 3)
     pull_back = Standardisation.of(made).pull_back
-    norms = tile_forms.reduce_tiles(form(), 3, ORDERS, pull_back)
+    norms = tile_forms.reduce_tiles(form(), g, 3, ORDERS, pull_back)
     expected = sample_gradients(
         lambda a, w: F.conv2d(a, standardised(w), stride=stride), weight, x, g, 3
     )

@@ -71,7 +71,7 @@ def conv_weight_norms(
     Returns:
         Norms, shape ``[samples, len(orders)]``.
     """
-    return reduce_tiles(conv_form(x, g, geometry, samples)(), samples, orders)
+    return reduce_tiles(conv_form(x, g, geometry, samples)(), g, samples, orders)
 
 
 def conv_form(

@@ -31,14 +31,16 @@ def batch_norm_gradients(
     positions = x.shape[2:].numel()
     # In half precision a variance may be out of range, and a mean off by more than x varies.
     exact = torch.promote_types(x.dtype, torch.float32)
+    mean, var = mean.to(exact).repeat(rows), var.to(exact).repeat(rows)
+    # A CPU has no need of a weight, nor of the statistics that a forward saves; CUDA reads them.
     _, scale, shift = torch.ops.aten.native_batch_norm_backward(
         g.reshape(1, rows * channels, positions),
         x.reshape(1, rows * channels, positions),
-        None,
-        mean.to(exact).repeat(rows),
-        var.to(exact).repeat(rows),
-        None,
-        None,
+        torch.ones_like(mean),
+        mean,
+        var,
+        mean,
+        (var + eps).rsqrt(),
         False,
         eps,
         (False, True, True),

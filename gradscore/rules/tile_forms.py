@@ -117,6 +117,7 @@ def abs_norms(gradient: Tensor, orders: Sequence[float]) -> Tensor:
 
 def reduce_tiles(
     tiles: Iterable[Tile],
+    like: Tensor,
     samples: int,
     orders: Sequence[float],
     pull_back: Callable[[Tile], Tensor] | None = None,
@@ -125,6 +126,8 @@ def reduce_tiles(
 
     Args:
         tiles: The tiles, which together hold every entry once.
+        like: The output gradient, in whose type and on whose device a gradient without entries
+            has its norms.
         samples: Number of samples ``n``.
         orders: Orders of the norm.
         pull_back: What to make of a tile's gradient before it is reduced, shaped as it.
@@ -137,7 +140,7 @@ def reduce_tiles(
         gradient = pull_back(tile) if pull_back else tile.gradient
         parts.setdefault(tile.samples.start, []).append(abs_norms(gradient, orders))
     if not parts:
-        return torch.zeros(samples, len(orders))
+        return abs_norms(like.new_zeros(samples, 0), orders)
     wholes = [parts[start] for start in sorted(parts)]
     if all(len(whole) == 1 for whole in wholes):
         return torch.cat([whole[0] for whole in wholes])

@@ -45,6 +45,8 @@ def pull_back(
         pulled = torch.autograd.grad(
             made, edges, gradients, retain_graph=True, is_grads_batched=True
         )
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError:
         # Some backward functions cannot be vmapped.
         rows = [torch.autograd.grad(made, edges, row, retain_graph=True) for row in gradients]

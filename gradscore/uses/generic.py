@@ -94,6 +94,8 @@ def call_gradients(
             found = vmap(transformed)(sliced, sliced_grads)
             if not any(gradient.is_sparse for gradient in found):
                 return found
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:
             # Some functions cannot be vmapped: recurrent kernels, calls that read a value.
             pass

@@ -86,6 +86,8 @@ def _prove(images: Tensor, first: Recorder, run: Run) -> tuple[Layouts, bool]:
     some = images[picked]
     try:
         second = run(some, first.expansions)
+    except torch.OutOfMemoryError:
+        raise
     except Exception:  # a model that takes this number of images alone cannot be compared
         return unknown, False
     check_apart(first.logits[picked], second.logits, _tolerance(first))

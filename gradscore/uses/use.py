@@ -77,22 +77,25 @@ class Edge:
         shape: Shape of the recorded output.
         window: Where the output is a view, how it lies in the tensor behind it, since the gradient
             arrives at that tensor.
+        owner: Keeps a node that is written in Python alive, which ``node`` itself does not. The
+            model may let go of an output, as of the last state of a recurrent layer, and the
+            node would go with it.
     """
 
     node: Node
     index: int
     shape: torch.Size
     window: Window | None = None
+    owner: Node | None = None
 
     @classmethod
     def of(cls, output: Tensor) -> "Edge":
         """Return the edge of an output that was just computed."""
         base = output._base
-        if base is None or not base.requires_grad:
-            edge = get_gradient_edge(output)
-            return cls(edge.node, edge.output_nr, output.shape)
-        edge = get_gradient_edge(base)
-        return cls(edge.node, edge.output_nr, output.shape, Window.of(output, base))
+        viewed = base is not None and base.requires_grad
+        node, index, owner = get_gradient_edge(base if viewed else output)
+        window = Window.of(output, base) if viewed else None
+        return cls(node, index, output.shape, window, owner)
 
     def gradient(self, arrived: Sequence[Tensor | None]) -> Tensor | None:
         """Return the output's gradient from those that arrived at the node."""

@@ -63,9 +63,9 @@ def read_regular(path: str | os.PathLike, limit: int) -> bytes:
 
 
 @contextmanager
-def as_text(file: BinaryIO, encoding: str = "utf-8") -> Iterator[TextIO]:
+def as_text(file: BinaryIO, encoding: str = "utf-8", errors: str = "strict") -> Iterator[TextIO]:
     """Yield what reads or writes ``file`` as text, line ends as they are; it stays open."""
-    text = io.TextIOWrapper(file, encoding=encoding, newline="")
+    text = io.TextIOWrapper(file, encoding=encoding, errors=errors, newline="")
     try:
         yield text
         text.flush()

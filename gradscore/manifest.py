@@ -21,22 +21,10 @@ from numpy.typing import NDArray
 
 from gradscore.errors import DataError
 from gradscore.files import open_regular, written_aside
+from gradscore.labels import ClassNames, class_numbers
 from gradscore.manifest_formats import READERS, WRITERS, Columns
 
 SUFFIXES = tuple(READERS)
-IMAGE_SUFFIXES = (
-    ".bmp",
-    ".gif",
-    ".jpeg",
-    ".jpg",
-    ".pbm",
-    ".pgm",
-    ".png",
-    ".ppm",
-    ".tif",
-    ".tiff",
-    ".webp",
-)
 
 
 @dataclass(frozen=True)
@@ -48,12 +36,14 @@ class Manifest:
         paths: Relative paths, with forward slashes.
         labels: Shape ``[n]``, int64; -1 unknown.
         sha256: Each file's digest, or empty where the list has none.
+        notice: What the user should know about the labels, or empty.
     """
 
     root: Path
     paths: Sequence[str]
     labels: NDArray[np.int64]
     sha256: Sequence[str] = ()
+    notice: str = ""
 
 
 def split_root(source: str) -> tuple[Path, Path]:
@@ -68,12 +58,22 @@ def split_root(source: str) -> tuple[Path, Path]:
     return Path(source), Path(source).parent
 
 
-def read_manifest(source: str | Path) -> Manifest:
+def read_manifest(
+    source: str | Path, class_names: ClassNames | None = None, classes: int | None = None
+) -> Manifest:
     """Return the images that ``MANIFEST[@ROOT]`` lists.
+
+    Absolute paths below the root are taken as relative to it, and backslashes as slashes where no
+    file has them in its name.
+
+    Args:
+        source: The list, and where its paths start if that is not its own folder.
+        class_names: The model's class names, where labels may be names.
+        classes: The number of its classes.
 
     Raises:
         DataError: If it is missing, empty or malformed (the line is named), or a path leaves the
-            root: an absolute one, one with ``..``, or a symbolic link out of it.
+            root: an absolute one elsewhere, one with ``..``, or a symbolic link out of it.
     """
     path, root = split_root(str(source))
     suffix = path.suffix.lower()
@@ -86,16 +86,21 @@ def read_manifest(source: str | Path) -> Manifest:
     try:
         with open_regular(path) as file:
             rows = list(READERS[suffix](file, path))
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
+    except (UnicodeError, csv.Error, OSError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"Cannot read the manifest {str(path)!r}: {reason}.") from error
     if not rows:
         raise DataError(f"The manifest {str(path)!r} lists no images.")
     paths, labels, digests = zip(*rows, strict=True)
+    paths = _relative(paths, root)
     _refuse_escapes(paths, root, path)
     if any(digests) and not all(digests):
         raise DataError(f"Expected a sha256 for every image or none in {str(path)!r}.")
-    return Manifest(root, paths, np.array(labels, np.int64), digests if any(digests) else ())
+    try:
+        numbers, notice = class_numbers(labels, class_names, classes)
+    except DataError as error:
+        raise DataError(f"{str(path)!r}: {error}") from None
+    return Manifest(root, paths, numbers, digests if any(digests) else (), notice)
 
 
 def write_manifest(path: str | Path, manifest: Manifest) -> None:
@@ -110,45 +115,6 @@ def write_manifest(path: str | Path, manifest: Manifest) -> None:
         raise DataError(f"Expected a manifest of {', '.join(SUFFIXES)}, got {str(path)!r}.")
     with written_aside(path, DataError) as file:
         WRITERS[suffix](file, _columns(manifest))
-
-
-def find_images(folder: str | Path) -> list[str]:
-    """Return the images below a folder as relative paths, sorted; hidden files are left out.
-
-    Raises:
-        DataError: If there is no such folder or no image in it.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"No folder at {str(folder)!r}.")
-    found = []
-    for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inner = Path(place).relative_to(folder).as_posix()
-        prefix = "" if inner == "." else f"{inner}/"
-        found += [
-            prefix + name
-            for name in files
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-        ]
-    if not found:
-        endings = " ".join(IMAGE_SUFFIXES)
-        raise DataError(f"No images ({endings}) in the folder {str(folder)!r}.")
-    for name in found:
-        if not _is_text(name):
-            raise DataError(
-                f"Expected file names in UTF-8, got {name!r} in {str(folder)!r}; rename it."
-            )
-    return sorted(found)
-
-
-def _is_text(name: str) -> bool:
-    """Return whether a name is text: bytes that are no UTF-8 come as halves of characters."""
-    try:
-        name.encode()
-        return True
-    except UnicodeEncodeError:
-        return False
 
 
 def file_sha256(path: Path) -> str:
@@ -171,10 +137,24 @@ def rows_sha256(paths: Sequence[str], labels: NDArray, extra: Sequence[str] = ()
     """Return the SHA-256 of a list itself: paths, labels and what else identifies the images."""
     digest = hashlib.sha256()
     for path, label in zip(paths, labels.tolist(), strict=True):
-        digest.update(f"{path}\0{label}\n".encode())
+        digest.update(f"{path}\0{label}\n".encode(errors="surrogateescape"))
     for text in extra:
         digest.update(f"{text}\n".encode())
     return digest.hexdigest()
+
+
+def _relative(paths: Sequence[str], root: Path) -> Sequence[str]:
+    """Return paths with slashes, those below the root relative to it; what leaves it stays."""
+    places = [os.path.join(place, "") for place in (os.path.abspath(root), os.path.realpath(root))]
+    result = []
+    for path in paths:
+        if "\\" in path and "\0" not in path and not os.path.lexists(os.path.join(root, path)):
+            path = path.replace("\\", "/")
+        if os.path.isabs(path):
+            inside = next((place for place in places if path.startswith(place)), "")
+            path = path[len(inside) :]
+        result.append(path)
+    return result
 
 
 def _refuse_escapes(paths: Sequence[str], root: Path, manifest: Path) -> None:

@@ -7,15 +7,25 @@ the columns that are wanted are read, in pieces, their texts kept once.
 import csv
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from gradscore.errors import DataError
 from gradscore.escapes import from_cell, to_cell
 from gradscore.files import as_text
+from gradscore.labels import check_number, whole_number
 
-UNKNOWN = -1
-LARGEST_LABEL = 2**63 - 1
+IMAGE_SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm"),
+    *(".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+)
+COLUMNS = {
+    "path": "path paths filepath file_path filename file_name file image image_path img_path img",
+    "label": "label labels class class_id classid target targets class_name category y",
+    "sha256": "sha256",
+}
+"""What the columns of a list may be called, in any case; of several the first is meant."""
 LONGEST_LINE = 1 << 20
 LONGEST_PATH = 4096
 """Characters that a system opens a file by."""
@@ -31,7 +41,8 @@ COLUMN_KINDS = {
 }
 """Of a .parquet; the labels themselves are then looked at one by one."""
 
-Row = tuple[str, int, str]
+Row = tuple[str, Any, str]
+"""Path, label as it stands in the list, and SHA-256 or an empty text."""
 Columns = dict[str, Sequence]
 
 
@@ -40,34 +51,32 @@ def row(path: str, label: object, digest: str, where: str) -> Row:
 
     Args:
         path: Of the image.
-        label: Its class, a number or its digits; -1, None or empty: unknown.
+        label: Its class, a number, its digits or a name; -1, None or empty: unknown.
         digest: SHA-256 of the file, or empty.
         where: What an error calls the row.
 
     Raises:
-        DataError: If the path is empty or too long, or the label is no class.
+        DataError: If the path is empty or too long, or the label can be no class.
     """
-    try:
-        number = UNKNOWN if label in (None, "") else int(str(label))
-    except ValueError:
-        number = UNKNOWN - 1
-    shown = repr(label) if len(repr(label)) < 40 else f"{repr(label)[:40]}..."
-    if number < UNKNOWN:
-        raise DataError(f"Expected a label of 0 or more, or -1, got {shown} in {where}.")
-    if number > LARGEST_LABEL:
-        raise DataError(f"Expected a label below 2^63, got {shown} in {where}.")
+    number = whole_number(label)
+    if number is not None:
+        check_number(number, label, where)
     if not path:
         raise DataError(f"Expected a path, got none in {where}.")
     if len(path) > LONGEST_PATH:
         raise DataError(
             f"Expected a path of at most {LONGEST_PATH} characters, got {len(path)} in {where}."
         )
-    return path, number, digest
+    return path, label.strip() if isinstance(label, str) else label, digest
 
 
 def _lines(file: BinaryIO, path: Path) -> Iterator[str]:
     """Yield the lines of a text file, never more of it than a line may be long."""
-    with as_text(file, "utf-8-sig") as text:
+    utf_16 = file.read(2) in (b"\xff\xfe", b"\xfe\xff")
+    file.seek(0)
+    # Bytes that are no UTF-8 are kept as they are: names of files may hold any.
+    encoding, errors = ("utf-16", "strict") if utf_16 else ("utf-8-sig", "surrogateescape")
+    with as_text(file, encoding, errors) as text:
         for place, line in enumerate(iter(lambda: text.readline(LONGEST_LINE), ""), 1):
             if len(line) == LONGEST_LINE:
                 raise DataError(
@@ -77,30 +86,51 @@ def _lines(file: BinaryIO, path: Path) -> Iterator[str]:
             yield line
 
 
+def _chosen_columns(names: Sequence[str], path: Path) -> dict[str, str]:
+    """Return which columns hold path, label and SHA-256, of those that are there.
+
+    Raises:
+        DataError: If none holds paths.
+    """
+    by_name = {name.strip().casefold(): name for name in reversed(names)}
+    chosen = {
+        what: next((by_name[alias] for alias in aliases.split() if alias in by_name), None)
+        for what, aliases in COLUMNS.items()
+    }
+    if chosen["path"] is None:
+        raise DataError(
+            f"Expected the columns path,label in {str(path)!r}, got {','.join(names) or 'none'}."
+        )
+    return {what: name for what, name in chosen.items() if name is not None}
+
+
 def _read_csv(file: BinaryIO, path: Path) -> Iterator[Row]:
-    rows = csv.DictReader(_lines(file, path))
-    if "path" not in (rows.fieldnames or ()):
-        raise _columns_absent(rows.fieldnames or (), path)
+    lines = _lines(file, path)
+    header = next(lines, "")
+    delimiter = next((mark for mark in ",;\t" if mark in header), ",")
+    rows = csv.DictReader(
+        chain([header], lines), delimiter=delimiter, skipinitialspace=", " in header
+    )
+    columns = _chosen_columns(rows.fieldnames or (), path)
     for entry in rows:
         where = f"line {rows.line_num} of {str(path)!r}"
-        name = from_cell(entry["path"] or "")
-        yield row(name, entry.get("label"), entry.get("sha256") or "", where)
-
-
-def _columns_absent(names: Sequence[str], path: Path) -> DataError:
-    return DataError(
-        f"Expected the columns path,label in {str(path)!r}, got {','.join(names) or 'none'}."
-    )
+        values = {what: entry[name] or "" for what, name in columns.items()}
+        digest = values.get("sha256", "").strip()
+        yield row(from_cell(values["path"]), values.get("label"), digest, where)
 
 
 def _read_imglist(file: BinaryIO, path: Path) -> Iterator[Row]:
     for place, line in enumerate(_lines(file, path), 1):
-        if line.strip():
+        line = line.strip()
+        if line:
             where = f"line {place} of {str(path)!r}"
-            parts = line.strip().rsplit(None, 1)
+            alone = line.lower().endswith(IMAGE_SUFFIXES)
+            parts = [line, ""] if alone else line.rsplit(None, 1)
+            if len(parts) == 1:
+                parts = line.rsplit(",", 1)
             if len(parts) != 2:
-                raise DataError(f"Expected `path label`, got {line.strip()[:40]!r} in {where}.")
-            yield row(parts[0], parts[1], "", where)
+                raise DataError(f"Expected `path label`, got {line[:40]!r} in {where}.")
+            yield row(parts[0].rstrip(", "), parts[1], "", where)
 
 
 def _read_parquet(file: BinaryIO, path: Path) -> Iterator[Row]:
@@ -109,7 +139,9 @@ def _read_parquet(file: BinaryIO, path: Path) -> Iterator[Row]:
 
     try:
         facts = pq.read_metadata(file)
-        kinds = _kinds(facts.schema.to_arrow_schema(), path)
+        schema = facts.schema.to_arrow_schema()
+        columns = _chosen_columns(schema.names, path)
+        kinds = _kinds(schema, columns, path)
         _check_unfolded(facts, kinds, os.fstat(file.fileno()).st_size, path)
         # Texts stay a dictionary: one long text a million times over is then one text.
         texts = [name for name, kind in kinds.items() if kind == "string"]
@@ -119,7 +151,7 @@ def _read_parquet(file: BinaryIO, path: Path) -> Iterator[Row]:
             values = {name: _values(batch.column(name), name, path) for name in kinds}
             empty = [None] * len(batch)
             for name, label, digest in zip(
-                *(values.get(n, empty) for n in COLUMN_KINDS), strict=True
+                *(values.get(columns.get(n), empty) for n in COLUMN_KINDS), strict=True
             ):
                 place += 1
                 yield row(name or "", label, digest or "", f"row {place} of {str(path)!r}")
@@ -127,21 +159,18 @@ def _read_parquet(file: BinaryIO, path: Path) -> Iterator[Row]:
         raise DataError(f"Cannot read the manifest {str(path)!r}: {error}.") from error
 
 
-def _kinds(schema: Any, path: Path) -> dict[str, str]:
-    """Return which columns a list has, and the kind of each.
+def _kinds(schema: Any, columns: dict[str, str], path: Path) -> dict[str, str]:
+    """Return the kind of each column that is wanted.
 
     Raises:
-        DataError: If there is no column path, one comes twice, or its kind is another.
+        DataError: If one comes twice, or its kind is another.
     """
     import pyarrow as pa
 
-    if "path" not in schema.names:
-        raise _columns_absent(schema.names, path)
     kinds = {}
-    for name, accepted in COLUMN_KINDS.items():
+    for what, name in columns.items():
+        accepted = COLUMN_KINDS[what]
         found = [field.type for field in schema if field.name == name]
-        if not found:
-            continue
         plain = [one.value_type if pa.types.is_dictionary(one) else one for one in found]
         is_kind = {"string": lambda one: pa.types.is_string(one) or pa.types.is_large_string(one)}
         kinds[name] = next(

@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "gradscore"
 FLOORS = {
-    1: "errors files escapes norms objective outputs metrics manifest manifest_formats selection "
-    "results",
+    1: "errors files escapes norms objective outputs metrics manifest manifest_formats labels "
+    "selection results",
     2: "deviation last_layer linear_head uses rules kernels reference gaussians perturbation",
     3: "batches crosscheck engine run models data assets",
     4: "extraction recorded replay scores ablation evaluation verification scorer tables",

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from gradscore.data.folders import find_images
 from gradscore.errors import DataError
 from gradscore.manifest import (
     Manifest,
     file_sha256,
-    find_images,
     read_manifest,
     rows_sha256,
     write_manifest,
@@ -24,29 +24,29 @@ def folder(tmp_path):
 
 
 def listed(folder):
-    paths = find_images(folder)
+    paths = find_images(folder).paths
     labels = np.array([{"a": 0, "b": 1}[path[0]] for path in paths])
     return Manifest(folder, paths, labels, [file_sha256(folder / path) for path in paths])
 
 
 def test_a_folder_is_listed_in_one_order(folder):
-    assert find_images(folder) == ["a/1.JPG", "a/sub/x y.png", "b/2.png"]
+    assert find_images(folder).paths == ["a/1.JPG", "a/sub/x y.png", "b/2.png"]
     (folder / "empty").mkdir()
-    with pytest.raises(DataError, match=r"No images \(.bmp .* in the folder"):
+    with pytest.raises(DataError, match=r"No images \(.avif .* in the folder"):
         find_images(folder / "empty")
     with pytest.raises(DataError, match="No folder at"):
         find_images(folder / "absent")
 
 
 def test_hidden_files_of_a_folder_are_left_out(folder):
-    before = find_images(folder)
+    before = find_images(folder).paths
     for hidden in ("a/._1.JPG", ".thumbnails/1.png"):
         (folder / hidden).parent.mkdir(exist_ok=True)
         (folder / hidden).write_bytes(b"not a picture")
-    assert find_images(folder) == before
+    assert find_images(folder).paths == before
     (folder / ".thumbnails" / "a").mkdir()
     (folder / ".thumbnails" / "a" / "1.png").write_bytes(b"")
-    assert find_images(folder / ".thumbnails") == ["1.png", "a/1.png"]
+    assert find_images(folder / ".thumbnails").paths == ["1.png", "a/1.png"]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".txt"])
@@ -89,15 +89,15 @@ def test_links_inside_the_root_are_followed(folder):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("l.csv", "file,label\na,1\n", "Expected the columns path,label in .*, got file,label"),
+        ("l.csv", "id,label\na,1\n", "Expected the columns path,label in .*, got id,label"),
         ("l.csv", "path,label\n", "lists no images"),
-        ("l.csv", "path,label\na.png,cat\n", "Expected a label of 0 or more, or -1, got 'cat' in"),
+        ("l.csv", "path,label\na.png,cat\nb.png,1\n", "got both '1' and 'cat' \\(image 1\\)"),
         ("l.csv", "path,label\na.png,-2\n", "got '-2' in line 2"),
         ("l.csv", "path,label\n,1\n", "Expected a path, got none in line 2"),
         ("l.csv", "path,label,sha256\na,1,ab\nb,1,\n", "a sha256 for every image or none"),
-        ("l.csv", b"path,label\n\xff\xfe,1\n", "Cannot read the manifest"),
-        ("l.txt", "a.png\n", "Expected `path label`, got 'a.png' in line 1"),
-        ("l.txt", "a.png x\n", "got 'x' in line 1"),
+        ("l.csv", b"\xff\xfepath,label\n", "Cannot read the manifest"),
+        ("l.txt", "a.xyz\n", "Expected `path label`, got 'a.xyz' in line 1"),
+        ("l.txt", "a.png -3\n", "got '-3' in line 1"),
         ("l.parquet", "no parquet", "Cannot read the manifest"),
         ("l.json", "{}", "Expected a manifest of .csv, .parquet, .txt"),
     ],

@@ -13,8 +13,8 @@ import numpy as np
 
 from gradscore.errors import DataError
 from gradscore.files import read_regular
+from gradscore.labels import UNKNOWN
 from gradscore.manifest import Manifest, file_sha256, read_manifest, write_manifest
-from gradscore.manifest_formats import UNKNOWN
 
 LARGEST_FILE = 1 << 24
 

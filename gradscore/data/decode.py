@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 from gradscore.errors import DataError
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that are decoded here; others, such as EPS, would run further programs."""
 
 

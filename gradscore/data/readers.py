@@ -1,5 +1,6 @@
 """Where the images of a set lie, and how one is fetched; each can be sent to worker processes."""
 
+import tarfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,14 +61,23 @@ class Pictures:
 
 
 class ArrayFile:
-    """The ``images`` of an .npz: uint8 ``[n, h, w(, c)]``, or floats ``[n, c, h, w]``.
+    """Images of an .npy, or of an array of an .npz: uint8, or floats in 0..1.
 
     Stored without compression they are read in place; compressed ones are held in memory, once a
     process.
+
+    Args:
+        path: The file.
+        key: Name of the array in an .npz; None for an .npy.
+        start: Where the set begins in the array.
+        channels_first: Whether an image is ``[c, h, w]``, not ``[h, w]`` or ``[h, w, c]``.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, key: str | None, start: int = 0, *, channels_first: bool = False
+    ) -> None:
+        self.path, self.key, self.start = path, key, start
+        self.channels_first = channels_first
         self._images: NDArray | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -77,20 +87,27 @@ class ArrayFile:
     @property
     def images(self) -> NDArray:
         """The whole array, mapped from the file where it can be."""
+        if self._images is None and self.key is None:
+            self._images = np.load(self.path, mmap_mode="r", allow_pickle=False)
         if self._images is None:
-            self._images = _mapped(self.path, "images.npy")
+            self._images = _mapped(self.path, f"{self.key}.npy")
         if self._images is None:
             with np.load(self.path, allow_pickle=False) as arrays:
-                self._images = arrays["images"]
+                self._images = arrays[self.key]
         return self._images
 
     def read(self, place: int) -> Picture:
         """Return one picture, or a float array ``[channels, height, width]``."""
-        image = self.images[place]
+        image = self.images[self.start + place]
+        if image.ndim == 2:
+            image = image[None]
+        elif not self.channels_first:
+            image = image.transpose(2, 0, 1)
         if image.dtype != np.uint8:
             return np.array(image, np.float32)
-        grey = image.shape[2:] == (1,)
-        return Image.fromarray(np.ascontiguousarray(image[..., 0] if grey else image))
+        if len(image) == 1:
+            return Image.fromarray(np.ascontiguousarray(image[0]))
+        return Image.fromarray(np.ascontiguousarray(image[:3].transpose(1, 2, 0)))
 
 
 def _mapped(path: Path, member: str) -> NDArray | None:
@@ -140,6 +157,37 @@ class ArchiveMembers:
         if len(content) != size:
             raise DataError(f"{name}: the archive ends in the middle of it.")
         return decode_image(content, name)
+
+
+class PackedMembers:
+    """Image files inside compressed .tar archives: all held in memory, once a process."""
+
+    def __init__(self, places: Sequence[tuple[Path, int, int]], names: Sequence[str]) -> None:
+        self.places, self.names = places, names
+        self._contents: dict[tuple[Path, int], bytes] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the contents to be read again by the process that receives this."""
+        return {**self.__dict__, "_contents": {}}
+
+    def read(self, place: int) -> Image.Image:
+        """Return the picture in a member."""
+        path, offset, _ = self.places[place]
+        name = f"{path}:{self.names[place]}"
+        if (path, offset) not in self._contents:
+            self._unpack(path)
+        return decode_image(self._contents[path, offset], name)
+
+    def _unpack(self, path: Path) -> None:
+        wanted = {offset for there, offset, _ in self.places if there == path}
+        try:
+            with tarfile.open(path, "r:*") as archive:
+                for member in archive:
+                    if member.offset_data in wanted:
+                        content = archive.extractfile(member).read()
+                        self._contents[path, member.offset_data] = content
+        except (OSError, EOFError, tarfile.TarError) as error:
+            raise DataError(f"Cannot read the archive {str(path)!r}: {error}") from error
 
 
 class Items:

@@ -1,0 +1,171 @@
+"""Images in .tar archives: WebDataset shards, or plain archives of folders."""
+
+import glob
+import json
+import re
+import tarfile
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+from gradscore.data.folders import MACOS, counted, ending, folder_labels
+from gradscore.data.opened import Opened, Wanted
+from gradscore.data.readers import ArchiveMembers, PackedMembers
+from gradscore.errors import DataError
+from gradscore.labels import class_numbers
+from gradscore.manifest_formats import IMAGE_SUFFIXES
+
+SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+LABEL_KEYS = ("label", "cls", "class_id", "class", "target")
+"""Where the label stands in a sample's .json."""
+PACKED_BYTES = 4 << 30
+"""Images of compressed archives are held in memory up to this size."""
+LABEL_BYTES = 1 << 20
+
+
+class _Labels:
+    """The labels of an archive's samples, by the names of the files that hold them.
+
+    A sample's key is its name up to the first dot of the last part, as in WebDataset. Names of
+    samples may hold dots all the same: where a label's file agrees with the image's but for the
+    ending, it is that image's.
+    """
+
+    def __init__(self) -> None:
+        self._exact: dict[str, Any] = {}
+        self._by_key: dict[str, set[Any]] = defaultdict(set)
+
+    def add(self, name: str, label: Any) -> None:
+        self._exact[name.rpartition(".")[0]] = label
+        self._by_key[_key(name)].add(label)
+
+    def of(self, name: str) -> Any:
+        """Return the label of an image, or None."""
+        stem, of_key = name.rpartition(".")[0], self._by_key.get(_key(name), ())
+        return self._exact.get(stem, next(iter(of_key)) if len(of_key) == 1 else None)
+
+    def __bool__(self) -> bool:
+        return bool(self._exact)
+
+
+def open_archives(text: str, wanted: Wanted) -> Opened:
+    """Open the images of one archive or several.
+
+    Labels are those of .cls and .json files beside the images; where there are none, the
+    archive's folders are classes, as those of a folder.
+
+    Args:
+        text: A path, with at most one ``{000..009}``, or with wildcards.
+        wanted: What is known of the model.
+
+    Raises:
+        DataError: If an archive is absent or damaged, or none holds an image.
+    """
+    places, names, labels, packed, others = [], [], [], False, Counter()
+    for path in paths_of(text, "archive"):
+        try:
+            with tarfile.open(path, "r:*") as archive:
+                packed = packed or _is_packed(path)
+                images, found = _sorted_out(archive, others)
+        except (OSError, EOFError, tarfile.TarError, ValueError) as error:
+            raise DataError(f"Cannot read the archive {str(path)!r}: {error}") from error
+        places += [(path, member.offset_data, member.size) for member in images]
+        names += [member.name.removeprefix("./") for member in images]
+        labels += [found.of(member.name) for member in images] if found else [None] * len(images)
+    if not places:
+        there = f"; there are {counted(others)}" if others else ""
+        raise DataError(f"No images in the archive {text!r}{there}.")
+    if any(label is not None for label in labels):
+        numbers, notice = class_numbers(labels, wanted.class_names, wanted.classes)
+    elif wanted.labelled:
+        numbers, notice = folder_labels(_inside(names), wanted.class_names, wanted.classes)
+    else:
+        numbers, notice = None, ""
+    notices = [notice, f"passed over: {counted(others)}" if others else ""]
+    sizes = [str(size) for _, _, size in places]
+    reader = (PackedMembers if packed else ArchiveMembers)(places, names)
+    total = sum(size for _, _, size in places)
+    if packed and total > PACKED_BYTES:
+        raise DataError(
+            f"Expected a compressed archive of at most {PACKED_BYTES >> 30} GiB of images, got "
+            f"{total / (1 << 30):.1f} GiB in {text!r}: unpack it to a .tar (gunzip, unxz), which "
+            "is read in place."
+        )
+    return Opened(names, numbers, reader, contents=sizes, notices=notices)
+
+
+def _sorted_out(
+    archive: tarfile.TarFile, others: Counter
+) -> tuple[list[tarfile.TarInfo], _Labels]:
+    """Return the members that are images, and the labels; ``others`` counts the rest."""
+    images, labels = [], _Labels()
+    for member in archive:
+        if not member.isfile():
+            continue
+        parts = member.name.removeprefix("./").split("/")
+        kind = ending(member.name)
+        if MACOS in parts or any(part.startswith(".") for part in parts):
+            others["hidden"] += 1
+        elif kind in IMAGE_SUFFIXES:
+            images.append(member)
+        elif kind in (".cls", ".json") and member.size <= LABEL_BYTES:
+            label = _label(kind, archive.extractfile(member).read(), member.name)
+            if label is not None:
+                labels.add(member.name, label)
+        else:
+            others[kind] += 1
+    return images, labels
+
+
+def _label(kind: str, content: bytes, name: str) -> Any:
+    text = content.decode("utf-8-sig", errors="replace").strip()
+    if kind == ".cls":
+        return text or None
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError(f"{name} is no JSON") from None
+    if isinstance(fields, dict):
+        fields = next((fields[key] for key in LABEL_KEYS if key in fields), None)
+    return fields if isinstance(fields, str | int | float) else None
+
+
+def _key(name: str) -> str:
+    folder, slash, last = name.rpartition("/")
+    return folder + slash + last.partition(".")[0]
+
+
+def _inside(names: list[str]) -> list[str]:
+    """Return names without the one folder that all of them lie in, where folders are below it."""
+    tops = {name.partition("/")[0] for name in names}
+    if len(tops) == 1 and all(name.count("/") > 1 for name in names):
+        return [name.partition("/")[2] for name in names]
+    return names
+
+
+def _is_packed(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"))
+
+
+def paths_of(text: str, what: str) -> list[Path]:
+    """Return the files of a name with at most one ``{000..009}``, or with wildcards.
+
+    Args:
+        text: The name.
+        what: What an error calls such a file.
+
+    Raises:
+        DataError: If a file is absent.
+    """
+    braces = re.search(r"\{(\d+)\.\.(\d+)\}", text)
+    if braces:
+        first, last = braces.groups()
+        numbers = range(int(first), int(last) + 1)
+        names = [text.replace(braces[0], str(n).zfill(len(first))) for n in numbers]
+    else:
+        names = sorted(glob.glob(text)) if not Path(text).is_file() else [text]
+    absent = next((name for name in names if not Path(name).is_file()), None if names else text)
+    if absent is not None:
+        raise DataError(f"No {what} at {absent!r}.")
+    return [Path(name) for name in names]

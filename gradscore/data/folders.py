@@ -1,0 +1,158 @@
+"""Folders of images: what is in them, and the classes that their sub-folders mean."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from gradscore.errors import DataError
+from gradscore.labels import UNKNOWN, ClassNames, Labels, named_classes, whole_number
+from gradscore.manifest_formats import IMAGE_SUFFIXES
+
+MACOS = "__MACOSX"
+"""Folder that macOS adds to archives, with a shadow of each file."""
+DIGITS = 9
+"""A name of more digits is no class number, but a date or an identity."""
+NESTED_LINKS = 3
+"""Links to folders are followed so many deep; more of them could name a folder in endless ways."""
+
+
+class Listing(NamedTuple):
+    """Relative paths of a folder's images, sorted, and what was passed over, in words."""
+
+    paths: list[str]
+    passed_over: str
+
+
+def find_images(folder: str | Path) -> Listing:
+    """Return the images below a folder; hidden files and folders are left out.
+
+    Links to files and to folders are followed wherever they lead, as torchvision's ImageFolder
+    does. A folder that holds itself by a link is not entered again.
+
+    Raises:
+        DataError: If there is no such folder, it cannot be read, or no image is in it.
+    """
+    folder = str(folder)
+    if not os.path.isdir(folder):
+        raise DataError(f"No folder at {folder!r}.")
+    found, others = [], Counter()
+    try:
+        for path in _files(folder, "", (_identity(folder),), 0, others):
+            if path.lower().endswith(IMAGE_SUFFIXES):
+                found.append(path)
+            else:
+                others[ending(path)] += 1
+    except OSError as error:
+        raise DataError(f"Cannot read {error.filename!r}: {error.strerror}.") from error
+    if not found:
+        there = f"; there are {counted(others)}" if others else ""
+        endings = " ".join(IMAGE_SUFFIXES)
+        raise DataError(f"No images ({endings}) in the folder {folder!r}{there}.")
+    return Listing(sorted(found), f"passed over: {counted(others)}" if others else "")
+
+
+def _files(
+    folder: str, prefix: str, above: tuple[tuple[int, int], ...], links: int, others: Counter
+) -> Iterator[str]:
+    """Yield the files below a folder that are not hidden, relative to where the walk began.
+
+    Args:
+        folder: The folder.
+        prefix: Its path from the beginning, with a slash at the end.
+        above: Identities of the folder and of those that it was reached through.
+        links: How many links led to it.
+        others: Counts what is passed over.
+    """
+    with os.scandir(folder) as entries:
+        ordered = sorted(entries, key=lambda entry: entry.name)
+    for entry in ordered:
+        if entry.name.startswith(".") or entry.name == MACOS:
+            others["hidden"] += 1
+        elif not entry.is_dir():
+            yield prefix + entry.name
+        else:
+            identity, nested = _identity(entry.path), links + entry.is_symlink()
+            if identity in above or nested > NESTED_LINKS:
+                others["links to folders above"] += 1
+            else:
+                inner = f"{prefix}{entry.name}/"
+                yield from _files(entry.path, inner, (*above, identity), nested, others)
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def ending(path: str) -> str:
+    """Return how a file's name ends, in lower case, to be counted by.
+
+    >>> [ending(path) for path in ("a/b.TXT", "a/README")]
+    ['.txt', 'without an ending']
+    """
+    return os.path.splitext(path)[1].lower() or "without an ending"
+
+
+def counted(others: Counter) -> str:
+    """Return what was passed over, most frequent first.
+
+    >>> counted(Counter({".txt": 2, "hidden": 1}))
+    '2 .txt, 1 hidden'
+    """
+    ordered = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{n:,} {what}" for what, n in ordered)
+
+
+def folder_labels(
+    paths: Sequence[str], class_names: ClassNames | None, classes: int | None
+) -> Labels:
+    """Return the labels that a folder's sub-folders mean.
+
+    Sub-folders whose names are all whole numbers are class numbers, unless the model's class names
+    are such. Other names are looked up among the model's, or sorted.
+
+    Args:
+        paths: Relative paths of the images.
+        class_names: The model's class names in order, or each name's number; or None.
+        classes: The number of its classes, or None.
+    """
+    tops = [path.partition("/")[0] if "/" in path else "" for path in paths]
+    folders = sorted({*tops} - {""})
+    outside = tops.count("")
+    if not folders:
+        return Labels(np.full(len(paths), UNKNOWN, np.int64), "labels are unknown: no sub-folders")
+    if _are_numbers(folders) and not {*folders} & {*(class_names or ())}:
+        found = {name: whole_number(name) for name in folders}
+        notice = _numbered(folders, found)
+    else:
+        found, notice = named_classes(folders, class_names, classes, "sub-folders")
+        if not found and len(folders) == 1 and all(path.count("/") > 1 for path in paths):
+            notice += f"; if the classes are the sub-folders of {folders[0]}, name that folder"
+    notices = [notice] if notice else []
+    if found and outside:
+        notices.append(f"{outside:,} images outside of sub-folders have no label")
+    return Labels(
+        np.array([found.get(top, UNKNOWN) for top in tops], np.int64), "; ".join(notices)
+    )
+
+
+def _are_numbers(names: Sequence[str]) -> bool:
+    return all(name.isdecimal() and len(name) <= DIGITS for name in names)
+
+
+def _numbered(folders: Sequence[str], found: dict[str, int]) -> str:
+    """Return that names are numbers, where their sorted order would give other classes."""
+    places = {name: place for place, name in enumerate(folders)}
+    if len(set(found.values())) < len(found):
+        return "several sub-folders are the same number"
+    other = next((name for name in folders if places[name] != found[name]), None)
+    if other is None:
+        return ""
+    return (
+        "the numbers that name the sub-folders are taken as classes (torchvision's ImageFolder "
+        f"sorts the names: {other} would be class {places[other]})"
+    )

@@ -1,8 +1,8 @@
 """Which class a label means: whole numbers are class numbers, names are looked up or sorted."""
 
-import math
 from collections.abc import Mapping, Sequence
-from numbers import Integral, Real
+from contextlib import suppress
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,20 +29,22 @@ class Labels(NamedTuple):
 def whole_number(label: Any) -> int | None:
     """Return the class number that a label is, -1 where it is empty, or None where it is a name.
 
+    A number that is no class, such as 1.5, gives -2.
+
     >>> [whole_number(label) for label in ("7", " 7 ", "7.0", 7.0, "", None, "cat", "7.5")]
-    [7, 7, 7, 7, -1, -1, None, None]
+    [7, 7, 7, 7, -1, -1, None, -2]
     """
-    if label is None:
+    if label is None or label != label or label == "":  # not a number: what tables lack
         return UNKNOWN
-    if isinstance(label, Integral):
-        return int(label)
+    if isinstance(label, str):
+        label = label.strip()
+        with suppress(ValueError):
+            return int(label or UNKNOWN)
     try:
-        number = float(label) if isinstance(label, Real) else float(str(label).strip() or "nan")
+        number = float(label)
     except ValueError:
         return None
-    if math.isnan(number):
-        return UNKNOWN
-    return int(number) if number.is_integer() else None
+    return int(label if isinstance(label, Integral) else number) if number.is_integer() else -2
 
 
 def class_numbers(

@@ -113,8 +113,13 @@ def write_manifest(path: str | Path, manifest: Manifest) -> None:
     suffix = path.suffix.lower()
     if suffix not in WRITERS:
         raise DataError(f"Expected a manifest of {', '.join(SUFFIXES)}, got {str(path)!r}.")
-    with written_aside(path, DataError) as file:
-        WRITERS[suffix](file, _columns(manifest))
+    try:
+        with written_aside(path, DataError) as file:
+            WRITERS[suffix](file, _columns(manifest))
+    except UnicodeError:
+        raise DataError(
+            f"Expected file names in UTF-8 to write {str(path)!r}, got others; write a .csv."
+        ) from None
 
 
 def file_sha256(path: Path) -> str:
@@ -148,8 +153,9 @@ def _relative(paths: Sequence[str], root: Path) -> Sequence[str]:
     places = [os.path.join(place, "") for place in (os.path.abspath(root), os.path.realpath(root))]
     result = []
     for path in paths:
-        if "\\" in path and "\0" not in path and not os.path.lexists(os.path.join(root, path)):
-            path = path.replace("\\", "/")
+        slashes = path.replace("\\", "/")
+        if slashes != path and "\0" not in path and not os.path.lexists(os.path.join(root, path)):
+            path = slashes if os.path.lexists(os.path.join(root, slashes)) else path
         if os.path.isabs(path):
             inside = next((place for place in places if path.startswith(place)), "")
             path = path[len(inside) :]

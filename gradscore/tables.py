@@ -215,7 +215,10 @@ def _parquet_scores(file: BinaryIO, blocks: Iterator[Scores]) -> None:
     writer = None
     try:
         for block in blocks:
-            table = pyarrow.table(_score_columns(block))
+            columns = _score_columns(block)
+            # Arrow's text is UTF-8; other bytes of file names are written as Python shows them.
+            paths = [path.encode(errors="backslashreplace").decode() for path in columns["path"]]
+            table = pyarrow.table({**columns, "path": paths})
             writer = writer or pyarrow.parquet.ParquetWriter(file, table.schema)
             writer.write_table(table)
     finally:

@@ -10,9 +10,12 @@ from PIL import Image
 
 from gradscore.cli import cli
 from gradscore.cli.console import notice, print_facts, print_table, say
+from gradscore.data import open_set
+from gradscore.errors import DataError
 from gradscore.escapes import LONGEST, from_cell, message, printable, to_cell, to_markdown
 from gradscore.evaluation import Evaluation
 from gradscore.manifest import Manifest, read_manifest, write_manifest
+from gradscore.run import RunStore
 from gradscore.scores.answer import Scores
 from gradscore.tables import write_evaluation, write_rows, write_scores
 
@@ -133,7 +136,25 @@ def test_a_hostile_name_in_a_list_forges_no_line(tmp_path):
     assert not any(line.startswith("Error") for line in done.output.splitlines())
 
 
-def test_names_that_are_no_text_are_refused_by_name(tmp_path):
-    (tmp_path / b"caf\xe9.png".decode(errors="surrogateescape")).write_bytes(b"")
-    done = CliRunner().invoke(cli, ["extract", "--model", "digits", "--data", f"a={tmp_path}"])
-    assert "Expected file names in UTF-8" in str(done.exception)
+def test_names_that_are_no_text_go_through_a_run_and_a_list(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    name = b"caf\xe9.png".decode(errors="surrogateescape")
+    Image.new("L", (8, 8)).save(images / name)
+    (images / b"bad\xe9.png".decode(errors="surrogateescape")).write_bytes(b"no image")
+    run, table = tmp_path / "run", tmp_path / "s.csv"
+    asked = ["extract", "--model", "digits", "--data", f"a={images}", "--on-error", "skip"]
+    done = CliRunner().invoke(cli, [*asked, "--layers", "last", "--run", str(run)])
+    assert done.exit_code == 0, done.output
+    assert "bad\\udce9.png" in done.output
+    assert [path for block in RunStore(run).blocks("a") for path in block["path"]] == [name]
+    done = CliRunner().invoke(cli, ["score", "--run", str(run), "-o", str(table)])
+    assert done.exit_code == 0, done.output
+    with open(table, newline="", encoding="utf-8") as file:
+        assert from_cell(next(csv.DictReader(file))["path"]) == name
+    asked = ["score", "--run", str(run), "-o", str(table.with_suffix(".parquet"))]
+    assert CliRunner().invoke(cli, asked).exit_code == 0
+    write_manifest(images / "list.csv", Manifest(images, [name], np.array([0])))
+    assert open_set(images / "list.csv")[0].size == (8, 8)
+    with pytest.raises(DataError, match="Expected file names in UTF-8"):
+        write_manifest(images / "list.parquet", Manifest(images, [name], np.array([0])))

@@ -70,7 +70,7 @@ TABLES = {
     "nested labels": ({"path": PATHS, "label": [{"a": 1}, {"a": 2}]}, "column label .*, got str"),
     "labels of dates": ({"path": PATHS, "label": np.zeros(2, "M8[ms]")}, "got timestamp"),
     "labels of 2^63": ({"path": PATHS, "label": np.full(2, 2**63, "u8")}, "below 2.63"),
-    "labels that are no number": ({"path": PATHS, "label": [1.0, float("nan")]}, "got 1.0 in row"),
+    "labels that are no number": ({"path": PATHS, "label": [1.5, float("nan")]}, "got 1.5 in row"),
     "checksums of numbers": ({"path": PATHS, "sha256": [1, 2]}, "one column sha256 of string"),
     "a path too long": ({"path": ["a" * 20000, "b"]}, "texts of at most 16384 bytes in column"),
 }

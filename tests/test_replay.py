@@ -37,8 +37,8 @@ class Residual(nn.Module):
 def images_of(model):
     from gradscore.data import open_set
 
-    images = open_set("digits:test")
-    return torch.stack([model.preprocessing(images[i]) for i in range(10)])
+    images = open_set("digits:test", limit=10)
+    return torch.stack([model.preprocessing(image) for image in images])
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 2e-2)])

@@ -134,7 +134,7 @@ def folder_labels(
             notice += f"; if the classes are the sub-folders of {folders[0]}, name that folder"
     notices = [notice] if notice else []
     if found and outside:
-        notices.append(f"{outside:,} images outside of sub-folders have no label")
+        notices.append(f"{outside:,} outside of sub-folders without a label")
     return Labels(
         np.array([found.get(top, UNKNOWN) for top in tops], np.int64), "; ".join(notices)
     )

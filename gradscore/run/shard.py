@@ -46,7 +46,8 @@ def build_shard(arrays: Mapping[str, NDArray]) -> bytes:
 
 
 def _fixed_length(texts: NDArray) -> NDArray:
-    encoded = [str(text).encode() for text in texts]
+    # Names of files may hold bytes that are no UTF-8; Python reads and writes them so.
+    encoded = [str(text).encode(errors="surrogateescape") for text in texts]
     length = max(map(len, encoded), default=1) or 1
     return np.array(encoded, dtype=h5py.string_dtype("utf-8", length))
 
@@ -88,7 +89,8 @@ class OpenShard:
             dataset = self._file[field]
             if h5py.check_string_dtype(dataset.dtype):
                 rows = dataset[start:stop]
-                return np.array([text.decode() for text in rows.tolist()], dtype=object)
+                texts = [text.decode(errors="surrogateescape") for text in rows.tolist()]
+                return np.array(texts, dtype=object)
             result = np.empty((stop - start, *dataset.shape[1:]), dataset.dtype)
             if result.size:
                 dataset.read_direct(result, np.s_[start:stop])

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from gradscore.engine import record
 from gradscore.norms import vector_norm
 from gradscore.objective import logit_gradient
-from gradscore.reference import backward_norms
+from gradscore.reference import backward_norms, loss_function
 from gradscore.selection import differentiable_parameters
 
 RESULTS = Path(__file__).parent / "results" / "families.csv"
@@ -158,7 +158,8 @@ def examine(family: str, model: str) -> Outcome:
     lone = record(network, images[:1], parameters)
     got = torch.cat([got, lone.norms(logit_gradient(lone.logits), ORDERS, last=True)], dim=1)
     started = time.perf_counter()
-    expected = backward_norms(network, images, parameters, logit_gradient, ORDERS)
+    losses = [loss_function(1.0, "uniform")] * len(images)
+    expected = backward_norms(network, images, parameters, losses, ORDERS)
     reference_seconds = time.perf_counter() - started
     expected = torch.cat([expected, expected[:, :1]], dim=1)
     errors = [

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from gradscore.errors import ModelError
+from gradscore.graph import straighten_batch_norms
 from gradscore.norms import vector_norm
 from gradscore.outputs import logits_of
 from gradscore.uses import (
     as_written,
     state_of,
-    straighten_batch_norms,
     undisturbed,
     without_tables,
 )

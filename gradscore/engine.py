@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gradscore import crosscheck
 from gradscore.batches import parts_of
 from gradscore.errors import InvalidArgument
+from gradscore.graph import straighten_batch_norms
 from gradscore.models.groups import ModelGroups
 from gradscore.norms import check_order
 from gradscore.objective import check_target, check_temperature, logit_gradient
@@ -25,7 +26,6 @@ from gradscore.uses import (
     check_images,
     record_forward,
     run_backward,
-    straighten_batch_norms,
 )
 
 __all__ = ["GradientNorms", "Recording", "gradient_norms", "record"]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from gradscore.errors import InvalidArgument
 
@@ -20,6 +21,12 @@ TARGETS = ("uniform", "one-hot")
 RECORDED_TARGETS = (*TARGETS, "all-ones")
 """What gradient norms can be recorded for: the scored targets, and the confounding label of Lee &
 AlRegib, "Gradients as a Measure of Uncertainty in Neural Networks", ICIP 2020."""
+
+NEAR = 0.5
+"""Up to this largest ``|f/T - mean f/T|`` a softmax counts as nearly uniform."""
+
+TERMS = 14
+"""Powers of the series of ``exp z`` there: the next term is below 1e-16 of the first."""
 
 
 def check_temperature(temperature: float) -> float:
@@ -64,13 +71,19 @@ def check_target(target: str, known: Sequence[str] = TARGETS) -> str:
 
 
 def loss(logits: Tensor, temperature: float = 1.0, target: str = "uniform") -> Tensor:
-    """Return each sample's loss, differentiable.
+    """Return each sample's loss, differentiable; autograd keeps the digits of its gradient.
+
+    Uniform: with ``z = f/T - mean(f/T)`` it is ``log mean exp z``. Near uniform its gradient
+    ``softmax - 1/C`` cancels; there it is ``log1p(mean(phi(z)))`` with ``phi(z) = exp z - 1 - z``
+    by its series, since ``mean z`` is zero. One-hot: ``log1p(sum exp(f_j/T - f_y/T))`` over the
+    other classes.
 
     Args:
         logits: Network outputs ``f``, shape ``[batch, classes]``.
         temperature: Softmax temperature ``T``, positive, without unit.
         target: ``uniform`` for ``KL(u || softmax(f/T))``, ``one-hot`` for the cross-entropy to
-            the predicted class.
+            the predicted class, ``all-ones`` for the mean binary cross-entropy between
+            ``sigmoid(f/T)`` and ones.
 
     Returns:
         Losses in nats, shape ``[batch]``.
@@ -78,10 +91,27 @@ def loss(logits: Tensor, temperature: float = 1.0, target: str = "uniform") -> T
     Raises:
         InvalidArgument: If ``temperature`` is not positive or ``target`` is unknown.
     """
-    log_q = torch.log_softmax(logits / check_temperature(temperature), dim=1)
-    if check_target(target) == "uniform":
-        return -log_q.mean(dim=1) - math.log(logits.shape[1])
-    return -log_q.gather(1, logits.argmax(dim=1, keepdim=True)).squeeze(1)
+    f = logits / check_temperature(temperature)
+    if check_target(target, RECORDED_TARGETS) == "all-ones":
+        return -logsigmoid(f).mean(dim=1)
+    if target == "one-hot":
+        y = f.argmax(dim=1, keepdim=True)
+        return (f - f.gather(1, y)).exp().scatter(1, y, 0).sum(dim=1).log1p()
+    z = f - f.mean(dim=1, keepdim=True)
+    near = z.detach().abs().amax(dim=1, keepdim=True) < NEAR
+    return torch.where(
+        near.squeeze(1),
+        _beyond_linear(torch.where(near, z, 0)).mean(dim=1).log1p(),
+        -torch.log_softmax(f, dim=1).mean(dim=1) - math.log(f.shape[1]),
+    )
+
+
+def _beyond_linear(z: Tensor) -> Tensor:
+    """Return ``exp z - 1 - z`` by its series, to rounding where ``|z| < NEAR``."""
+    series = torch.zeros_like(z)
+    for order in range(TERMS, 1, -1):
+        series = (series + 1) * z / order
+    return series * z
 
 
 def logit_gradient(logits: Tensor, temperature: float = 1.0, target: str = "uniform") -> Tensor:
@@ -155,8 +185,7 @@ def one_hot_deviation(logits: Tensor, temperature: float) -> Tensor:
 def kl_divergence(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Return ``KL(u || softmax(f/T))`` (the score of the paper's Fig. 6); larger means more ID.
 
-    With ``z = f/T - mean(f/T)`` it is ``log mean exp z``, here ``log1p(mean(expm1(z) - z))`` in
-    float64, since ``mean z`` is zero and the divergence of a nearly uniform softmax is small.
+    It is the loss of the uniform target, in float64.
 
     Args:
         logits: Network outputs ``f``, shape ``[batch, classes]``.
@@ -168,11 +197,5 @@ def kl_divergence(logits: Tensor, temperature: float = 1.0) -> Tensor:
     Raises:
         InvalidArgument: If ``temperature`` is not positive.
     """
-    z = logits.double() / check_temperature(temperature)
-    z = z - z.mean(dim=1, keepdim=True)
-    value = torch.logsumexp(z, dim=1) - math.log(z.shape[1])
-    near = (z.abs().amax(dim=1) < 1).nonzero().squeeze(1)
-    if len(near):
-        z = z[near]
-        value[near] = torch.log1p((z.expm1() - z).mean(dim=1))
+    value = loss(logits.double(), temperature)
     return value.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,30 +1,27 @@
-"""The slow and plainly right ways to per-sample gradient norms, to which the rules are held."""
+"""The slow and plainly right way to per-sample gradient norms, to which everything is held.
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+For each sample alone: a copy of the model, one forward, ``loss.backward()``, the norms of
+``.grad``. Nothing here comes from the engine, so that an error there cannot hide an error here.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
 
+from gradscore.copies import as_found, copied, gradient_leaves, plainly
 from gradscore.errors import ModelError
+from gradscore.graph import straighten_batch_norms
 from gradscore.norms import check_order, vector_norm
-from gradscore.objective import check_target, check_temperature, logit_gradient
+from gradscore.objective import check_target, check_temperature, loss
 from gradscore.outputs import logits_of
 from gradscore.results import GradientNorms
 from gradscore.selection import differentiable_parameters, select
-from gradscore.uses import (
-    check_eval_mode,
-    check_images,
-    straighten_batch_norms,
-    undisturbed,
-    without_tables,
-)
-from gradscore.uses.forward import requiring_grad
 
-Objective = Callable[[Tensor], Tensor]
-"""Gradient of the summed losses with respect to logits ``[batch, classes]``, detached."""
+Loss = Callable[[Tensor], Tensor]
+"""From one sample's logits ``[1, classes]`` to its loss, differentiable."""
 
 
 def one_backward_a_sample(
@@ -51,129 +48,185 @@ def one_backward_a_sample(
 
     Raises:
         InvalidArgument: If a setting is outside its range.
-        ModelError: If the model is in train mode, or its output is not a matrix of logits.
+        ModelError: If the model returns no logits.
     """
-    return _ask(backward_norms, "reference", model, images, layers, p, temperature, target)
+    p = check_order(p)
+    parameters = differentiable_parameters(model)
+    names = select(tuple(parameters), {}, layers)
+    selected = {name: parameters[name] for name in names}
+    losses = [loss_function(temperature, check_target(target))] * len(images)
+    norms = backward_norms(model, images, selected, losses, (p,))
+    return GradientNorms(names, norms[0], p, dict.fromkeys(names, "reference"))
 
 
-def per_sample_vmap(
-    model: nn.Module,
-    images: Tensor,
-    *,
-    layers: str | Sequence[str] = "all",
-    p: float = 1.0,
-    temperature: float = 1.0,
-    target: str = "uniform",
-) -> GradientNorms:
-    """Return per-sample gradient norms by ``torch.func.vmap`` of ``grad`` over the parameters.
+def loss_function(temperature: float, target: str) -> Loss:
+    """Return the loss of one sample, computed in float64 whatever the type of the logits.
 
-    It holds ``[batch, parameters]`` at once. Arguments, result and errors are those of
-    :func:`one_backward_a_sample`; models with functions that cannot be vmapped raise ModelError.
+    Args:
+        temperature: Softmax temperature, positive.
+        target: One of :data:`gradscore.objective.RECORDED_TARGETS`.
+
+    Raises:
+        InvalidArgument: If the temperature is outside its range.
     """
-    return _ask(vmap_norms, "vmap", model, images, layers, p, temperature, target)
+    temperature = check_temperature(temperature)
+    return lambda logits: loss(logits.double(), temperature, target).sum()
 
 
 def backward_norms(
     model: nn.Module,
     images: Tensor,
     selected: Mapping[str, Tensor],
-    objective: Objective,
+    losses: Sequence[Loss],
     orders: Sequence[float],
 ) -> Tensor:
-    """Return norms ``[len(orders), batch, K]``, by one backward for each sample."""
-    norms = []
-    with _differentiating(model, images, selected):
-        for image in images:
-            with undisturbed(model):
-                logits = logits_of(model(image[None].clone()), 1)
-            if not logits.requires_grad:
-                gradients = (None,) * len(selected)
-            else:
-                straighten_batch_norms(logits)
-                cotangent = objective(logits.detach()).to(logits.dtype)
-                gradients = torch.autograd.grad(
-                    logits, list(selected.values()), cotangent, allow_unused=True
-                )
-            norms.append(
-                [
-                    [_norm(g, p) if g is not None else logits.new_zeros(()) for g in gradients]
-                    for p in orders
-                ]
-            )
-    rows = [torch.stack([torch.stack(row) for row in sample]) for sample in norms]
-    return torch.stack(rows, dim=1) if rows else _empty(images, orders, selected)
+    """Return the norms of each sample's gradients, by one backward for each sample.
 
+    Args:
+        model: A classifier in eval mode; it is left as it is found.
+        images: Its input, shape ``[batch, ...]``.
+        selected: Parameters of the model, ``K`` of them, by any name.
+        losses: The loss of each sample, in the order of the images.
+        orders: Orders of the norm, positive.
 
-def vmap_norms(
-    model: nn.Module,
-    images: Tensor,
-    selected: Mapping[str, Tensor],
-    objective: Objective,
-    orders: Sequence[float],
-) -> Tensor:
-    """Return norms ``[len(orders), batch, K]``, by vmap of grad over all samples at once."""
+    Returns:
+        Norms, shape ``[len(orders), batch, K]``, in at least float32.
+
+    Raises:
+        ModelError: If the model returns no logits.
+    """
     if not len(images):
-        return _empty(images, orders, selected)
-
-    def loss(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
-        logits = logits_of(functional_call(model, parameters, (image[None],)), 1)
-        return (logits * objective(logits.detach())).sum()
-
-    with _differentiating(model, images, {}), undisturbed(model):
-        try:
-            gradients = vmap(grad(loss), in_dims=(None, 0))(dict(selected), images)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise ModelError(
-                f"Expected a model that torch.func.vmap can run, got: {reason}"
-            ) from error
-    return torch.stack(
-        [
-            torch.stack([vector_norm(g.abs().flatten(1), p) for g in gradients.values()], dim=1)
-            for p in orders
-        ]
-    )
+        return no_norms(images, orders, selected)
+    stale = _stale_tables(model, images[:1])
+    rows = []
+    for image, loss_of_sample in zip(images.split(1), losses, strict=True):
+        gradients = _gradients(model, image, list(selected.values()), loss_of_sample, stale)
+        magnitudes = [gradient.abs().flatten() for gradient in gradients]
+        rows.append([torch.stack([vector_norm(x, p) for x in magnitudes]) for p in orders])
+    return torch.stack([torch.stack(row) for row in rows], dim=1)
 
 
-def _ask(
-    method: Callable[..., Tensor],
-    rule: str,
-    model: nn.Module,
-    images: Tensor,
-    layers: str | Sequence[str],
-    p: float,
-    temperature: float,
-    target: str,
-) -> GradientNorms:
-    p, temperature = check_order(p), check_temperature(temperature)
-    check_target(target)
-    check_images(images)
-    parameters = differentiable_parameters(model)
-    names = select(tuple(parameters), {}, layers)
-    selected = {name: parameters[name] for name in names}
-    norms = method(model, images, selected, lambda f: logit_gradient(f, temperature, target), (p,))
-    return GradientNorms(names, norms[0], p, dict.fromkeys(names, rule))
-
-
-@contextmanager
-def _differentiating(
-    model: nn.Module, images: Tensor, selected: Mapping[str, Tensor]
-) -> Iterator[None]:
-    check_eval_mode(model)
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        requiring_grad(model, selected),
-        without_tables(model, images),
-    ):
-        yield
-
-
-def _norm(gradient: Tensor, p: float) -> Tensor:
-    gradient = gradient.to_dense() if gradient.is_sparse else gradient
-    return vector_norm(gradient.abs().flatten(), p)
-
-
-def _empty(images: Tensor, orders: Sequence[float], selected: Mapping[str, Tensor]) -> Tensor:
+def no_norms(images: Tensor, orders: Sequence[float], selected: Mapping[str, Tensor]) -> Tensor:
+    """Return norms ``[len(orders), 0, K]`` of an empty batch."""
     dtype = torch.promote_types(images.dtype, torch.float32)
-    return images.new_zeros(len(orders), math.prod(images.shape[:1]), len(selected), dtype=dtype)
+    return images.new_zeros(len(orders), 0, len(selected), dtype=dtype)
+
+
+def _gradients(
+    model: nn.Module,
+    image: Tensor,
+    parameters: Sequence[Tensor],
+    loss_of_sample: Loss,
+    stale: Collection[int],
+) -> list[Tensor]:
+    """Return the gradients of one sample's loss, zero where it does not depend on a parameter."""
+    backward = partial(_backward, model, image, parameters, loss_of_sample, stale)
+    try:
+        # As in training, everything requires a gradient, and the image too: a checkpointed block
+        # gives its parameters none where nothing that enters it requires one.
+        return backward(everything=True)
+    except Exception:  # some models refuse that, such as those that hand tensors to NumPy
+        return backward(everything=False)
+
+
+def _backward(
+    model: nn.Module,
+    image: Tensor,
+    parameters: Sequence[Tensor],
+    loss_of_sample: Loss,
+    stale: Collection[int],
+    *,
+    everything: bool,
+) -> list[Tensor]:
+    with plainly(image):
+        copy = copied(model)
+        leaves = gradient_leaves(model, copy)
+        wanted = [leaves.get(id(parameter), [parameter]) for parameter in parameters]
+        with as_found(model, values=copy is model):
+            _require(wanted, optional=leaves.values() if everything else ())
+            for number, table in enumerate(_tables(copy)):
+                if number in stale:
+                    table.clear()
+            own = image.detach().clone()
+            if everything and (own.is_floating_point() or own.is_complex()):
+                own.requires_grad_()
+            # Of a leaf that requires a gradient nothing may be overwritten; of its clone it may.
+            logits = logits_of(copy(own.clone()), 1)
+            if logits.requires_grad:
+                straighten_batch_norms(logits)
+                # A graph that the model itself keeps must serve the next sample too.
+                loss_of_sample(logits).backward(retain_graph=copy is model)
+            return [_total(twins) for twins in wanted]
+
+
+def _require(wanted: Iterable[Sequence[Tensor]], optional: Iterable[Sequence[Tensor]]) -> None:
+    """Let parameters require a gradient, and let the hooks of each see that of its copies.
+
+    Raises:
+        ModelError: If a wanted one cannot.
+    """
+    for twins in wanted:
+        if not any(_can_require(twin) for twin in twins):
+            raise ModelError(
+                "Expected parameters that can require a gradient, got one made in inference mode "
+                "or computed from others; make or convert the model outside inference mode and "
+                "under torch.no_grad()."
+            )
+    unique = {id(twins[0]): twins for twins in (*wanted, *optional)}
+    for original, *copies in unique.values():
+        for twin in (original, *copies):
+            if _can_require(twin):
+                twin.requires_grad_()
+                twin.grad = None
+        for twin in copies:
+            for hook in (original._backward_hooks or {}).values():
+                twin.register_hook(hook)
+
+
+def _can_require(x: Tensor) -> bool:
+    return x.is_leaf and not x.is_inference() and (x.is_floating_point() or x.is_complex())
+
+
+def _total(twins: Sequence[Tensor]) -> Tensor:
+    """Return the gradient that arrived at a parameter and its copies together."""
+    found = [twin.grad for twin in twins if twin.is_leaf and twin.grad is not None]
+    dense = [g.to_dense() if g.layout is torch.sparse_coo else g for g in found]
+    return sum(dense) if dense else torch.zeros_like(twins[0])
+
+
+def _tables(model: nn.Module) -> list[dict[Any, Tensor]]:
+    """Return the dictionaries of tensors that modules keep beside parameters and buffers."""
+    own = vars(nn.Module())
+    return [
+        value
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if name not in own and isinstance(value, dict) and value
+        if all(isinstance(entry, Tensor) for entry in value.values())
+    ]
+
+
+def _stale_tables(model: nn.Module, image: Tensor) -> list[int]:
+    """Return which tables the model makes anew where they are empty, with the same logits.
+
+    One that was filled in an earlier forward without a graph hides the parameters behind it.
+    """
+    return [k for k in range(len(_tables(model))) if _made_anew(model, image, k)]
+
+
+def _made_anew(model: nn.Module, image: Tensor, number: int) -> bool:
+    logits = []
+    for empty in (False, True):
+        with plainly(image), torch.no_grad():
+            copy = copied(model)
+            with as_found(model, values=copy is model):
+                table = _tables(copy)[number]
+                if empty:
+                    table.clear()
+                try:
+                    logits.append(logits_of(copy(image.detach().clone()), 1))
+                except Exception:  # the forward does not make it
+                    return False
+                if not table:
+                    return False
+    return torch.allclose(*logits)

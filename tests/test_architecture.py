@@ -9,9 +9,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "gradscore"
 FLOORS = {
-    1: "errors files escapes norms objective outputs metrics manifest manifest_formats labels "
+    1: "errors copies graph files escapes norms objective outputs metrics manifest "
+    "manifest_formats labels "
     "selection results",
-    2: "deviation last_layer linear_head uses rules kernels reference gaussians perturbation",
+    2: "deviation last_layer linear_head uses rules kernels reference vmapped gaussians "
+    "perturbation",
     3: "batches crosscheck engine run models data assets",
     4: "extraction recorded replay scores ablation evaluation verification scorer tables",
     5: "plots bench",
@@ -57,6 +59,22 @@ def test_a_module_keeps_to_its_floor_and_its_size(path):
     for package, home in SOLE_IMPORTERS.items():
         if place(path) != home:
             assert package not in {name.split(".")[0] for name in imported(path)}
+
+
+def strangers(names):
+    """Return the imports among ``names`` that are neither torch, Python's own nor ground floor."""
+    inner = {name.split(".")[1] for name in names if name.startswith("gradscore.")}
+    outer = {name.split(".")[0] for name in names} - {"gradscore", "torch"}
+    return sorted({i for i in inner if FLOOR[i] > 1} | (outer - set(sys.stdlib_module_names)))
+
+
+def test_the_reference_shares_nothing_with_what_is_held_to_it():
+    assert strangers(list(imported(PACKAGE / "reference.py"))) == []
+
+
+def test_a_reference_that_shares_would_be_found():
+    names = ["gradscore.uses.proof", "gradscore.norms", "copy", "numpy"]
+    assert strangers(names) == ["numpy", "uses"]
 
 
 def test_a_climbing_import_would_be_found():

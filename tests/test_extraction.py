@@ -20,8 +20,7 @@ from gradscore.errors import (
 from gradscore.extraction import extract
 from gradscore.extraction.batching import find_batch_size
 from gradscore.models.preprocessing import Preprocessing
-from gradscore.objective import logit_gradient
-from gradscore.reference import backward_norms
+from gradscore.reference import backward_norms, loss_function
 from gradscore.run import RunStore, check
 from gradscore.selection import differentiable_parameters
 
@@ -112,11 +111,8 @@ def test_norms_are_those_of_autograd(tmp_path, gradients):
     double, images = make_model().double(), images_of(model, 6).double()
     parameters = differentiable_parameters(double)
     for target, temperature in product(targets, temperatures):
-
-        def objective(logits, target=target, temperature=temperature):
-            return logit_gradient(logits, temperature, target)
-
-        expected = backward_norms(double, images, parameters, objective, orders)
+        losses = [loss_function(temperature, target)] * len(images)
+        expected = backward_norms(double, images, parameters, losses, orders)
         for p, norms in zip(orders, expected, strict=True):
             got = torch.from_numpy(rows[store.norm_passes[target, temperature, p].name])
             torch.testing.assert_close(got.double(), norms, rtol=1e-4, atol=1e-8)

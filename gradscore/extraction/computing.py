@@ -12,13 +12,13 @@ from gradscore.extraction.keeping import observe_inputs
 from gradscore.extraction.network import Network, memory_for
 from gradscore.models.features import observe_features
 from gradscore.objective import logit_gradient
-from gradscore.reference import backward_norms, vmap_norms
+from gradscore.reference import backward_norms, loss_function
 from gradscore.run import BASE, PassInfo, pass_field
 from gradscore.selection import differentiable_parameters
 from gradscore.uses import check_eval_mode
+from gradscore.vmapped import vmap_norms
 
-REFERENCES = {"reference": backward_norms, "vmap": vmap_norms}
-GRADIENTS = ("rules", *REFERENCES)
+GRADIENTS = ("rules", "reference", "vmap")
 
 Rows = dict[str, dict[str, Tensor]]
 Probe = Callable[[Tensor], dict[str, Tensor]]
@@ -145,13 +145,13 @@ class Computer:
         method = self._passes[0].gradients
         found = {}
         for (target, temperature), entries in _by_question(self._passes).items():
-
-            def objective(logits: Tensor, t: str = target, T: float = temperature) -> Tensor:
-                return logit_gradient(logits, T, t)
-
-            orders = [entry.p for entry in entries]
+            orders, loss = [entry.p for entry in entries], loss_function(temperature, target)
             with self._network.autocast():
-                norms = REFERENCES[method](self._model, images, self._selected, objective, orders)
+                if method == "vmap":
+                    norms = vmap_norms(self._model, images, self._selected, loss, orders)
+                else:
+                    losses = [loss] * len(images)
+                    norms = backward_norms(self._model, images, self._selected, losses, orders)
             for entry, values in zip(entries, norms, strict=True):
                 found[entry.name] = values[:, self._columns[entry.name]]
                 entry.rules = dict.fromkeys(entry.parameters, method)

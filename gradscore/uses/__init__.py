@@ -7,7 +7,6 @@ from gradscore.uses.collector import Collector
 from gradscore.uses.forward import Forward, check_eval_mode, check_images, record_forward
 from gradscore.uses.proof import check_apart, tolerance_of
 from gradscore.uses.state import State, state_of
-from gradscore.uses.straightening import straighten_batch_norms
 from gradscore.uses.trial import structure_of, trial_images
 from gradscore.uses.undisturbed import undisturbed, without_tables
 
@@ -24,7 +23,6 @@ __all__ = [
     "record_forward",
     "run_backward",
     "state_of",
-    "straighten_batch_norms",
     "structure_of",
     "tolerance_of",
     "trial_images",

@@ -3,22 +3,13 @@
 How such a tensor was made is known to autograd, since the recorder let its calls run as they are.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
-
-def nodes_below(roots: Sequence[Node | None]) -> Iterator[Node]:
-    """Yield the nodes of a graph, each once, however deep it is."""
-    pending, seen = [node for node in roots if node is not None], set()
-    while pending:
-        node = pending.pop()
-        if node not in seen:
-            seen.add(node)
-            yield node
-            pending.extend(next_ for next_, _ in node.next_functions if next_ is not None)
+from gradscore.graph import nodes_below
 
 
 def leaves_below(roots: Sequence[Node | None]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Gradients of batch norm where torch's own are wrong.
+"""Autograd's graph: its nodes, and the one place where torch's own gradient is wrong.
 
 Of an axis of size one the stride is arbitrary, and token networks give the batch axis of a lone
 image, or the one row of a sequence, one of its own. From it torch's batch norm on the CPU
@@ -6,15 +6,25 @@ concludes another layout of the memory than the one there is, and returns wrong 
 input, weight and bias.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-
-from gradscore.uses.derivation import nodes_below
+from torch.autograd.graph import Node
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 """The other layout that torch's batch norm knows, by the number of axes."""
+
+
+def nodes_below(roots: Sequence[Node | None]) -> Iterator[Node]:
+    """Yield the nodes of a graph, each once, however deep it is."""
+    pending, seen = [node for node in roots if node is not None], set()
+    while pending:
+        node = pending.pop()
+        if node not in seen:
+            seen.add(node)
+            yield node
+            pending.extend(next_ for next_, _ in node.next_functions if next_ is not None)
 
 
 def straighten_batch_norms(logits: Tensor) -> None:

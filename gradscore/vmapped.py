@@ -1,0 +1,91 @@
+"""Per-sample gradient norms by ``torch.func.vmap`` over the whole model, to compare with."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from gradscore.errors import ModelError
+from gradscore.norms import check_order, vector_norm
+from gradscore.objective import check_target, check_temperature
+from gradscore.outputs import logits_of
+from gradscore.reference import Loss, loss_function, no_norms
+from gradscore.results import GradientNorms
+from gradscore.selection import differentiable_parameters, select
+from gradscore.uses import check_eval_mode, check_images, undisturbed, without_tables
+from gradscore.uses.forward import requiring_grad
+
+
+def per_sample_vmap(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    layers: str | Sequence[str] = "all",
+    p: float = 1.0,
+    temperature: float = 1.0,
+    target: str = "uniform",
+) -> GradientNorms:
+    """Return per-sample gradient norms by ``torch.func.vmap`` of ``grad`` over the parameters.
+
+    It holds ``[batch, parameters]`` at once. Arguments and result are those of
+    :func:`gradscore.reference.one_backward_a_sample`.
+
+    Raises:
+        InvalidArgument: If a setting is outside its range.
+        ModelError: If the model is in train mode, returns no logits, or cannot be vmapped.
+    """
+    p, temperature = check_order(p), check_temperature(temperature)
+    check_images(images)
+    parameters = differentiable_parameters(model)
+    names = select(tuple(parameters), {}, layers)
+    selected = {name: parameters[name] for name in names}
+    loss = loss_function(temperature, check_target(target))
+    norms = vmap_norms(model, images, selected, loss, (p,))
+    return GradientNorms(names, norms[0], p, dict.fromkeys(names, "vmap"))
+
+
+def vmap_norms(
+    model: nn.Module,
+    images: Tensor,
+    selected: Mapping[str, Tensor],
+    loss: Loss,
+    orders: Sequence[float],
+) -> Tensor:
+    """Return norms ``[len(orders), batch, K]``, by vmap of grad over all samples at once.
+
+    Args:
+        model: A classifier in eval mode; it is left as it is found.
+        images: Its input, shape ``[batch, ...]``.
+        selected: The parameters asked for, by their names in the model.
+        loss: From one sample's logits to its loss.
+        orders: Orders of the norm.
+
+    Raises:
+        ModelError: If the model is in train mode, returns no logits, or cannot be vmapped.
+    """
+    if not len(images):
+        return no_norms(images, orders, selected)
+
+    def loss_of(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
+        return loss(logits_of(functional_call(model, parameters, (image[None],)), 1))
+
+    check_eval_mode(model)
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        requiring_grad(model, {}),
+        without_tables(model, images),
+        undisturbed(model),
+    ):
+        try:
+            gradients = vmap(grad(loss_of), in_dims=(None, 0))(dict(selected), images)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ModelError(
+                f"Expected a model that torch.func.vmap can run, got: {reason}"
+            ) from error
+    magnitudes = [gradient.abs().flatten(1) for gradient in gradients.values()]
+    return torch.stack(
+        [torch.stack([vector_norm(x, p) for x in magnitudes], dim=1) for p in orders]
+    )

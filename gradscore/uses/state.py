@@ -203,7 +203,7 @@ def _of_tensor(tensor: Tensor) -> tuple[Any, ...]:
         memory = tensor.data_ptr()
         if tensor.numel() <= FEW and tensor.device.type == "cpu":
             return _serial(tensor), version, memory, tensor.tolist()
-    except RuntimeError:  # not every kind of tensor has memory of its own
+    except (RuntimeError, ValueError):  # some have no memory of their own, or none yet
         return _serial(tensor), 0, 0
     return _serial(tensor), version, memory
 

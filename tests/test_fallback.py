@@ -106,10 +106,3 @@ def test_nothing_of_the_reference_remains_in_the_model(lock, frozen):
     assert model.w.grad is grad
     assert torch.equal(grad, torch.ones_like(grad))
     assert torch.equal(model.w, value)
-
-
-def test_the_reference_obeys_hooks_on_parameters():
-    model = Routed()
-    model.w.register_hook(lambda gradient: 3 * gradient)
-    got = gradient_norms(model, images()).norms[:, 0]
-    torch.testing.assert_close(got, 3 * by_hand(model, images()))

@@ -85,7 +85,8 @@ def test_extract_records_routed_rows(tmp_path, gradients):
     model = Routed(entry=20).float()
     how = {"layers": "w", "limit": 12, "batch_size": 5, "gradients": gradients}
     store = extract(model, {"digits": ("id", "digits:test")}, tmp_path, **how)
-    x = torch.stack([model.preprocessing(open_set("digits:test")[k]) for k in range(12)])
+    digits = open_set("digits:test", limit=12)
+    x = torch.stack([model.preprocessing(digits[k]) for k in range(12)])
     expected = by_hand(model, x)
     assert 0 < (expected == 0).sum() < 12
     (name,) = store.info.passes

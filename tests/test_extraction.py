@@ -318,11 +318,11 @@ def test_a_row_that_is_not_finite_is_named(tmp_path, folder):
 def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path, monkeypatch):
     replace, calls = os.replace, []
 
-    def full(source, destination):
+    def full(source, destination, **how):
         calls.append(destination)
         if len(calls) > 8:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        replace(source, destination)
+        replace(source, destination, **how)
 
     how = {"layers": "last", "batch_size": 8, "shard_rows": 8, "limit": 60}
     with monkeypatch.context() as patch:

@@ -251,7 +251,7 @@ def test_damage_to_a_fit_is_found(tmp_path):
     with pytest.raises(RunError, match="is damaged: its SHA-256"):
         Run(tmp_path).score("noise", "mahalanobis_stages", fit="train")
     file.unlink()
-    assert "cannot be read" in check(tmp_path)[0].reason
+    assert check(tmp_path)[0].reason == "is missing"
 
 
 def test_what_the_run_lacks_is_answered_by_the_option(tmp_path):

@@ -88,7 +88,7 @@ def test_the_layout_is_as_documented(run):
         "run.json",
     ]
     content = json.loads((run / "run.json").read_text())
-    assert content["format"] == 1
+    assert content["format"] == 2
     assert content["passes"][PASS]["p"] == "inf"
     with h5py.File(run / "digits/base/shard-00000.h5") as file:
         assert sorted(file) == ["features", "index", "label", "logits", "path"]
@@ -195,8 +195,8 @@ def test_names_that_mean_something_else_are_refused(tmp_path, name):
 
 
 def test_another_format_is_refused(run, monkeypatch):
-    monkeypatch.setattr("gradscore.run.layout.FORMAT", 2)
-    with pytest.raises(RunError, match="Expected a run of format 2, got format 1"):
+    monkeypatch.setattr("gradscore.run.encoding.FORMATS", (1,))
+    with pytest.raises(RunError, match="Expected a run of format 1, got format 2"):
         RunStore(run)
 
 
@@ -285,31 +285,36 @@ def test_missing_and_exchanged_files_are_found(run):
     kept = first.read_bytes()
     first.write_bytes(second.read_bytes())
     assert [problem.file for problem in check(run)] == [f"digits/{PASS}/shard-00000.h5"]
-    with pytest.raises(RunError, match="expected 30 rows of the images 0 to 30, got 49 others"):
+    with pytest.raises(RunError, match="its SHA-256 is not the recorded one"):
         list(RunStore(run).blocks("digits", norms=[PASS]))
     first.write_bytes(kept)
     second.unlink()
     (problem,) = check(run)
-    assert "No such file" in problem.reason
+    assert problem.reason == "is missing"
     with pytest.raises(RunError, match=r"shard-00001.h5 is missing"):
         list(RunStore(run).blocks("digits", norms=[PASS]))
 
 
 def test_a_file_that_may_not_be_read_is_not_called_damaged(run, monkeypatch):
-    def refuse(*_, **how):
-        raise PermissionError(errno.EACCES, "Permission denied")
+    given = os.open
 
-    monkeypatch.setattr("gradscore.run.shard.h5py.File", refuse)
-    with pytest.raises(RunError, match=r"^Cannot read .*shard-00000.h5: Permission denied\.$"):
-        list(RunStore(run).blocks("digits"))
+    def refuse(path, *arguments, **how):
+        if str(path).endswith(refused):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return given(path, *arguments, **how)
+
+    monkeypatch.setattr("gradscore.run.below.os.open", refuse)
+    refused = "none"
     store = RunStore(run)
-    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
-    with pytest.raises(RunError, match=r"^Cannot read .*head.safetensors: Permission denied\.$"):
-        store.head()
-    monkeypatch.undo()
-    monkeypatch.setattr("builtins.open", refuse)
-    with pytest.raises(RunError, match=r"^Cannot read .*: Permission denied\.$"):
-        check(run)
+    asked = {
+        "shard-00000.h5": lambda: list(store.blocks("digits")),
+        "head.safetensors": store.head,
+        "run.json": lambda: RunStore(run),
+    }
+    for refused, ask in asked.items():
+        for read in (ask, lambda: check(run)):
+            with pytest.raises(RunError, match=rf"^Cannot read .*{refused}: Permission denied\.$"):
+                read()
 
 
 def test_wrong_row_ranges_are_found(run):

@@ -16,7 +16,7 @@ import torch
 
 from gradscore.bench.timing import fraction, interleaved
 from gradscore.run import HeadInfo, RunInfo, RunStore, SetInfo
-from gradscore.run.shard import open_shard
+from gradscore.run.shard import read_plainly
 from gradscore.scores.answer import iterate_scores
 from gradscore.scores.question import Question
 
@@ -103,11 +103,7 @@ def measure(
 def _read(store: RunStore) -> None:
     for entry in store.sets.values():
         for shard in entry.passes["base"]:
-            with open_shard(store.path, shard) as file:
-                for start in range(0, shard.rows, READ_ROWS):
-                    stop = min(start + READ_ROWS, shard.rows)
-                    file.read("features", start, stop)
-                    file.read("logits", start, stop)
+            read_plainly(store.path / shard.file, ("features", "logits"), READ_ROWS)
 
 
 def _score(store: RunStore, questions: list[Question]) -> None:

@@ -90,7 +90,7 @@ class Computer:
             parts = parts_of(self._model, images, self._share)
             rows = _joined([self._base_and_norms(part) for part in parts])
             for probe in self._probes:
-                rows |= {name: {pass_field(name): v} for name, v in probe(images).items()}
+                rows |= {n: {pass_field(n): v.float()} for n, v in probe(images).items()}
         return {
             name: {field: _to_host(values) for field, values in arrays.items()}
             for name, arrays in rows.items()

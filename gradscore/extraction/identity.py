@@ -19,7 +19,7 @@ from gradscore.models.head import Head, find_head
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.models.weights import absolute, weights_sha256
 from gradscore.outputs import logits_of
-from gradscore.run import HeadInfo, RunInfo, RunStore, mend
+from gradscore.run import HeadInfo, RunInfo, RunStore
 from gradscore.selection import differentiable_parameters
 
 LIBRARIES = (
@@ -179,7 +179,7 @@ def open_run(path: Path, info: RunInfo, head: Mapping[str, NDArray], *, blocks: 
         RunError: If the run there differs in a field (both values are named), is damaged, is
             being written, or cannot be written.
     """
-    if not (path / "run.json").exists():
+    if not os.path.lexists(path / "run.json"):
         return RunStore.create(path, info, head)
     store = RunStore.open_for_writing(path)
     try:
@@ -187,7 +187,7 @@ def open_run(path: Path, info: RunInfo, head: Mapping[str, NDArray], *, blocks: 
             require_equal(
                 f"The run {path}", field, _plain(getattr(store.info, field)), getattr(info, field)
             )
-        mend(store.path, store.info, head)
+        store.mend(head)
     except BaseException:
         store.close()
         raise

@@ -10,14 +10,22 @@ from gradscore.run.advice import (
     odin_options,
 )
 from gradscore.run.checking import Problem, check
-from gradscore.run.damage import mend, remedy
+from gradscore.run.damage import remedy
 from gradscore.run.fits import describe_fit, read_fit, write_fit
 from gradscore.run.layout import FailedRow, FitInfo, HeadInfo, PassInfo, RunInfo, SetInfo, Shard
-from gradscore.run.names import BASE, mahalanobis_name, norms_name, odin_name, pass_field
+from gradscore.run.names import (
+    BASE,
+    ROLES,
+    mahalanobis_name,
+    norms_name,
+    odin_name,
+    pass_field,
+)
 from gradscore.run.store import RunStore
 
 __all__ = [
     "BASE",
+    "ROLES",
     "FailedRow",
     "FitInfo",
     "HeadInfo",
@@ -33,7 +41,6 @@ __all__ = [
     "keep_options",
     "mahalanobis_name",
     "mahalanobis_options",
-    "mend",
     "norms_name",
     "odin_name",
     "odin_options",

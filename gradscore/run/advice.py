@@ -8,10 +8,11 @@ import os
 import shlex
 
 from gradscore.norms import number_name
-from gradscore.run.layout import PassInfo, RunInfo
-from gradscore.run.names import SELECTION, norms_name
+from gradscore.run.layout import FORMAT, PassInfo, RunInfo
+from gradscore.run.names import SELECTION, SURROGATE, norms_name
 
 Options = tuple[str, ...]
+_ROLE_OPTIONS = {"id": "--id", "ood": "--ood", "fit": "--fit-set", None: "--data"}
 
 
 def command(name: str, run: str | os.PathLike, *options: str) -> str:
@@ -32,6 +33,18 @@ def new_run_command(run: str | os.PathLike) -> str:
     """Return the command that makes a run, but for what only the user knows."""
     sets = ("--id", "NAME=PATH", "--ood", "NAME=PATH")
     return extract_command(run, "--model", "SPEC", *sets)
+
+
+def again_command(run: str | os.PathLike, info: RunInfo) -> str:
+    """Return the command that records the model and sets of a run in a new one beside it."""
+    model = ("--model", info.model, *(("--weights", info.weights) if info.weights else ()))
+    sets = [
+        option
+        for entry in info.sets.values()
+        if entry.role != SURROGATE
+        for option in (_ROLE_OPTIONS[entry.role], f"{entry.name}={entry.source}")
+    ]
+    return extract_command(f"{os.fspath(run).rstrip('/')}-{FORMAT}", *model, *sets)
 
 
 def norms_options(layers: str, target: str, temperature: float, p: float) -> Options:

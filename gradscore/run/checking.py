@@ -1,20 +1,21 @@
-"""Verification of a run: every checksum, every row range, every join, reported file by file."""
+"""Verification of a run: what its readers would refuse, all of it, file by file."""
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from gradscore.errors import RunError
-from gradscore.run import names
+from gradscore.run.arrays import read_fit_file, read_head
 from gradscore.run.damage import remedy
-from gradscore.run.files import DamagedFile, may_not_read
-from gradscore.run.layout import RunInfo, SetInfo, Shard
-from gradscore.run.shard import open_shard
+from gradscore.run.files import DamagedFile
+from gradscore.run.layout import RunInfo, Shard
+from gradscore.run.opening import ShardReader
+from gradscore.run.ranges import range_faults
 from gradscore.run.store import RunStore
 
-READ_BYTES = 1 << 20
-Fault = tuple[str, str]
+PART_BYTES = 1 << 24
 
 
 class Problem(NamedTuple):
@@ -32,7 +33,9 @@ class Problem(NamedTuple):
 def check(path: str | Path) -> list[Problem]:
     """Verify every byte that a run has finished, and that its files agree with each other.
 
-    Unfinished passes are no fault. Memory does not grow with the run.
+    Every file goes through what reads it elsewhere: what is sound here is read there, and what is
+    refused there is reported here. Unfinished passes are no fault. Memory does not grow with the
+    run.
 
     Args:
         path: The run's directory.
@@ -46,82 +49,51 @@ def check(path: str | Path) -> list[Problem]:
     root = Path(path)
     try:
         info = RunStore(root).info
+        faults = list(_faults(root, info))
     except RunError as error:
         if not isinstance(error.__cause__, DamagedFile):
             raise
-        return [Problem(names.RUN_FILE, str(error.__cause__), remedy(root, None, names.RUN_FILE))]
-    faults = [*_check_head(root, info), *_check_fits(root, info)]
+        info, faults = None, [error.__cause__]
+    told = ((fault.path.relative_to(root).as_posix(), fault.fault) for fault in faults)
+    return [Problem(*fault, remedy(root, info, fault[0])) for fault in dict.fromkeys(told)]
+
+
+def _faults(root: Path, info: RunInfo) -> Iterator[DamagedFile]:
+    if info.head.sha256 is not None:
+        yield from _fault(read_head, root, info)
+    for fit in info.fits.values():
+        yield from _fault(read_fit_file, root, info, fit)
     for entry in info.sets.values():
         for name, shards in entry.passes.items():
-            faults += _check_ranges(entry, name, shards)
+            faults = list(range_faults(root, entry, name))
+            told = {fault.path for fault in faults}
+            yield from faults
+            reader = ShardReader(root, info, entry, name)
             for shard in shards:
-                faults += _check_shard(root, entry, name, shard)
-    return [Problem(file, reason, remedy(root, info, file)) for file, reason in faults]
+                # Rows that are not those of the shard's range were told of already.
+                if root / shard.file not in told:
+                    yield from _fault(_read_all, reader, shard)
 
 
-def _check_head(root: Path, info: RunInfo) -> Iterator[Fault]:
-    if info.head.sha256 is not None:
-        reason = _digest_fault(root / names.HEAD_FILE, info.head.sha256)
-        if reason:
-            yield (names.HEAD_FILE, reason)
-
-
-def _check_fits(root: Path, info: RunInfo) -> Iterator[Fault]:
-    for name, fit in info.fits.items():
-        reason = _digest_fault(root / names.fit_file(name), fit.sha256)
-        if reason:
-            yield (names.fit_file(name), reason)
-
-
-def _check_ranges(entry: SetInfo, name: str, shards: list[Shard]) -> Iterator[Fault]:
-    expected = 0
-    failed = {row.index for row in entry.failed}
-    for shard in shards:
-        if shard.start != expected or not shard.start <= shard.stop <= entry.rows:
-            yield (
-                shard.file,
-                f"expected images from {expected} on, got {shard.start} to {shard.stop} "
-                f"of {entry.rows}",
-            )
-        missing = sum(shard.start <= index < shard.stop for index in failed)
-        if shard.rows != shard.stop - shard.start - missing:
-            yield (
-                shard.file,
-                f"expected {shard.stop - shard.start - missing} rows, got {shard.rows} in pass "
-                f"{name}",
-            )
-        expected = shard.stop
-
-
-def _check_shard(root: Path, entry: SetInfo, name: str, shard: Shard) -> Iterator[Fault]:
-    reason = _digest_fault(root / shard.file, shard.sha256)
-    if reason:
-        yield (shard.file, reason)
-        return
+def _fault(read: Callable, *arguments: object) -> Iterator[DamagedFile]:
     try:
-        with open_shard(root, shard) as opened:
-            fields = opened.fields()
-            lost = {row.index for row in entry.failed} & set(opened.index.tolist())
-    except RunError as error:
-        yield (shard.file, str(error))
-        return
-    if lost:
-        yield (shard.file, f"holds image {min(lost)}, which is recorded as failed")
-    wanted = names.pass_field(name)
-    if wanted not in fields and shard.rows:
-        yield (shard.file, f"expected a dataset {wanted}, got {', '.join(fields)}")
+        read(*arguments)
+    except DamagedFile as fault:
+        yield fault
 
 
-def _digest_fault(path: Path, sha256: str) -> str | None:
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while part := file.read(READ_BYTES):
-                digest.update(part)
-    except PermissionError as error:
-        raise may_not_read(path) from error
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    if digest.hexdigest() != sha256:
-        return "is damaged: its SHA-256 is not the recorded one"
-    return None
+def _read_all(reader: ShardReader, shard: Shard) -> None:
+    """Read every row of a shard.
+
+    Raises:
+        DamagedFile: If it is damaged, or a value is not finite.
+    """
+    with reader.open(shard) as opened:
+        for name, field in reader.fields.items():
+            rows = max(1, PART_BYTES // max(1, field.row_bytes))
+            for start in range(0, shard.rows, rows):
+                values = opened.read(name, start, min(start + rows, shard.rows))
+                if values.dtype.kind == "f" and not np.isfinite(values).all():
+                    raise DamagedFile(
+                        reader.root / shard.file, f"is damaged: {name} are not all finite"
+                    )

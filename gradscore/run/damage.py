@@ -1,10 +1,9 @@
 """Damaged files of a run: what makes each of them again, once it is deleted."""
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from numpy.typing import NDArray
 
 from gradscore.errors import RunError
 from gradscore.run import names
@@ -16,7 +15,7 @@ from gradscore.run.advice import (
     pass_options,
     skipping,
 )
-from gradscore.run.files import DamagedFile, write_arrays
+from gradscore.run.files import DamagedFile
 from gradscore.run.layout import RunInfo
 
 
@@ -32,7 +31,7 @@ def told(run: Path, info: RunInfo | None) -> Iterator[None]:
         yield
     except DamagedFile as error:
         again = f"make it again with {remedy(run, info, error.path.relative_to(run).as_posix())}"
-        delete = "delete it, then " if error.path.exists() else ""
+        delete = "delete it, then " if os.path.lexists(error.path) else ""
         raise RunError(f"{error}; {delete}{again}.") from error
 
 
@@ -57,24 +56,3 @@ def remedy(run: Path, info: RunInfo | None, file: str) -> str:
         return extract_command(run, "--layers", "last")
     name = inner.partition("/")[0]
     return extract_command(run, *pass_options(info, name), *skipping(info, folder))
-
-
-def mend(run: Path, info: RunInfo, head: Mapping[str, NDArray]) -> None:
-    """Take what was deleted from a run for not recorded, so that it is recorded again.
-
-    A pass grows from the first image on: with a shard all that are behind it are forgotten.
-
-    Args:
-        run: The run's directory, locked for writing.
-        info: What ``run.json`` says; changed in place, for the next time it is written.
-        head: The last layer's weights, written again if their file is gone.
-    """
-    if head and not (run / names.HEAD_FILE).exists():
-        info.head.sha256 = write_arrays(run / names.HEAD_FILE, head)
-    for entry in info.sets.values():
-        for name, shards in entry.passes.items():
-            gone = [place for place, s in enumerate(shards) if not (run / s.file).exists()]
-            if gone and name == names.BASE:
-                start = shards[gone[0]].start
-                entry.failed = [row for row in entry.failed if row.index < start]
-            del shards[gone[0] if gone else len(shards) :]

@@ -7,19 +7,17 @@ by side.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from gradscore.run.arrays import Arrays, read_fit_file
 from gradscore.run.damage import told
-from gradscore.run.files import read_arrays, write_arrays
 from gradscore.run.layout import FitInfo, RunInfo
 from gradscore.run.names import fit_file
 from gradscore.run.store import RunStore
-
-Arrays = dict[str, NDArray]
 
 
 def describe_fit(
@@ -46,11 +44,11 @@ def read_fit(store: RunStore, name: str) -> Arrays | None:
     Raises:
         RunError: If its file is damaged.
     """
-    known, path = store.info.fits.get(name), Path(store.path, fit_file(name))
-    if known is None or not path.exists():
+    known = store.info.fits.get(name)
+    if known is None or not os.path.lexists(store.path / fit_file(name)):
         return None
     with told(store.path, store.info):
-        return read_arrays(path, known.sha256)
+        return read_fit_file(store.path, store.info, known)
 
 
 def write_fit(store: RunStore, entry: FitInfo, arrays: Mapping[str, NDArray]) -> None:
@@ -64,6 +62,6 @@ def write_fit(store: RunStore, entry: FitInfo, arrays: Mapping[str, NDArray]) ->
     Raises:
         RunError: If a file cannot be written, or the run was not opened for writing.
     """
-    entry.sha256 = write_arrays(Path(store.path, fit_file(entry.name)), arrays)
+    entry.sha256 = store.writer.write_arrays(fit_file(entry.name), arrays)
     store.info.fits[entry.name] = entry
     store.save()

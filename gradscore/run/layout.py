@@ -1,23 +1,17 @@
 """What ``run.json`` says, as dataclasses.
 
-The file carries a SHA-256 of its own bytes (taken with the checksum's digits as zeros), so that
-no altered character goes unnoticed.
+Format 2 added ``class_names``, the roles ``fit`` and ``surrogate``, and passes of the kind
+``blocks``; a run of format 1 has none of them.
 """
 
-import hashlib
-import json
-import math
-import re
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from gradscore.errors import RunError
-from gradscore.run.files import DamagedFile
 from gradscore.run.names import BASE
 
-FORMAT = 1
-_CHECKSUM = re.compile(rb'"checksum": "([0-9a-f]{64})"\n}\n\Z')
+FORMAT = 2
+FORMATS = (1, FORMAT)
+"""Formats that are read; only the last is written."""
 
 
 @dataclass
@@ -52,7 +46,8 @@ class PassInfo:
         parameters: Of ``norms``: the parameter behind each column.
         rules: Of ``norms``: what computed each parameter's norm.
         details: Of ``keep``: module, precision and shape. Of ``odin``: epsilon. Of
-            ``mahalanobis``: the fit, its magnitude, and the stage behind each column.
+            ``mahalanobis``: the fit, its magnitude, and the stage behind each column. Of
+            ``blocks``: the number of channels of each block.
     """
 
     name: str
@@ -92,7 +87,7 @@ class SetInfo:
     """One set of images, and the finished shards of each of its passes in index order.
 
     Attributes:
-        role: ``id``, ``ood`` or None.
+        role: One of :data:`gradscore.run.names.ROLES`.
         rows: Number of images, whether or not they could be read.
         notice: What the user should know about the labels, or empty.
         failed: The images without rows.
@@ -138,6 +133,7 @@ class RunInfo:
     """Everything that a run is about; one model in one configuration.
 
     Attributes:
+        class_names: The model's class names in the order of its logits, where they are known.
         parameters: Name of every parameter and its number of entries, in the model's order.
         groups: Parameter names of ``last``, ``block1`` and so on.
         passes: Every recorded question but the base pass, by name.
@@ -161,64 +157,5 @@ class RunInfo:
     sets: dict[str, SetInfo] = field(default_factory=dict)
     fits: dict[str, FitInfo] = field(default_factory=dict)
     notice: str = ""
+    class_names: tuple[str, ...] | None = None
     format: int = FORMAT
-
-
-def encode(info: RunInfo) -> bytes:
-    """Return the content of ``run.json``."""
-    content = {**asdict(info), "checksum": "0" * 64}
-    text = json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
-    blank = text.encode()
-    before, _, after = blank.rpartition(b"0" * 64)
-    return before + hashlib.sha256(blank).hexdigest().encode() + after
-
-
-def decode(content: bytes, path: Path) -> RunInfo:
-    """Return what ``run.json`` says.
-
-    Raises:
-        DamagedFile: If it is damaged.
-        RunError: If it is of a format that this version does not know.
-    """
-    match = _CHECKSUM.search(content)
-    if match is None:
-        raise DamagedFile(path, "is damaged: it does not end in its checksum")
-    blank = content[: match.start(1)] + b"0" * 64 + content[match.end(1) :]
-    if hashlib.sha256(blank).hexdigest().encode() != match.group(1):
-        raise DamagedFile(path, "is damaged: its content does not agree with its checksum")
-    fields = json.loads(content)
-    if fields["format"] != FORMAT:
-        raise RunError(
-            f"Expected a run of format {FORMAT}, got format {fields['format']} in {path}; it was "
-            "written by another version of gradscore."
-        )
-    del fields["checksum"]
-    fields["head"] = HeadInfo(**{**fields["head"], "weights": tuple(fields["head"]["weights"])})
-    fields["input_shape"] = tuple(fields["input_shape"])
-    fields["groups"] = {name: tuple(members) for name, members in fields["groups"].items()}
-    fields["passes"] = {name: _pass(entry) for name, entry in fields["passes"].items()}
-    fields["sets"] = {name: _set(entry) for name, entry in fields["sets"].items()}
-    fields["fits"] = {name: FitInfo(**entry) for name, entry in fields.get("fits", {}).items()}
-    return RunInfo(**fields)
-
-
-def _pass(entry: dict[str, Any]) -> PassInfo:
-    p = math.inf if entry["p"] == "inf" else entry["p"]
-    return PassInfo(**{**entry, "p": p, "parameters": tuple(entry["parameters"])})
-
-
-def _set(entry: dict[str, Any]) -> SetInfo:
-    passes = {
-        name: [Shard(**shard) for shard in shards] for name, shards in entry["passes"].items()
-    }
-    failed = [FailedRow(**row) for row in entry["failed"]]
-    return SetInfo(**{**entry, "failed": failed, "passes": passes})
-
-
-def _finite(value: Any) -> Any:
-    """Return ``value`` with infinity as text, which JSON has no number for."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return "inf" if value == math.inf else value

@@ -22,6 +22,13 @@ FIELDS = {
     "mahalanobis": "confidences",
 }
 """Kind of a pass, with which its name begins, to the dataset that holds its values."""
+BLOCKS = "blocks"
+"""Kind and name of the pass that holds a dataset a block of the network: its channel means."""
+KINDS = (*FIELDS, BLOCKS)
+ROLES = ("id", "ood", "fit", None)
+"""What a user's set may be for; ``fit``: ID data that methods learn from, and never a test set."""
+SURROGATE = "surrogate"
+"""The role of a set that was made from another, and is named after it, ``NAME~KIND``."""
 SELECTION = "selection-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -39,15 +46,26 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
-def check_set_name(name: str) -> str:
+def check_set_name(name: str, role: str | None = None) -> str:
     """Return ``name`` if it can name a set.
+
+    Args:
+        name: The name.
+        role: The set's role: surrogates, and no others, have names with a ``~``.
 
     Raises:
         RunError: If it cannot name a folder, or names something else already.
     """
     if name in TAKEN:
         raise RunError(f"Expected another set name than {', '.join(TAKEN)}, got {name!r}.")
-    return check_name(name, "set name")
+    if role != SURROGATE:
+        return check_name(name, "set name")
+    made_from, tilde, kind = name.partition("~")
+    if not tilde:
+        raise RunError(f"Expected a surrogate set's name as NAME~KIND, got {name!r}.")
+    check_set_name(made_from)
+    check_name(kind, "kind of surrogate")
+    return name
 
 
 def norms_name(
@@ -98,7 +116,7 @@ def mahalanobis_name(fit: str) -> str:
 
 
 def pass_field(name: str) -> str:
-    """Return which dataset of a pass holds its values.
+    """Return which dataset of a pass holds its values; a pass of blocks has several instead.
 
     >>> pass_field("base"), pass_field("norms-uniform-T1-p1"), pass_field("keep-layer4")
     ('logits', 'norms', 'activations')

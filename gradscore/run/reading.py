@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscore.run.files import DamagedFile
-from gradscore.run.layout import SetInfo
-from gradscore.run.names import BASE, pass_field
-from gradscore.run.shard import OpenShard, open_shard
+from gradscore.run.layout import RunInfo, SetInfo
+from gradscore.run.names import BASE, BLOCKS
+from gradscore.run.opening import OpenShard, ShardReader
+from gradscore.run.ranges import range_faults
 
 Block = dict[str, NDArray]
 BASE_FIELDS = ("index", "path", "label", "features", "logits")
@@ -21,76 +22,124 @@ T = TypeVar("T")
 
 
 def read_blocks(
-    root: Path, entry: SetInfo, fields: Sequence[str], passes: Sequence[str], rows: int
+    root: Path,
+    info: RunInfo,
+    entry: SetInfo,
+    fields: Sequence[str],
+    passes: Sequence[str],
+    rows: int,
 ) -> Iterator[Block]:
     """Yield blocks of a set; see :meth:`gradscore.run.RunStore.blocks`."""
-    others = {name: _Rows(root, entry, name, pass_field(name)) for name in passes}
-    try:
-        for shard in entry.passes[BASE]:
-            with open_shard(root, shard) as base:
+    for fault in (fault for name in (BASE, *passes) for fault in range_faults(root, entry, name)):
+        raise fault
+    with ExitStack() as stack:
+        others = [Rows(root, info, entry, name) for name in passes]
+        for other in others:
+            stack.callback(other.close)
+        base = ShardReader(root, info, entry, BASE)
+        for shard in base.shards:
+            with base.open(shard) as opened:
                 for start in range(0, shard.rows, rows):
                     stop = min(start + rows, shard.rows)
-                    yield _join(base, start, stop, fields, others)
-        for other in others.values():
+                    yield _join(opened, start, stop, fields, others)
+        for other in others:
             other.expect_end()
-    finally:
-        for other in others.values():
-            other.close()
 
 
 def _join(
-    base: OpenShard, start: int, stop: int, fields: Sequence[str], others: dict[str, "_Rows"]
+    base: OpenShard, start: int, stop: int, fields: Sequence[str], others: Sequence["Rows"]
 ) -> Block:
     index = base.index[start:stop]
     block = {
         field: index if field == "index" else base.read(field, start, stop) for field in fields
     }
-    for name, other in others.items():
-        block[name] = other.take(index)
+    for other in others:
+        block |= other.take(index)
     return block
 
 
-class _Rows:
-    """A cursor over one pass of a set, whatever shards it was written in."""
+class Rows:
+    """A cursor over one pass of a set, whatever shards it was written in.
 
-    def __init__(self, root: Path, entry: SetInfo, name: str, field: str) -> None:
-        self._root, self._path, self._field = root, root / entry.name / name, field
-        self._shards = iter(entry.passes[name])
+    Args:
+        root: The run's directory.
+        info: What the run is about.
+        entry: The set.
+        name: The pass.
+        fields: Which of its datasets; by default all.
+        start: First image.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        info: RunInfo,
+        entry: SetInfo,
+        name: str,
+        fields: Sequence[str] | None = None,
+        start: int = 0,
+    ) -> None:
+        self._reader = ShardReader(root, info, entry, name)
+        self._path, self._start = root / entry.name / name, start
+        self._shards = iter([shard for shard in self._reader.shards if shard.stop > start])
+        if fields is None:
+            fields = [field for field in self._reader.fields if field != "index"]
+        self._keys = {field: f"{name}/{field}" if name == BLOCKS else name for field in fields}
         self._stack = ExitStack()
         self._open: OpenShard | None = None
         self._place = 0
 
-    def take(self, index: NDArray) -> NDArray:
-        """Return the values of the next rows, which must be those of ``index``."""
+    def take(self, index: NDArray) -> Block:
+        """Return the values of the next rows, one or more, which must be those of ``index``.
+
+        They are named after the pass; those of the blocks ``blocks/NAME``.
+
+        Raises:
+            DamagedFile: If they are others.
+        """
         parts, found = [], 0
         while found < len(index):
-            while self._open is None or self._place == len(self._open.index):
+            while self._open is None or not self._left():
                 self._advance()
             stop = min(len(self._open.index), self._place + len(index) - found)
             wanted = index[found : found + stop - self._place]
             if not np.array_equal(self._open.index[self._place : stop], wanted):
                 raise self._disagreement()
-            parts.append(self._open.read(self._field, self._place, stop))
+            parts.append(
+                {
+                    key: self._open.read(field, self._place, stop)
+                    for field, key in self._keys.items()
+                }
+            )
             found += stop - self._place
             self._place = stop
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if len(parts) == 1:
+            return parts[0]
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
     def expect_end(self) -> None:
-        """Raise if rows are left."""
-        left = 0 if self._open is None else len(self._open.index) - self._place
-        if left or any(shard.rows for shard in self._shards):
+        """Raise if rows are left.
+
+        Raises:
+            DamagedFile: If they are.
+        """
+        if (self._open and self._left()) or any(shard.rows for shard in self._shards):
             raise self._disagreement()
 
     def close(self) -> None:
+        """Close the shard that is open."""
         self._stack.close()
+
+    def _left(self) -> int:
+        return len(self._open.index) - self._place
 
     def _advance(self) -> None:
         shard = next(self._shards, None)
         if shard is None:
             raise self._disagreement()
         self._stack.close()
-        self._open = self._stack.enter_context(open_shard(self._root, shard))
-        self._place = 0
+        self._open = self._stack.enter_context(self._reader.open(shard))
+        self._place = int(np.searchsorted(self._open.index, self._start))
 
     def _disagreement(self) -> DamagedFile:
         return DamagedFile(self._path, "is damaged: its rows are not those of its base pass")

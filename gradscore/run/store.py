@@ -1,40 +1,32 @@
-"""A run on disk: opened for reading by anyone, for writing by one process at a time."""
+"""A run on disk: read by anyone, written by one process at a time."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from numpy.typing import NDArray
 
-from gradscore.errors import NotRecorded, RunError
-from gradscore.norms import number_name
-from gradscore.run import layout, names
-from gradscore.run.advice import extract_command, new_run_command, norms_options, pass_options
-from gradscore.run.damage import told
-from gradscore.run.files import WriterLock, read_arrays, write_arrays, write_whole
-from gradscore.run.layout import FailedRow, PassInfo, RunInfo, SetInfo, Shard
-from gradscore.run.names import BASE
-from gradscore.run.reading import BASE_FIELDS, Block, ahead, read_blocks
+from gradscore.errors import RunError
+from gradscore.run import encoding, names
+from gradscore.run.advice import again_command
+from gradscore.run.layout import FORMAT, FailedRow, PassInfo, RunInfo, SetInfo, Shard
+from gradscore.run.reader import RunReader, read_info
 from gradscore.run.shard import build_shard
+from gradscore.run.writer import Writer
 
 
-class RunStore:
+class RunStore(RunReader):
     """One model's recorded sets.
 
     ``RunStore(path)`` reads; :meth:`create` and :meth:`open_for_writing` hold the writer's lock
     until :meth:`close` (or the end of a ``with`` block).
-
-    Attributes:
-        path: The run's directory.
-        info: What ``run.json`` says.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._lock: WriterLock | None = None
-        self.info = _read_info(self.path)
+        super().__init__(path)
+        self._writer: Writer | None = None
 
     @classmethod
     def create(
@@ -52,18 +44,18 @@ class RunStore:
                 cannot be written.
         """
         path = Path(path)
-        lock = WriterLock(path)
+        writer = Writer(path)
         try:
-            if (path / names.RUN_FILE).exists():
+            if os.path.lexists(path / names.RUN_FILE):
                 raise RunError(f"There is a run in {path} already.")
             if head:
-                info.head.sha256 = write_arrays(path / names.HEAD_FILE, head)
-            write_whole(path / names.RUN_FILE, layout.encode(info))
+                info.head.sha256 = writer.write_arrays(names.HEAD_FILE, head)
+            writer.write(names.RUN_FILE, encoding.encode(info))
             store = cls(path)
         except BaseException:
-            lock.release()
+            writer.release()
             raise
-        store._lock = lock
+        store._writer = writer
         return store
 
     @classmethod
@@ -71,24 +63,36 @@ class RunStore:
         """Open a run to add to it, and hold its lock.
 
         Raises:
-            RunError: If there is no run, it is damaged, or another process writes it.
+            RunError: If there is no run, it is damaged, of an older format, or another process
+                writes it.
         """
         path = Path(path)
-        _read_info(path)
-        lock = WriterLock(path)
+        require_newest(read_info(path), path)
+        writer = Writer(path)
         try:
             store = cls(path)
         except BaseException:
-            lock.release()
+            writer.release()
             raise
-        store._lock = lock
+        store._writer = writer
         return store
+
+    @property
+    def writer(self) -> Writer:
+        """What writes its files.
+
+        Raises:
+            RunError: If the run was opened for reading only.
+        """
+        if self._writer is None:
+            raise RunError(f"The run {self.path} was opened for reading only.")
+        return self._writer
 
     def close(self) -> None:
         """Release the lock, if held."""
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        if self._writer is not None:
+            self._writer.release()
+            self._writer = None
 
     def __enter__(self) -> "RunStore":
         """Return the store itself."""
@@ -100,141 +104,20 @@ class RunStore:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Release the lock."""
-        self.close()
-
-    @property
-    def sets(self) -> dict[str, SetInfo]:
-        """The recorded sets by name, in the order in which they were added."""
-        return self.info.sets
-
-    @property
-    def norm_passes(self) -> dict[tuple[str, float, float], PassInfo]:
-        """The norm passes by ``(target, temperature, p)``; of several, that of most parameters."""
-        widest: dict[tuple[str, float, float], PassInfo] = {}
-        for entry in self.info.passes.values():
-            key = (entry.target, entry.temperature, entry.p)
-            best = widest.get(key)
-            if entry.kind == "norms" and (
-                best is None or len(entry.parameters) > len(best.parameters)
-            ):
-                widest[key] = entry
-        return widest
-
-    def find_norms(
-        self,
-        target: str,
-        temperature: float,
-        p: float,
-        parameters: Sequence[str],
-        layers: str = "all",
-    ) -> PassInfo:
-        """Return the smallest pass that recorded a question for all of ``parameters``.
-
-        Args:
-            target: Target distribution of the loss.
-            temperature: Softmax temperature.
-            p: Order of the norm.
-            parameters: Names of the parameters.
-            layers: What the user calls them.
+        """Release the lock.
 
         Raises:
-            NotRecorded: If there is none; the message holds the command that records it.
+            RunError: If the run is no longer where it was written.
         """
-        fitting = [
-            entry
-            for entry in self.info.passes.values()
-            if (entry.kind, entry.target, entry.temperature, entry.p)
-            == ("norms", target, temperature, p)
-            and set(parameters) <= set(entry.parameters)
-        ]
-        if not fitting:
-            command = extract_command(self.path, *norms_options(layers, target, temperature, p))
-            raise NotRecorded(
-                f"The run holds no gradient norms of {layers} for target {target}, "
-                f"T = {number_name(temperature)}, p = {number_name(p)}; record them with "
-                f"{command}."
-            )
-        return min(fitting, key=lambda entry: len(entry.parameters))
-
-    def head(self) -> dict[str, NDArray]:
-        """Return the last layer's ``weight`` and ``bias`` (if it has one), float32.
-
-        Raises:
-            NotRecorded: If the model's last layer has no closed form.
-            RunError: If the file is missing or damaged.
-        """
-        if self.info.head.sha256 is None:
-            raise NotRecorded(
-                f"The run {self.path} holds no last layer: {self.info.head.reason or 'none'}."
-            )
-        with told(self.path, self.info):
-            return read_arrays(self.path / names.HEAD_FILE, self.info.head.sha256)
-
-    def require_complete(self, set_name: str, passes: Sequence[str] = (BASE,)) -> SetInfo:
-        """Return a set's entry, or raise unless it and those passes are there to the last image.
-
-        Raises:
-            NotRecorded: If the set or a pass is absent or unfinished; the message says what to do.
-        """
-        if set_name not in self.sets:
-            known = ", ".join(self.sets) or "none"
-            raise NotRecorded(
-                f"Expected a set of the run {self.path} ({known}), got {set_name!r}."
-            )
-        entry = self.sets[set_name]
-        for name in passes:
-            if not entry.complete(name):
-                command = extract_command(self.path, *pass_options(self.info, name))
-                raise NotRecorded(
-                    f"Pass {name} of set {set_name} is unfinished: {entry.done(name)} of "
-                    f"{entry.rows} images; finish it with {command}."
-                )
-        return entry
-
-    def blocks(
-        self,
-        set_name: str,
-        fields: Sequence[str] = ("features", "logits", "label", "path", "index"),
-        norms: Sequence[str] = (),
-        rows: int = 4096,
-    ) -> Iterator[Block]:
-        """Yield a set in index order, at most ``rows`` rows at a time, one block read ahead.
-
-        Memory is bounded by two blocks, whatever the set's size.
-
-        Args:
-            set_name: Name of a finished set.
-            fields: Of ``index`` [rows] int64, ``path`` [rows] str, ``label`` [rows] int64 (-1
-                unknown), ``features`` [rows, in_features] and ``logits`` [rows, classes] float32.
-            norms: Names of passes to join: norms [rows, K] float32 (never negated), or the
-                activations [rows, ...] of a ``keep-`` pass.
-            rows: Largest number of rows in a block; a block never spans two shards.
-
-        Returns:
-            An iterator of dicts: field or pass name to array.
-
-        Raises:
-            NotRecorded: If the set or a pass is absent or unfinished, or a field is not recorded.
-            RunError: If a file is missing or damaged.
-        """
-        unknown = sorted(set(fields) - set(BASE_FIELDS))
-        if unknown:
-            raise RunError(f"Expected fields of {', '.join(BASE_FIELDS)}, got {unknown[0]!r}.")
-        if "features" in fields and not self.info.features:
-            raise NotRecorded(
-                f"The run {self.path} holds no features: {self.info.head.reason or 'none'}."
-            )
-        entry = self.require_complete(set_name, (BASE, *norms))
-        return ahead(lambda: self._read(entry, tuple(fields), tuple(norms), rows))
-
-    def _read(self, *what: Any) -> Iterator[Block]:
-        with told(self.path, self.info):
-            yield from read_blocks(self.path, *what)
+        try:
+            if error is None and self._writer is not None:
+                self._writer.require_in_place()
+        finally:
+            self.close()
 
     def add_set(self, entry: SetInfo) -> None:
         """Add a set without rows; part of the next written ``run.json``."""
-        self.info.sets[names.check_set_name(entry.name)] = entry
+        self.info.sets[names.check_set_name(entry.name, entry.role)] = entry
 
     def add_pass(self, entry: PassInfo) -> None:
         """Add a recorded question; part of the next written ``run.json``."""
@@ -262,13 +145,13 @@ class RunStore:
         Raises:
             RunError: If a file cannot be written, or the run was not opened for writing.
         """
-        self._require_lock()
+        writer = self.writer
         entry = self.info.sets[set_name]
         for name, content in arrays.items():
             shards = entry.passes.setdefault(name, [])
             file = names.shard_file(set_name, name, len(shards))
             built = build_shard(content)
-            write_whole(self.path / file, built)
+            writer.write(file, built)
             digest = hashlib.sha256(built).hexdigest()
             rows = len(content["index"])
             shards.append(Shard(file, digest, *span, rows, dict(settings or {})))
@@ -277,22 +160,40 @@ class RunStore:
 
     def save(self) -> None:
         """Write ``run.json``."""
-        self._require_lock()
-        write_whole(self.path / names.RUN_FILE, layout.encode(self.info))
+        self.writer.write(names.RUN_FILE, encoding.encode(self.info))
 
-    def _require_lock(self) -> None:
-        if self._lock is None:
-            raise RunError(f"The run {self.path} was opened for reading only.")
+    def mend(self, head: Mapping[str, NDArray]) -> None:
+        """Take what was deleted from the run for not recorded, so that it is recorded again.
+
+        A pass grows from the first image on: with a shard all that are behind it are forgotten.
+        Part of the next written ``run.json``.
+
+        Args:
+            head: The last layer's weights, written again if their file is gone.
+        """
+        if head and not self._is_there(names.HEAD_FILE):
+            self.info.head.sha256 = self.writer.write_arrays(names.HEAD_FILE, head)
+        for entry in self.info.sets.values():
+            for name, shards in entry.passes.items():
+                gone = [place for place, s in enumerate(shards) if not self._is_there(s.file)]
+                if gone and name == names.BASE:
+                    start = shards[gone[0]].start
+                    entry.failed = [row for row in entry.failed if row.index < start]
+                del shards[gone[0] if gone else len(shards) :]
+
+    def _is_there(self, file: str) -> bool:
+        return os.path.lexists(self.path / file)
 
 
-def _read_info(path: Path) -> RunInfo:
-    file = path / names.RUN_FILE
-    try:
-        content = file.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        command = new_run_command(path)
-        raise RunError(f"No run in {path}; make one with {command}.") from None
-    except OSError as error:
-        raise RunError(f"Cannot read {file}: {error.strerror}.") from error
-    with told(path, None):
-        return layout.decode(content, file)
+def require_newest(info: RunInfo, path: Path) -> None:
+    """Raise unless a run is of the format that is written.
+
+    Raises:
+        RunError: If it is of an older one; the message holds the command that records it anew.
+    """
+    if info.format != FORMAT:
+        raise RunError(
+            f"Expected a run of format {FORMAT} to add to, got format {info.format} in {path}, "
+            f"which is read as it is but not changed; record a new one with "
+            f"{again_command(path, info)}."
+        )

@@ -1,0 +1,183 @@
+"""``run.json`` as bytes, and back; what is not exactly as it was written is refused.
+
+The file carries a SHA-256 of its own bytes (taken with the checksum's digits as zeros), so that
+no altered character goes unnoticed. A checksum is easily made, though: what a run says is held to
+what could have been recorded before anything is done with it.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gradscore.errors import RunError
+from gradscore.run import names
+from gradscore.run.files import DamagedFile
+from gradscore.run.layout import FORMATS, PassInfo, RunInfo, SetInfo
+from gradscore.run.plain import Unexpected, parse, typed
+
+LARGEST = 1 << 26
+"""Most bytes of a ``run.json``: more than a hundred thousand shards."""
+ABSENT = {1: ("class_names", "fits", "notice"), 2: ()}
+"""Format to the fields that may be absent, and then have their defaults."""
+_CHECKSUM = re.compile(rb'"checksum": "([0-9a-f]{64})"\n}\n\Z')
+_TYPES = ("float32", "float16")
+
+
+def encode(info: RunInfo) -> bytes:
+    """Return the content of ``run.json``."""
+    content = {**asdict(info), "checksum": "0" * 64}
+    text = json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
+    blank = text.encode()
+    before, _, after = blank.rpartition(b"0" * 64)
+    return before + hashlib.sha256(blank).hexdigest().encode() + after
+
+
+def decode(content: bytes, path: Path) -> RunInfo:
+    """Return what ``run.json`` says.
+
+    Raises:
+        DamagedFile: If it is damaged, or says what no run could.
+        RunError: If it is of a format that this version does not know.
+    """
+    match = _CHECKSUM.search(content, max(0, len(content) - 100))
+    if match is None:
+        raise DamagedFile(path, "is damaged: it does not end in its checksum")
+    blank = content[: match.start(1)] + b"0" * 64 + content[match.end(1) :]
+    if hashlib.sha256(blank).hexdigest().encode() != match.group(1):
+        raise DamagedFile(path, "is damaged: its content does not agree with its checksum")
+    try:
+        fields = parse(content.decode())
+        if not isinstance(fields, dict):
+            raise Unexpected("it is no object")
+        known = fields.get("format")
+        if known not in FORMATS or isinstance(known, bool):
+            raise RunError(
+                f"Expected a run of format {' or '.join(map(str, FORMATS))}, got format {known!r} "
+                f"in {path}; it was written by another version of gradscore."
+            )
+        del fields["checksum"]
+        info = typed(RunInfo, fields, "", ABSENT[known])
+        _check(info)
+    except UnicodeDecodeError:
+        raise DamagedFile(path, "is damaged: it is not UTF-8") from None
+    except Unexpected as error:
+        raise DamagedFile(path, f"is damaged: {error}") from None
+    return info
+
+
+def _check(info: RunInfo) -> None:
+    """Raise where a run says what could not have been recorded.
+
+    Raises:
+        Unexpected: Naming what.
+    """
+    _expect(info.classes > 1 and info.features >= 0, "two classes or more")
+    _expect(info.input_shape and min(info.input_shape) > 0, "an input_shape of positive sizes")
+    _expect(
+        info.class_names is None or len(info.class_names) == info.classes,
+        f"{info.classes} class_names",
+    )
+    _expect(all(size >= 0 for size in info.parameters.values()), "parameters of positive sizes")
+    for name, members in info.groups.items():
+        _expect(set(members) <= set(info.parameters), f"parameters of the model in group {name!r}")
+    for name, entry in info.passes.items():
+        _expect(name == entry.name, f"pass {name!r} under its name")
+        _check_pass(info, entry)
+    for name, entry in info.sets.items():
+        _expect(name == entry.name, f"set {name!r} under its name")
+        _check_set(info, entry)
+    for name, fit in info.fits.items():
+        _expect(name == fit.name and _is_name(name), f"fit {name!r} under its name")
+        _expect(set(fit.sets) <= set(info.sets), f"sets of the run in fit {name!r}")
+
+
+def _check_pass(info: RunInfo, entry: PassInfo) -> None:
+    details, what = entry.details, f"in pass {entry.name!r}"
+    allowed = names.KINDS if info.format > 1 else names.FIELDS
+    _expect(
+        _is_name(entry.name) and entry.kind in allowed, f"a name and a kind that are known {what}"
+    )
+    _expect(
+        entry.name.startswith(f"{entry.kind}-") or entry.name == entry.kind == names.BLOCKS,
+        f"a name that begins with the kind {what}",
+    )
+    _expect(set(entry.parameters) <= set(info.parameters), f"parameters of the model {what}")
+    _expect(
+        all(value is None or value > 0 for value in (entry.p, entry.temperature)),
+        f"a positive order and temperature {what}",
+    )
+    if entry.kind == "norms":
+        asked = (entry.target, entry.temperature, entry.p)
+        _expect(
+            None not in asked and entry.parameters, f"target, temperature, p, parameters {what}"
+        )
+    elif entry.kind == "keep":
+        _expect(entry.name == f"keep-{details.get('module')}", f"its module {what}")
+        _expect(details.get("dtype") in _TYPES, f"a dtype of {' or '.join(_TYPES)} {what}")
+        _expect(_is_shape(details.get("shape")), f"a shape {what}")
+    elif entry.kind == "odin":
+        epsilon = details.get("epsilon")
+        known = isinstance(epsilon, int | float) and epsilon > 0 and entry.temperature is not None
+        _expect(known, f"epsilon and temperature {what}")
+    elif entry.kind == "mahalanobis":
+        stages = details.get("stages")
+        _expect(isinstance(stages, Mapping) and stages, f"stages {what}")
+        _expect(isinstance(details.get("fit"), str), f"a fit {what}")
+    else:
+        channels = details.get("channels")
+        known = isinstance(channels, Mapping) and _is_shape(list(channels.values()))
+        _expect(known and "index" not in channels, f"the channels of each block {what}")
+
+
+def _check_set(info: RunInfo, entry: SetInfo) -> None:
+    what = f"in set {entry.name!r}"
+    roles = (*names.ROLES, names.SURROGATE) if info.format > 1 else ("id", "ood", None)
+    _expect(entry.role in roles, f"a role that is known {what}, not {entry.role!r}")
+    try:
+        names.check_set_name(entry.name, entry.role)
+    except RunError as error:
+        raise Unexpected(str(error)) from None
+    _expect(entry.rows >= 0, f"a number of rows {what}")
+    places = [row.index for row in entry.failed]
+    _expect(
+        places == sorted(set(places)) and all(0 <= place < entry.rows for place in places),
+        f"failed images of the set, in their order, {what}",
+    )
+    for name, shards in entry.passes.items():
+        _expect(name == names.BASE or name in info.passes, f"passes of the run {what}")
+        for number, shard in enumerate(shards):
+            file = names.shard_file(entry.name, name, number)
+            _expect(shard.file == file, f"the file {file} {what}, not {shard.file!r}")
+            _expect(min(shard.start, shard.stop, shard.rows) >= 0, f"numbers of rows in {file}")
+            size = shard.settings.get("batch_size", 1)
+            _expect(type(size) is int and size > 0, f"a batch_size of 1 or more in {file}")
+
+
+def _expect(holds: object, what: str) -> None:
+    if not holds:
+        raise Unexpected(f"expected {what}")
+
+
+def _is_name(name: str) -> bool:
+    try:
+        return bool(names.check_name(name, "name"))
+    except RunError:
+        return False
+
+
+def _is_shape(value: object) -> bool:
+    return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
+
+
+def _finite(value: Any) -> Any:
+    """Return ``value`` with infinity as text, which JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return "inf" if value == math.inf else value

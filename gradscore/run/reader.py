@@ -1,0 +1,175 @@
+"""A run on disk as anyone reads it: what it holds, and rows block by block."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from gradscore.errors import NotRecorded, RunError
+from gradscore.norms import number_name
+from gradscore.run import encoding, names
+from gradscore.run.advice import extract_command, new_run_command, norms_options, pass_options
+from gradscore.run.arrays import Arrays, read_head
+from gradscore.run.below import read_below
+from gradscore.run.damage import told
+from gradscore.run.layout import PassInfo, RunInfo, SetInfo
+from gradscore.run.names import BASE
+from gradscore.run.reading import BASE_FIELDS, Block, ahead, read_blocks
+
+
+class RunReader:
+    """One model's recorded sets.
+
+    Attributes:
+        path: The run's directory.
+        info: What ``run.json`` says.
+
+    Raises:
+        RunError: If there is no run in ``path``, or it is damaged.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.info = read_info(self.path)
+
+    @property
+    def sets(self) -> dict[str, SetInfo]:
+        """The recorded sets by name, in the order in which they were added."""
+        return self.info.sets
+
+    @property
+    def norm_passes(self) -> dict[tuple[str, float, float], PassInfo]:
+        """The norm passes by ``(target, temperature, p)``; of several, that of most parameters."""
+        widest: dict[tuple[str, float, float], PassInfo] = {}
+        for entry in self.info.passes.values():
+            key = (entry.target, entry.temperature, entry.p)
+            best = widest.get(key)
+            if entry.kind == "norms" and (
+                best is None or len(entry.parameters) > len(best.parameters)
+            ):
+                widest[key] = entry
+        return widest
+
+    def find_norms(
+        self,
+        target: str,
+        temperature: float,
+        p: float,
+        parameters: Sequence[str],
+        layers: str = "all",
+    ) -> PassInfo:
+        """Return the smallest pass that recorded a question for all of ``parameters``.
+
+        Args:
+            target: Target distribution of the loss.
+            temperature: Softmax temperature.
+            p: Order of the norm.
+            parameters: Names of the parameters.
+            layers: What the user calls them.
+
+        Raises:
+            NotRecorded: If there is none; the message holds the command that records it.
+        """
+        fitting = [
+            entry
+            for entry in self.info.passes.values()
+            if (entry.kind, entry.target, entry.temperature, entry.p)
+            == ("norms", target, temperature, p)
+            and set(parameters) <= set(entry.parameters)
+        ]
+        if not fitting:
+            command = extract_command(self.path, *norms_options(layers, target, temperature, p))
+            raise NotRecorded(
+                f"The run holds no gradient norms of {layers} for target {target}, "
+                f"T = {number_name(temperature)}, p = {number_name(p)}; record them with "
+                f"{command}."
+            )
+        return min(fitting, key=lambda entry: len(entry.parameters))
+
+    def head(self) -> Arrays:
+        """Return the last layer's ``weight`` and ``bias`` (if it has one), float32.
+
+        Raises:
+            NotRecorded: If the model's last layer has no closed form.
+            RunError: If the file is missing or damaged.
+        """
+        if self.info.head.sha256 is None:
+            raise NotRecorded(
+                f"The run {self.path} holds no last layer: {self.info.head.reason or 'none'}."
+            )
+        with told(self.path, self.info):
+            return read_head(self.path, self.info)
+
+    def require_complete(self, set_name: str, passes: Sequence[str] = (BASE,)) -> SetInfo:
+        """Return a set's entry, or raise unless it and those passes are there to the last image.
+
+        Raises:
+            NotRecorded: If the set or a pass is absent or unfinished; the message says what to do.
+        """
+        if set_name not in self.sets:
+            known = ", ".join(self.sets) or "none"
+            raise NotRecorded(
+                f"Expected a set of the run {self.path} ({known}), got {set_name!r}."
+            )
+        entry = self.sets[set_name]
+        for name in passes:
+            if not entry.complete(name):
+                command = extract_command(self.path, *pass_options(self.info, name))
+                raise NotRecorded(
+                    f"Pass {name} of set {set_name} is unfinished: {entry.done(name)} of "
+                    f"{entry.rows} images; finish it with {command}."
+                )
+        return entry
+
+    def blocks(
+        self,
+        set_name: str,
+        fields: Sequence[str] = ("features", "logits", "label", "path", "index"),
+        norms: Sequence[str] = (),
+        rows: int = 4096,
+    ) -> Iterator[Block]:
+        """Yield a set in index order, at most ``rows`` rows at a time, one block read ahead.
+
+        Memory is bounded by two blocks, whatever the set's size.
+
+        Args:
+            set_name: Name of a finished set.
+            fields: Of ``index`` [rows] int64, ``path`` [rows] str, ``label`` [rows] int64 (-1
+                unknown), ``features`` [rows, in_features] and ``logits`` [rows, classes] float32.
+            norms: Names of passes to join: norms [rows, K] float32 (never negated), or the
+                activations [rows, ...] of a ``keep-`` pass.
+            rows: Largest number of rows in a block; a block never spans two shards.
+
+        Returns:
+            An iterator of dicts: field or pass name to array.
+
+        Raises:
+            NotRecorded: If the set or a pass is absent or unfinished, or a field is not recorded.
+            RunError: If a file is missing or damaged.
+        """
+        unknown = sorted(set(fields) - set(BASE_FIELDS))
+        if unknown:
+            raise RunError(f"Expected fields of {', '.join(BASE_FIELDS)}, got {unknown[0]!r}.")
+        if "features" in fields and not self.info.features:
+            raise NotRecorded(
+                f"The run {self.path} holds no features: {self.info.head.reason or 'none'}."
+            )
+        entry = self.require_complete(set_name, (BASE, *norms))
+        return ahead(lambda: self._read(entry, tuple(fields), tuple(norms), rows))
+
+    def _read(self, *what: Any) -> Iterator[Block]:
+        with told(self.path, self.info):
+            yield from read_blocks(self.path, self.info, *what)
+
+
+def read_info(path: Path) -> RunInfo:
+    """Return what ``run.json`` of a directory says.
+
+    Raises:
+        RunError: If there is none, or it is damaged.
+    """
+    file = path / names.RUN_FILE
+    if not os.path.lexists(file):
+        raise RunError(f"No run in {path}; make one with {new_run_command(path)}.")
+    with told(path, None):
+        return encoding.decode(read_below(path, names.RUN_FILE, encoding.LARGEST), file)

@@ -50,6 +50,14 @@ class BatchSize(click.ParamType):
     "--ood", "oods", metavar="NAME=PATH", type=Pair("PATH"), multiple=True, help="OOD set."
 )
 @click.option(
+    "--fit-set",
+    "fit_sets",
+    metavar="NAME=PATH",
+    type=Pair("PATH"),
+    multiple=True,
+    help="ID set that methods learn from, and that is not tested on.",
+)
+@click.option(
     "--data", "data", metavar="NAME=PATH", type=Pair("PATH"), multiple=True, help="Another set."
 )
 @click.option(
@@ -136,7 +144,7 @@ class BatchSize(click.ParamType):
     help="How inner norms are computed; the results agree.",
 )
 @quiet_option
-def extract(model, weights, run_path, ids, oods, data, quiet, **how) -> None:
+def extract(model, weights, run_path, ids, oods, fit_sets, data, quiet, **how) -> None:
     """Run the model over image sets and record features, logits and gradient norms.
 
     Interrupted at any moment, the same command resumes. A further set, order, temperature or
@@ -146,8 +154,8 @@ def extract(model, weights, run_path, ids, oods, data, quiet, **how) -> None:
     PATH of a set:
 
     \b
-    folder           images at any depth but hidden ones; for --id the sub-folders
-                     are classes, by the model's names for them or in order
+    folder           images at any depth but hidden ones; for --id and --fit-set the
+                     sub-folders are classes, by the model's names for them or in order
     .csv, .parquet   columns path, label (-1 or empty: unknown), sha256 if wanted
     .txt             a line an image: path label (OpenOOD's imglist)
     LIST@ROOT        one of these, its paths below ROOT, not beside the list
@@ -161,18 +169,22 @@ def extract(model, weights, run_path, ids, oods, data, quiet, **how) -> None:
     known = _existing(run_path)
     sets = {name: ("id", path) for name, path in ids}
     sets |= {name: ("ood", path) for name, path in oods}
+    sets |= {name: ("fit", path) for name, path in fit_sets}
     sets |= {name: (None, path) for name, path in data}
-    if len(sets) < len(ids) + len(oods) + len(data):
+    if len(sets) < len(ids) + len(oods) + len(fit_sets) + len(data):
         raise click.UsageError("Expected a different name for each set.")
     if model is None and known is not None:
         model, weights = known.model, weights or known.weights
     if sets and model is None:
         raise click.UsageError("Expected --model SPEC for these sets, as no run is there yet.")
     if not sets and known is not None and model == known.model:
-        sets = {entry.name: (entry.role, entry.source) for entry in known.sets.values()}
-        how["limit"] = how["limit"] or {entry.name: entry.rows for entry in known.sets.values()}
+        given = [entry for entry in known.sets.values() if entry.role != "surrogate"]
+        sets = {entry.name: (entry.role, entry.source) for entry in given}
+        how["limit"] = how["limit"] or {entry.name: entry.rows for entry in given}
     if not sets and model not in (None, "digits"):
-        raise click.UsageError("Expected at least one set: --id, --ood or --data NAME=PATH.")
+        raise click.UsageError(
+            "Expected at least one set: --id, --ood, --fit-set or --data NAME=PATH."
+        )
     store = record(
         model or "digits",
         sets or EMBEDDED,

@@ -5,6 +5,9 @@ import click
 from gradscore.cli.console import counted, print_facts, print_table, say
 from gradscore.cli.models import preprocessing_text, weights_text
 
+SHOWN = 10
+"""Class names in print."""
+
 
 @click.group(short_help="Inspect and verify a run.")
 def run() -> None:
@@ -28,6 +31,7 @@ def info(path) -> None:
         "outputs": about.notice or "logits",
         "precision": about.precision,
         "features, classes": f"{about.features}, {about.classes}",
+        "class names": _names(about.class_names),
         "last layer": ", ".join(about.head.weights)
         + ("" if about.head.closed_form else f" (no closed form: {about.head.reason})"),
         "groups": ", ".join(about.groups),
@@ -51,6 +55,14 @@ def info(path) -> None:
     if about.fits:
         fits = [(name, entry.method, ", ".join(entry.sets)) for name, entry in about.fits.items()]
         print_table(("fit", "method", "sets"), fits, left=3)
+
+
+def _names(class_names: tuple[str, ...] | None) -> str:
+    """Return the first of the class names, and how many more there are."""
+    if class_names is None:
+        return "unknown"
+    more = f" and {counted(len(class_names) - SHOWN, 'other')}"
+    return ", ".join(class_names[:SHOWN]) + (more if len(class_names) > SHOWN else "")
 
 
 @run.command(short_help="Verify every byte of a run.")

@@ -13,17 +13,24 @@ import torch
 from torch import nn
 
 from gradscore.data import Batch, ImageSet, batch_spans, first_readable, load_batches, open_set
-from gradscore.errors import DataError, InvalidArgument, ModelError
+from gradscore.errors import DataError, ModelError
 from gradscore.extraction.batching import (
     AUTO,
     check_batch_size,
     find_batch_size,
     recorded_batch_size,
 )
-from gradscore.extraction.computing import GRADIENTS, Computer
-from gradscore.extraction.identity import describe, open_run, require_equal, resolve_model
+from gradscore.extraction.computing import Computer
+from gradscore.extraction.identity import (
+    check_format,
+    describe,
+    open_run,
+    require_equal,
+    resolve_model,
+)
 from gradscore.extraction.keeping import prove_replay
-from gradscore.extraction.network import PRECISIONS, Network
+from gradscore.extraction.network import Network
+from gradscore.extraction.options import check_options
 from gradscore.extraction.plan import (
     agree_on_passes,
     keep_passes,
@@ -44,10 +51,9 @@ from gradscore.extraction.recording import (
 from gradscore.extraction.writing import Computed, ShardWriter
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.run import BASE, RunStore, SetInfo
-from gradscore.run.names import check_set_name
 
-ROLES = ("id", "ood", None)
-DEVICES = ("auto", "cpu", "cuda")
+LABELLED = ("id", "fit")
+"""Roles of sets whose folders' sub-folders are classes."""
 ODIN_TEMPERATURE = 1000.0
 
 
@@ -86,7 +92,8 @@ def extract(
 
     Args:
         model: A spec such as ``timm:resnet18``, or a module in evaluation mode.
-        sets: Set name to ``(role, source)``; the role is ``id``, ``ood`` or None.
+        sets: Set name to ``(role, source)``; the role is ``id``, ``ood``, ``fit`` (ID data that
+            methods learn from, and are never tested on) or None.
         run: The run's directory, new or of a run of the same model and configuration.
         layers: Group, glob or comma list (or several) whose norms are recorded. ``last`` needs
             no backward where the last layer has a closed form.
@@ -126,9 +133,10 @@ def extract(
         WeightsError: If the weights cannot be had.
         RunError: If the run differs in a field, is in use or damaged, or cannot be written.
     """
-    _check_options(sets, device, precision, workers, on_error, gradients, shard_rows)
+    check_options(sets, device, precision, workers, on_error, gradients, shard_rows)
     check_batch_size(batch_size)
     check_recording(record, epsilon, fit)
+    check_format(Path(run))
     progress = progress or Silent()
     subject = resolve_model(model, weights, preprocessing)
     for sentence in getattr(subject.model, "notices", ()):
@@ -143,11 +151,13 @@ def extract(
     network = Network(subject.model, head, place, precision)
     limits = limit if isinstance(limit, Mapping) else dict.fromkeys(sets, limit)
     opened = {
-        name: open_set(source, classes=info.classes, labelled=role == "id", limit=limits.get(name))
+        name: open_set(
+            source, classes=info.classes, labelled=role in LABELLED, limit=limits.get(name)
+        )
         for name, (role, source) in sets.items()
     }
     for name, (role, _) in sets.items():
-        if role == "id":
+        if role in LABELLED:
             check_labels(name, opened[name], info.classes)
     labelled = open_fit_set(Path(run), fit, opened, info.classes) if fit is not None else None
     asked = norm_passes(info, layers, p, temperature or (1.0,), target, gradients)
@@ -250,35 +260,6 @@ def _device_type(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise ModelError("Expected a CUDA device, found none; use --device cpu.")
     return device
-
-
-def _check_options(
-    sets: Mapping[str, tuple[str | None, str | os.PathLike]],
-    device: str,
-    precision: str,
-    workers: int,
-    on_error: str,
-    gradients: str,
-    shard_rows: int,
-) -> None:
-    if not sets:
-        raise InvalidArgument("Expected at least one set of images, got none.")
-    for name, (role, _) in sets.items():
-        check_set_name(name)
-        _one_of("role", role, ROLES)
-    _one_of("device", device, DEVICES)
-    _one_of("precision", precision, PRECISIONS)
-    _one_of("on_error", on_error, ("fail", "skip"))
-    _one_of("gradients", gradients, GRADIENTS)
-    if workers < 0 or shard_rows < 1:
-        raise InvalidArgument(
-            f"Expected workers >= 0 and shard_rows >= 1, got {workers} and {shard_rows}."
-        )
-
-
-def _one_of(name: str, value: object, known: Sequence | Mapping) -> None:
-    if value not in known:
-        raise InvalidArgument(f"Expected {name} {' or '.join(map(str, known))}, got {value!r}.")
 
 
 def _agree_on_set(store: RunStore, name: str, role: str | None, images: ImageSet) -> None:

@@ -19,7 +19,7 @@ from gradscore.models.head import Head, find_head
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.models.weights import absolute, weights_sha256
 from gradscore.outputs import logits_of
-from gradscore.run import HeadInfo, RunInfo, RunStore
+from gradscore.run import HeadInfo, RunInfo, RunStore, require_newest
 from gradscore.selection import differentiable_parameters
 
 LIBRARIES = (
@@ -162,6 +162,16 @@ def library_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
+
+
+def check_format(path: Path) -> None:
+    """Refuse a run of an older format before any work is done for it.
+
+    Raises:
+        RunError: If there is such a run, or one that is damaged.
+    """
+    if os.path.lexists(path / "run.json"):
+        require_newest(RunStore(path).info, path)
 
 
 def open_run(path: Path, info: RunInfo, head: Mapping[str, NDArray], *, blocks: bool) -> RunStore:

@@ -96,7 +96,7 @@ def open_fit_set(run: Path, name: str, opened: Mapping[str, ImageSet], classes: 
             )
         entry = known[name]
         images = open_set(
-            entry.source, classes=classes, labelled=entry.role == "id", limit=entry.rows
+            entry.source, classes=classes, labelled=entry.role in ("id", "fit"), limit=entry.rows
         )
     if images.labels.max() < 0:
         raise DataError(

@@ -21,7 +21,7 @@ from gradscore.run.names import (
     odin_name,
     pass_field,
 )
-from gradscore.run.store import RunStore
+from gradscore.run.store import RunStore, require_newest
 
 __all__ = [
     "BASE",
@@ -47,5 +47,6 @@ __all__ = [
     "pass_field",
     "read_fit",
     "remedy",
+    "require_newest",
     "write_fit",
 ]

@@ -24,6 +24,8 @@ LARGEST = 1 << 26
 """Most bytes of a ``run.json``: more than a hundred thousand shards."""
 ABSENT = {1: ("class_names", "fits", "notice"), 2: ()}
 """Format to the fields that may be absent, and then have their defaults."""
+UNKNOWN = {1: ("class_names",), 2: ()}
+"""Format to the fields that it does not have."""
 _CHECKSUM = re.compile(rb'"checksum": "([0-9a-f]{64})"\n}\n\Z')
 _TYPES = ("float32", "float16")
 
@@ -61,6 +63,8 @@ def decode(content: bytes, path: Path) -> RunInfo:
                 f"in {path}; it was written by another version of gradscore."
             )
         del fields["checksum"]
+        for name in UNKNOWN[known]:
+            _expect(name not in fields, f"no {name!r} in a run of format {known}")
         info = typed(RunInfo, fields, "", ABSENT[known])
         _check(info)
     except UnicodeDecodeError:

@@ -26,7 +26,6 @@ from hostile_run import (
 
 from gradscore.errors import RunError
 from gradscore.run import RunStore, SetInfo, check
-from gradscore.run.shard import build_shard
 
 
 @pytest.fixture(scope="module")
@@ -534,8 +533,3 @@ def test_a_run_that_was_exchanged_is_left_alone(run, made, tmp_path):
         store.add_shards("digits", {"base": {"index": np.arange(1)}}, (0, 1))
     store.close()
     assert check(run) == []
-
-
-def test_file_names_that_are_no_utf_8_are_recorded_all_the_same():
-    name = os.fsdecode(b"caf\xe9.png")
-    assert rb"caf\udce9.png" in build_shard({"path": np.array([name], dtype=object)})

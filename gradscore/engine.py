@@ -4,6 +4,7 @@ A forward records where parameters are used; the backward brings the output grad
 a rule turns that into norms at once, and the gradient is freed before the next one arrives.
 """
 
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 
 import torch
@@ -11,11 +12,12 @@ from torch import Tensor, nn
 
 from gradscore import crosscheck
 from gradscore.batches import parts_of
-from gradscore.errors import InvalidArgument
+from gradscore.errors import GradScoreWarning, InvalidArgument
 from gradscore.graph import straighten_batch_norms
 from gradscore.models.groups import ModelGroups
 from gradscore.norms import check_order
 from gradscore.objective import check_target, check_temperature, logit_gradient
+from gradscore.outputs import OutputWatch, check_classes
 from gradscore.results import GradientNorms
 from gradscore.selection import differentiable_parameters, select
 from gradscore.uses import (
@@ -74,9 +76,12 @@ def gradient_norms(
         empty = images.new_zeros(0, len(names), dtype=dtype)
         return GradientNorms(names, empty, p, dict.fromkeys(names, "no samples"), groups)
     selected = {name: parameters[name] for name in names}
-    norms, rules = [], {}
+    norms, rules, watch = [], {}, OutputWatch()
     for part in parts_of(model, images, len(names) / len(parameters)):
         recording = record(model, part, selected)
+        check_classes(recording.logits)
+        if told := watch.told(recording.logits):
+            warnings.warn(f"{type(model).__name__}: {told}.", GradScoreWarning, stacklevel=2)
         cotangent = logit_gradient(recording.logits, temperature, target)
         norms.append(recording.norms(cotangent, (p,), last=True)[0])
         rules = rules or recording.rules

@@ -27,3 +27,7 @@ class RunError(GradScoreError):
 
 class NotRecorded(RunError):
     """The run does not hold what the question needs; the message names the option that would."""
+
+
+class GradScoreWarning(UserWarning):
+    """The numbers are what was asked for, but hardly what was meant; the message says why."""

@@ -1,14 +1,26 @@
-"""What a classifier may return, and the logits in it."""
+"""What a classifier may return, the logits in it, and outputs that are no logits."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gradscore.errors import ModelError
 
 NAME = "logits"
 """The attribute, or the key, under which HuggingFace and others return the logits."""
+
+PROBABILITIES = (
+    "its outputs are probabilities, not logits: scores take a softmax of them once more; return "
+    "what enters its softmax"
+)
+SIGMOIDS = (
+    "all its outputs lie between 0 and 1, as those of a sigmoid do, but scores take a softmax of "
+    "them; return what enters the sigmoid"
+)
+ENOUGH = 64
+"""How many outputs between 0 and 1 are no chance any more, where their rows do not sum to 1."""
 
 
 def logits_of(output: Any, batch: int) -> Tensor:
@@ -82,3 +94,51 @@ def _way(output: Any, batch: int) -> str:
             (f"output.{name}", value) for name, value in getattr(output, "__dict__", {}).items()
         ]
     return next((code for code, value in entries if _fits(value, batch)), "...")
+
+
+def check_classes(logits: Tensor) -> None:
+    """Refuse logits of one class, whose softmax is 1 and whose gradients are 0 for any input.
+
+    Raises:
+        ModelError: If ``logits [batch, classes]`` have one column.
+    """
+    if logits.shape[1] == 1:
+        raise ModelError(
+            "Expected logits of two or more classes, got one logit: return 0 and f, whose softmax "
+            "holds the sigmoid of f."
+        )
+
+
+class OutputWatch:
+    """Looks at a model's outputs until they show whether they can be logits.
+
+    Logarithms of probabilities are left alone: they are logits less one number a row, so that
+    their softmax, and with it every score and gradient, is that of the logits.
+    """
+
+    def __init__(self) -> None:
+        self._between = 0
+        self.settled = False
+
+    def told(self, outputs: Tensor) -> str:
+        """Return what is wrong with a model's outputs, once it shows; nothing before or after.
+
+        Args:
+            outputs: What the model returned as logits, shape ``[batch, classes]``.
+        """
+        if self.settled or not outputs.numel():
+            return ""
+        outputs = outputs.detach()
+        least, largest = (float(bound) for bound in outputs.aminmax())
+        if not (least >= 0 and largest <= 1):
+            self.settled = True
+            return ""
+        sums = outputs.sum(dim=1, dtype=torch.float64)
+        tolerance = 1e-4 if torch.finfo(outputs.dtype).eps < 1e-4 else 2e-2
+        if bool(((sums - 1).abs() <= tolerance).all()):
+            self.settled = True
+            return PROBABILITIES
+        self._between += outputs.numel()
+        # A sigmoid does not reach zero; what is cut off at zero does.
+        self.settled = least == 0 or self._between >= ENOUGH
+        return SIGMOIDS if self.settled and least > 0 else ""

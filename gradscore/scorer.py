@@ -1,14 +1,17 @@
 """A classifier with its GradNorm score, as one module."""
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
+from gradscore.errors import GradScoreWarning
 from gradscore.last_layer import check_finite, last_layer_score
 from gradscore.models.features import observe_features
 from gradscore.models.head import Head, head_of
 from gradscore.norms import check_order, vector_norm
 from gradscore.objective import check_target, check_temperature, logit_gradient
-from gradscore.outputs import logits_of
+from gradscore.outputs import OutputWatch, check_classes, logits_of
 from gradscore.uses import check_eval_mode, check_images
 
 
@@ -18,6 +21,8 @@ class GradNorm(nn.Module):
     For the last layer the score comes from one forward in closed form, at the price of the forward
     itself. For other layers one backward of the batch is added. The model is left as it is: it
     gets no hook beyond the call, and works frozen, in ``no_grad`` and in ``inference_mode``.
+
+    Outputs that are probabilities are scored as they are, and told of by one GradScoreWarning.
 
     Args:
         model: A classifier in eval mode, ``images -> logits [batch, classes]``.
@@ -47,6 +52,7 @@ class GradNorm(nn.Module):
         self.temperature = check_temperature(temperature)
         self.target = check_target(target)
         self.training = model.training
+        self._watch = OutputWatch()
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the scores of ``images [batch, ...]``, shape ``[batch]``.
@@ -70,8 +76,13 @@ class GradNorm(nn.Module):
             logits = logits_of(self.model(images), 0)
             return logits, logits.new_zeros(0, dtype=torch.float32)
         if self.layers == "last" and (head := self._head(images)).closed_form:
-            return self._closed_form(images, head)
-        return self._by_rules(images)
+            logits, scores = self._closed_form(images, head)
+        else:
+            logits, scores = self._by_rules(images)
+        check_classes(logits)
+        if told := self._watch.told(logits):
+            warnings.warn(f"{type(self.model).__name__}: {told}.", GradScoreWarning, stacklevel=2)
+        return logits, scores
 
     def extra_repr(self) -> str:
         """Return the settings."""

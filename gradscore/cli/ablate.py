@@ -11,7 +11,7 @@ from gradscore.cli.options import (
     quiet_option,
     run_option,
 )
-from gradscore.cli.questions import ask, notice_fits
+from gradscore.cli.questions import ask, notice_fits, notice_outputs
 
 KINDS = ("layers", "p", "temperature", "target", "decomposition", "kl")
 plot_option = click.option("--plot", metavar="F.png", help="Draw the figure (.png, .pdf, .svg).")
@@ -66,7 +66,10 @@ def compare(runs, sets, methods, output, plot, quiet, **options) -> None:
         check_figure(plot)
     questions = ask(RunStore(runs[0]), methods, options, quiet=quiet)
     rows = side_by_side(runs, questions, sets=sets or None)
-    notice_fits(questions, evaluated_sets(rows), quiet=quiet)
+    seen = evaluated_sets(rows)
+    notice_fits(questions, seen, quiet=quiet)
+    for path in runs:
+        notice_outputs(RunStore(path), seen, quiet=quiet)
     if output:
         write_rows(output, rows)
         notice(f"Wrote {output}.", quiet=quiet)

@@ -11,7 +11,7 @@ from gradscore.cli.options import (
     quiet_option,
     run_option,
 )
-from gradscore.cli.questions import ask, notice_fits
+from gradscore.cli.questions import ask, notice_fits, notice_outputs
 
 WIDTH_WITH_INTERVALS = 132
 FIGURES = {"AUROC": "auroc", "FPR95": "fpr95", "AUPR-in": "aupr_in", "AUPR-out": "aupr_out"}
@@ -39,7 +39,9 @@ def evaluate(run_path, sets, methods, backend, output, quiet, **options) -> None
         check_output(output, ROW_ENDINGS)
     questions = ask(run, methods, options, quiet=quiet)
     evaluation = evaluate_run(run, questions, sets=sets or None, backend=backend)
-    notice_fits(questions, evaluated_sets(evaluation.rows), quiet=quiet)
+    seen = evaluated_sets(evaluation.rows)
+    notice_fits(questions, seen, quiet=quiet)
+    notice_outputs(run, seen, quiet=quiet)
     if output:  # before it is printed: a pager that is closed must not take the file along
         write_evaluation(output, evaluation)
         notice(f"Wrote {output}.", quiet=quiet)

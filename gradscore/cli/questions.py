@@ -2,9 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from contextlib import closing, suppress
+from itertools import islice
 from typing import Any
 
 from gradscore.cli.console import notice
+
+ROWS = 256
+"""How many rows of a set are looked at to tell what its logits are."""
 
 
 def ask(
@@ -30,6 +35,27 @@ def ask(
         except (ModelError, NotRecorded) as error:
             notice(f"Left out {question.method}. {error}", quiet=quiet)
     return questions
+
+
+def notice_outputs(run: Any, sets: Collection[str], *, quiet: bool = False) -> None:
+    """Tell where what the run's model returned can hardly be logits."""
+    from torch import as_tensor
+
+    from gradscore.errors import RunError
+    from gradscore.outputs import OutputWatch
+
+    told, watch = run.info.notice, OutputWatch()
+    for name in sorted(run.sets.keys() & sets):
+        if told or watch.settled:
+            break
+        with (
+            suppress(RunError),
+            closing(run.blocks(name, fields=("logits",), rows=ROWS)) as blocks,
+        ):
+            for block in islice(blocks, 1):
+                told = watch.told(as_tensor(block["logits"]))
+    if told:
+        notice(f"{run.info.model}: {told}.", quiet=quiet)
 
 
 def notice_fits(questions: Sequence[Any], sets: Collection[str], *, quiet: bool = False) -> None:

@@ -11,7 +11,7 @@ from gradscore.cli.options import (
     quiet_option,
     run_option,
 )
-from gradscore.cli.questions import notice_fits
+from gradscore.cli.questions import notice_fits, notice_outputs
 
 SHOWN = 5
 
@@ -42,6 +42,7 @@ def score(run_path, sets, methods, backend, output, quiet, **options) -> None:
     else:
         _show(blocks)
     notice_fits(questions, sets, quiet=quiet)
+    notice_outputs(run, sets, quiet=quiet)
 
 
 def _show(blocks) -> None:

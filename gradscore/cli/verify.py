@@ -1,5 +1,7 @@
 """``gradscore verify``: hold the rules and the closed form to autograd, on any model."""
 
+import warnings
+
 import click
 
 from gradscore.cli.console import notice, print_table, say
@@ -15,7 +17,7 @@ from gradscore.cli.options import (
     preprocessing_options,
     quiet_option,
 )
-from gradscore.errors import GradScoreError
+from gradscore.errors import GradScoreError, GradScoreWarning
 
 
 @click.command(short_help="Hold the gradient norms to autograd.")
@@ -65,7 +67,12 @@ def verify(
     else:
         batch = noise(network, limit)
     asked = {"layers": layers, "temperature": temperature, "target": target}
-    found = {order: hold(network, batch, p=order, **asked) for order in p}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", GradScoreWarning)
+        found = {order: hold(network, batch, p=order, **asked) for order in p}
+    for told in dict.fromkeys(str(entry.message) for entry in caught):
+        notice(told, quiet=quiet)
     rows = [
         {"p": order, "parameter": name, "rule": entry.rules[name], "error": error}
         for order, entry in found.items()

@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gradscore.errors import InvalidArgument, ModelError, RunError
+from gradscore.errors import InvalidArgument, RunError
 from gradscore.models import create_model
 from gradscore.models.groups import parameter_groups
 from gradscore.models.head import Head, find_head
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.models.weights import absolute, weights_sha256
-from gradscore.outputs import logits_of
+from gradscore.outputs import OutputWatch, check_classes, logits_of
 from gradscore.run import HeadInfo, RunInfo, RunStore, require_newest
 from gradscore.selection import differentiable_parameters
 
@@ -42,9 +42,6 @@ IDENTITY = (
     "input_shape",
 )
 """Fields of ``run.json`` in which every extraction into a run must agree."""
-PROBABILITIES = (
-    "its outputs are probabilities, not logits: scores take a softmax of them once more"
-)
 
 
 @dataclass(frozen=True)
@@ -116,12 +113,7 @@ def describe(
     head = find_head(model, images)
     with torch.no_grad():
         logits = logits_of(model(images), len(images))
-    classes = logits.shape[1]
-    if classes < 2:
-        raise ModelError(
-            "Expected logits of two or more classes, got one logit: return 0 and f, whose softmax "
-            "holds the sigmoid of f."
-        )
+    check_classes(logits)
     parameters = differentiable_parameters(model)
     arrays = {}
     if head.closed_form:
@@ -135,22 +127,16 @@ def describe(
         weights_sha256=weights_sha256(model),
         preprocessing=subject.preprocessing.to_dict(),
         precision=precision,
-        classes=classes,
+        classes=logits.shape[1],
         features=arrays["weight"].shape[1] if arrays else 0,
         input_shape=tuple(image.shape[1:]),
         head=HeadInfo(head.module, head.weights, head.bias, head.closed_form, head.reason),
         parameters={name: parameter.numel() for name, parameter in parameters.items()},
         groups=parameter_groups(model, head, blocks),
         versions=library_versions(),
-        notice=PROBABILITIES if _are_probabilities(logits) else "",
+        notice=OutputWatch().told(logits),
     )
     return info, head, arrays
-
-
-def _are_probabilities(outputs: Tensor) -> bool:
-    """Return whether every row lies in 0..1 and sums to 1."""
-    sums = outputs.double().sum(dim=1)
-    return bool((outputs >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-4))
 
 
 def library_versions() -> dict[str, str]:

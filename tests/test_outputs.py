@@ -12,8 +12,9 @@ import gradscore as gs
 from gradscore.errors import ModelError
 from gradscore.models.head import find_head
 from gradscore.outputs import logits_of
-from gradscore.reference import one_backward_a_sample, per_sample_vmap
+from gradscore.reference import one_backward_a_sample
 from gradscore.replay import Tail, check_replay
+from gradscore.vmapped import per_sample_vmap
 
 IMAGES = torch.randn(3, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from gradscore.errors import ModelError
+from gradscore.memory import memory_ended
 from gradscore.norms import check_order, vector_norm
 from gradscore.objective import check_target, check_temperature
 from gradscore.outputs import logits_of
@@ -81,6 +82,8 @@ def vmap_norms(
         try:
             gradients = vmap(grad(loss_of), in_dims=(None, 0))(dict(selected), images)
         except RuntimeError as error:
+            if memory_ended(error):
+                raise
             reason = str(error).splitlines()[0]
             raise ModelError(
                 f"Expected a model that torch.func.vmap can run, got: {reason}"

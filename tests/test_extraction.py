@@ -444,7 +444,7 @@ def test_lower_precision_is_stored_in_float32(tmp_path, precision):
         ({"batch_size": 0}, "a batch size of 1 or more, or auto, got 0"),
         ({"batch_size": "max"}, "got 'max'"),
         ({"device": "tpu"}, "device auto or cpu or cuda, got 'tpu'"),
-        ({"precision": "int8"}, "precision float32 or bfloat16 or float16, got 'int8'"),
+        ({"precision": "int8"}, "precision float32 or tf32 or bfloat16 or float16, got 'int8'"),
         ({"workers": -1}, "workers >= 0"),
         ({"on_error": "ignore"}, "on_error fail or skip, got 'ignore'"),
         ({"gradients": "magic"}, "gradients rules or reference or vmap, got 'magic'"),

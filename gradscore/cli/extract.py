@@ -125,7 +125,9 @@ class BatchSize(click.ParamType):
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
 )
 @click.option(
-    "--precision", type=click.Choice(["float32", "bfloat16", "float16"]), help="Default: float32."
+    "--precision",
+    type=click.Choice(["float32", "tf32", "bfloat16", "float16"]),
+    help="Default: float32; tf32 is for CUDA.",
 )
 @click.option("--workers", metavar="N", type=click.IntRange(0), help="Decoding processes.")
 @click.option("--limit", metavar="N", type=click.IntRange(1), help="First N images of each set.")

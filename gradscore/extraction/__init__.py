@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from gradscore.data import Batch, ImageSet, batch_spans, first_readable, load_batches, open_set
-from gradscore.errors import DataError, ModelError
+from gradscore.errors import DataError
 from gradscore.extraction.batching import (
     AUTO,
     check_batch_size,
@@ -29,7 +29,7 @@ from gradscore.extraction.identity import (
     resolve_model,
 )
 from gradscore.extraction.keeping import prove_replay
-from gradscore.extraction.network import Network
+from gradscore.extraction.network import Network, device_for
 from gradscore.extraction.options import check_options
 from gradscore.extraction.plan import (
     agree_on_passes,
@@ -39,6 +39,7 @@ from gradscore.extraction.plan import (
     odin_passes,
     stretches,
 )
+from gradscore.extraction.precision import float32_products
 from gradscore.extraction.probes import make_probes
 from gradscore.extraction.progress import Progress, Silent, piece_of_work
 from gradscore.extraction.recording import (
@@ -113,8 +114,9 @@ def extract(
         weights: Weight file, ``random``, or None for the library's own.
         batch_size: Images at once, or ``auto`` for the largest that pays and fits.
         device: ``auto``, ``cpu`` or ``cuda``.
-        precision: ``float32``, or ``bfloat16`` or ``float16`` for a forward under autocast;
-            everything but a kept input is stored in float32.
+        precision: ``float32``, ``tf32`` for products rounded as CUDA does by default, or
+            ``bfloat16`` or ``float16`` for a forward under autocast; everything but a kept input
+            is stored in float32.
         workers: Processes that decode images; 0 decodes in this one.
         limit: Take only so many images of each set, the first ones; or set name to that number.
         on_error: ``fail`` at an image that cannot be read, or ``skip`` it and record why.
@@ -141,7 +143,7 @@ def extract(
     subject = resolve_model(model, weights, preprocessing)
     for sentence in getattr(subject.model, "notices", ()):
         progress.tell(sentence)
-    place = torch.device(_device_type(device))
+    place = device_for(device, precision)
     _, first_source = next(iter(sets.values()))
     image = first_readable(open_set(first_source, labelled=False), subject.preprocessing)
     subject.model.to(place)
@@ -165,7 +167,10 @@ def extract(
     prove_replay(network.model, kept, image_there)
     perturbed = odin_passes(temperature or (ODIN_TEMPERATURE,), epsilon)
     fits = {}
-    with open_run(Path(run), info, arrays, blocks=bool(blocks)) as store:
+    with (
+        float32_products(precision),
+        open_run(Path(run), info, arrays, blocks=bool(blocks)) as store,
+    ):
         passes = agree_on_passes(store.info, [*asked, *kept, *perturbed])
         for name, (role, _) in sets.items():
             _agree_on_set(store, name, role, opened[name])
@@ -252,14 +257,6 @@ def _batches(loader: torch.utils.data.DataLoader) -> Iterator[Batch]:
             raise
         reason = str(error).splitlines()[0]
         raise DataError(f"A decoding process ended: {reason} Use fewer --workers.") from error
-
-
-def _device_type(device: str) -> str:
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ModelError("Expected a CUDA device, found none; use --device cpu.")
-    return device
 
 
 def _agree_on_set(store: RunStore, name: str, role: str | None, images: ImageSet) -> None:

@@ -1,5 +1,6 @@
 """How many images at once: as given, as before, or found by trying."""
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gradscore.errors import InvalidArgument, ModelError
+from gradscore.extraction.network import OutOfMemory, memory_for
 from gradscore.run import SetInfo
 
 AUTO = "auto"
@@ -42,8 +44,12 @@ def find_batch_size(
 ) -> int:
     """Return the batch size beyond which throughput stops growing, or memory ends.
 
+    Where memory ends it is one size less than the largest that fitted: that one may not fit
+    again, when memory is in more pieces or another image takes another way.
+
     Args:
-        compute: Computes a batch, and raises ModelError where memory does not suffice.
+        compute: Computes a batch on the device, and raises ModelError where it cannot, above all
+            where memory does not suffice.
         image: One preprocessed image, shape ``[1, channels, height, width]``.
         device: Where it is computed.
 
@@ -52,13 +58,21 @@ def find_batch_size(
     """
     size, best, best_rate = 1, 0, 0.0
     while size <= LARGEST[device.type]:
+        seconds = None
         try:
-            seconds = _seconds(compute, image.expand(size, -1, -1, -1).contiguous(), device)
+            seconds = _seconds(compute, image, size, device)
+        except OutOfMemory:
+            if not best:
+                raise
         except ModelError:
             if not best:
                 raise
-            torch.cuda.empty_cache()
             break
+        if seconds is None:
+            # Only now is the traceback gone, which held what the failed batch had taken.
+            gc.collect()
+            torch.cuda.empty_cache()
+            return min(best, max(1, size // 4))
         rate = size / seconds
         # A short run tells little, on a busy machine least: a worse one must not end the search.
         if rate > SMALLEST_GAIN * best_rate:
@@ -71,8 +85,12 @@ def find_batch_size(
     return best
 
 
-def _seconds(compute: Callable[[Tensor], object], images: Tensor, device: torch.device) -> float:
-    """Return the shorter of two runs, after one to warm up."""
+def _seconds(
+    compute: Callable[[Tensor], object], image: Tensor, size: int, device: torch.device
+) -> float:
+    """Return the shorter of two runs over images made on the device, after one to warm up."""
+    with memory_for(image.expand(size, -1, -1, -1)):
+        images = _unlike(image.to(device), size)
     times = []
     for _ in range(3):
         start = time.perf_counter()
@@ -81,3 +99,10 @@ def _seconds(compute: Callable[[Tensor], object], images: Tensor, device: torch.
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)
     return min(times[1:])
+
+
+def _unlike(image: Tensor, size: int) -> Tensor:
+    """Return noisy copies of an image: from equal ones a model tells less than from others."""
+    generator = torch.Generator(image.device).manual_seed(0)
+    noise = image.new_empty(size, *image.shape[1:]).normal_(generator=generator)
+    return noise.mul_(0.1).add_(image)

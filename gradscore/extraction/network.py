@@ -8,15 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from gradscore.errors import ModelError
+from gradscore.extraction.precision import PRECISIONS
+from gradscore.memory import memory_ended
 from gradscore.models.head import Head
 from gradscore.outputs import logits_of
 from gradscore.uses import undisturbed
-
-PRECISIONS = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 
 
 @dataclass(frozen=True)
@@ -27,7 +23,8 @@ class Network:
         model: The classifier, in evaluation mode.
         head: Its last layer.
         device: Where it is.
-        precision: One of :data:`PRECISIONS`; below float32 the forward runs under autocast.
+        precision: One of :data:`~gradscore.extraction.precision.PRECISIONS`; in half precision
+            the forward runs under autocast.
     """
 
     model: nn.Module
@@ -52,17 +49,42 @@ class Network:
         return torch.autocast(self.device.type, dtype)
 
 
+def device_for(device: str, precision: str) -> torch.device:
+    """Return the device that is meant by ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        ModelError: If it is not there, or does not have the precision.
+    """
+    there = torch.cuda.is_available()
+    if device == "cuda" and not there:
+        raise ModelError("Expected a CUDA device, found none; use --device cpu.")
+    place = torch.device("cuda" if there and device != "cpu" else "cpu")
+    if precision == "tf32" and place.type != "cuda":
+        raise ModelError("Expected a CUDA device for precision tf32, got a CPU; use float32.")
+    return place
+
+
+NO_ENGINE = "unable to find an engine"
+"""What cuDNN says where no algorithm finds the working memory that it needs."""
+
+
+class OutOfMemory(ModelError):
+    """Memory does not suffice for a batch."""
+
+
 @contextmanager
 def memory_for(images: Tensor) -> Iterator[None]:
     """Name the batch size where memory does not suffice for a batch.
 
     Raises:
-        ModelError: In place of the out-of-memory error.
+        OutOfMemory: In place of the error that says so.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise ModelError(
+    except (RuntimeError, MemoryError) as error:
+        if not memory_ended(error) and NO_ENGINE not in str(error):
+            raise
+        raise OutOfMemory(
             f"Out of memory with {len(images)} images at once; choose a smaller --batch-size, "
             "or --batch-size auto."
         ) from error

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from gradscore.errors import InvalidArgument
 from gradscore.extraction.computing import GRADIENTS
-from gradscore.extraction.network import PRECISIONS
+from gradscore.extraction.precision import PRECISIONS
 from gradscore.run import ROLES
 from gradscore.run.names import check_set_name
 

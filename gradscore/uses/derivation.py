@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from gradscore.graph import nodes_below
+from gradscore.memory import memory_ended
 
 
 def leaves_below(roots: Sequence[Node | None]) -> list[Tensor]:
@@ -36,9 +37,9 @@ def pull_back(
         pulled = torch.autograd.grad(
             made, edges, gradients, retain_graph=True, is_grads_batched=True
         )
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:
+    except RuntimeError as error:
+        if memory_ended(error):
+            raise
         # Some backward functions cannot be vmapped.
         rows = [torch.autograd.grad(made, edges, row, retain_graph=True) for row in gradients]
         pulled = tuple(torch.stack(parts) for parts in zip(*rows, strict=True))

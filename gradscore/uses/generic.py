@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
+from gradscore.memory import memory_ended
 from gradscore.uses.arguments import Slot, tensors_in
 from gradscore.uses.functions import is_in_place
 from gradscore.uses.layout import UseLayout
@@ -94,17 +95,16 @@ def call_gradients(
             found = vmap(transformed)(sliced, sliced_grads)
             if not any(gradient.is_sparse for gradient in found):
                 return found
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:
+        except RuntimeError as error:
             # Some functions cannot be vmapped: recurrent kernels, calls that read a value.
-            pass
+            if memory_ended(error):
+                raise
     rows = [([x[i] for x in sliced], [g[i] for g in sliced_grads]) for i in range(samples)]
     try:
         parts = [plain(*row) for row in rows]
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, ValueError, IndexError) as error:
+        if memory_ended(error):
+            raise
         raise Unserved(f"{use.name} does not run for one sample") from error
     return [torch.stack(gradients) for gradients in zip(*parts, strict=True)]
 

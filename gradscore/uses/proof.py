@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscore.errors import ModelError
+from gradscore.memory import memory_ended
 from gradscore.uses.layout import (
     UseLayout,
     keeps_samples_apart,
@@ -86,9 +87,9 @@ def _prove(images: Tensor, first: Recorder, run: Run) -> tuple[Layouts, bool]:
     some = images[picked]
     try:
         second = run(some, first.expansions)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # a model that takes this number of images alone cannot be compared
+    except Exception as error:  # a model that takes this number of images alone is not compared
+        if memory_ended(error):
+            raise
         return unknown, False
     check_apart(first.logits[picked], second.logits, _tolerance(first))
     if not (keeps_samples_apart(first.calls, second.calls) and same_uses(first.uses, second.uses)):

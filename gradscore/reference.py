@@ -5,7 +5,6 @@ For each sample alone: a copy of the model, one forward, ``loss.backward()``, th
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -79,6 +78,8 @@ def backward_norms(
     selected: Mapping[str, Tensor],
     losses: Sequence[Loss],
     orders: Sequence[float],
+    *,
+    samples: Sequence[int] | None = None,
 ) -> Tensor:
     """Return the norms of each sample's gradients, by one backward for each sample.
 
@@ -86,21 +87,26 @@ def backward_norms(
         model: A classifier in eval mode; it is left as it is found.
         images: Its input, shape ``[batch, ...]``.
         selected: Parameters of the model, ``K`` of them, by any name.
-        losses: The loss of each sample, in the order of the images.
+        losses: The loss of each sample asked for, in their order.
         orders: Orders of the norm, positive.
+        samples: Numbers of the samples asked for; all of them by default.
 
     Returns:
-        Norms, shape ``[len(orders), batch, K]``, in at least float32.
+        Norms, shape ``[len(orders), samples, K]``, in at least float32.
 
     Raises:
-        ModelError: If the model returns no logits.
+        ModelError: If the model returns no logits, or logits that depend on the parameters and
+            carry no gradient.
     """
-    if not len(images):
+    samples = range(len(images)) if samples is None else samples
+    if not samples:
         return no_norms(images, orders, selected)
     stale = _stale_tables(model, images[:1])
     rows = []
-    for image, loss_of_sample in zip(images.split(1), losses, strict=True):
-        gradients = _gradients(model, image, list(selected.values()), loss_of_sample, stale)
+    for sample, loss_of_sample in zip(samples, losses, strict=True):
+        gradients = _gradients(
+            model, images, sample, list(selected.values()), loss_of_sample, stale
+        )
         magnitudes = [gradient.abs().flatten() for gradient in gradients]
         rows.append([torch.stack([vector_norm(x, p) for x in magnitudes]) for p in orders])
     return torch.stack([torch.stack(row) for row in rows], dim=1)
@@ -114,31 +120,45 @@ def no_norms(images: Tensor, orders: Sequence[float], selected: Mapping[str, Ten
 
 def _gradients(
     model: nn.Module,
-    image: Tensor,
+    images: Tensor,
+    sample: int,
     parameters: Sequence[Tensor],
     loss_of_sample: Loss,
     stale: Collection[int],
 ) -> list[Tensor]:
     """Return the gradients of one sample's loss, zero where it does not depend on a parameter."""
-    backward = partial(_backward, model, image, parameters, loss_of_sample, stale)
-    try:
+    alone = images[sample : sample + 1]
+    ways = (
         # As in training, everything requires a gradient, and the image too: a checkpointed block
         # gives its parameters none where nothing that enters it requires one.
-        return backward(everything=True)
-    except Exception:  # some models refuse that, such as those that hand tensors to NumPy
-        return backward(everything=False)
+        (alone, 0, True),
+        # Some models refuse that, such as those that hand tensors to NumPy.
+        (alone, 0, False),
+        # Some take batches of one size only.
+        (images, sample, False),
+    )
+    for last, (batch, row, everything) in enumerate(ways, start=1 - len(ways)):
+        try:
+            return _backward(
+                model, batch, row, parameters, loss_of_sample, stale, everything=everything
+            )
+        except Exception:
+            if last == 0:
+                raise
+    raise AssertionError("the last way returns or raises")
 
 
 def _backward(
     model: nn.Module,
-    image: Tensor,
+    batch: Tensor,
+    row: int,
     parameters: Sequence[Tensor],
     loss_of_sample: Loss,
     stale: Collection[int],
     *,
     everything: bool,
 ) -> list[Tensor]:
-    with plainly(image):
+    with plainly(batch):
         copy = copied(model)
         leaves = gradient_leaves(model, copy)
         wanted = [leaves.get(id(parameter), [parameter]) for parameter in parameters]
@@ -147,16 +167,31 @@ def _backward(
             for number, table in enumerate(_tables(copy)):
                 if number in stale:
                     table.clear()
-            own = image.detach().clone()
+            own = batch.detach().clone()
             if everything and (own.is_floating_point() or own.is_complex()):
                 own.requires_grad_()
             # Of a leaf that requires a gradient nothing may be overwritten; of its clone it may.
-            logits = logits_of(copy(own.clone()), 1)
+            logits = logits_of(copy(own.clone()), len(own))[row : row + 1]
             if logits.requires_grad:
                 straighten_batch_norms(logits)
                 # A graph that the model itself keeps must serve the next sample too.
                 loss_of_sample(logits).backward(retain_graph=copy is model)
+            elif _moves(copy, own, logits, [twins[-1] for twins in wanted], row):
+                raise ModelError(
+                    "Expected logits that carry a gradient, got a forward that runs without one; "
+                    "take torch.no_grad(), torch.inference_mode() or detach() out of it."
+                )
             return [_total(twins) for twins in wanted]
+
+
+def _moves(
+    copy: nn.Module, batch: Tensor, logits: Tensor, parameters: Sequence[Tensor], row: int
+) -> bool:
+    """Say whether a sample's logits change with parameters; a copy's are left changed."""
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.add_(1)
+        return not torch.equal(logits_of(copy(batch.clone()), len(batch))[row : row + 1], logits)
 
 
 def _require(wanted: Iterable[Sequence[Tensor]], optional: Iterable[Sequence[Tensor]]) -> None:

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gradscore.errors import InvalidArgument, ModelError
 from gradscore.objective import logit_gradient
-from gradscore.reference import one_backward_a_sample
+from gradscore.reference import backward_norms, loss_function, one_backward_a_sample
 from gradscore.vmapped import per_sample_vmap
 
 
@@ -171,7 +171,11 @@ ODD = {  # an odd model, and what it amounts to
     "overwritten": (Net(lambda m, x: plain(m, x.mul_(0.5))), lambda m, x: plain(m, x * 0.5)),
     "by NumPy": (Net(lambda m, x: plain(m, x * float(x.numpy().max()))), None),
     "routed": (Net(routed), routed),
-    "constant": (Net(lambda m, x: x[:, :4].clone()), None),
+    "constant": (Net(lambda m, x: torch.arange(4.0)[None].double()), None),
+    "of one size": (
+        Net(lambda m, x: F.linear(hidden(m, x).view(3, 5), m.u)),
+        plain,
+    ),
     "reentrant": (Net(checkpointed(True)), plain),
     "non-reentrant": (Net(checkpointed(False)), plain),
     "object": (Net(lambda m, x: SimpleNamespace(logits=plain(m, x))), plain),
@@ -287,3 +291,24 @@ def test_what_cannot_require_a_gradient_is_refused():
         model.w = nn.Parameter(torch.ones(5, 5, dtype=torch.float64))
     with pytest.raises(ModelError, match="parameters that can require a gradient"):
         one_backward_a_sample(model, drawn(2, 5))
+
+
+@pytest.mark.parametrize("make", [Net, uncopyable], ids=["copied", "uncopyable"])
+@pytest.mark.parametrize("layers", ["all", "w"])
+def test_a_forward_without_a_graph_is_refused(make, layers):
+    model = make(torch.no_grad()(plain))
+    before = state(model)
+    with pytest.raises(ModelError, match=r"got a forward that runs without one; take torch\.no_"):
+        one_backward_a_sample(model, drawn(2, 5), layers=layers)
+    assert state(model) == before
+
+
+def test_only_the_samples_asked_for_are_run():
+    model, seen = Net(plain), []
+    model.register_forward_hook(lambda module, args, output: seen.append(args[0].tolist()))
+    selected, losses = dict(model.named_parameters()), [loss_function(1.0, "uniform")] * 2
+    got = backward_norms(model, drawn(4, 5), selected, losses, (1.0, 2.0), samples=[2, 0])
+    assert seen == [drawn(4, 5)[2:3].tolist(), drawn(4, 5)[:1].tolist()]
+    for order, p in enumerate((1.0, 2.0)):
+        expected = one_backward_a_sample(model, drawn(4, 5), p=p).norms[[2, 0]]
+        torch.testing.assert_close(got[order], expected, rtol=0, atol=0)

@@ -35,7 +35,8 @@ def copied(model: nn.Module) -> nn.Module:
     None can of models that keep a tensor with its graph, a lock or a generator.
     """
     try:
-        copy = deepcopy(model)
+        with torch.inference_mode(False), torch.no_grad():  # a scripted module copies as it runs
+            copy = deepcopy(model)
         gradient_leaves(model, copy)
     except Exception:  # whatever a model's own way of copying raises
         return model

@@ -1,12 +1,13 @@
 """Hold the rules, and the closed form where it is valid, to one backward a sample."""
 
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from gradscore.copies import copied
 from gradscore.crosscheck import rules_alone
 from gradscore.engine import gradient_norms
 from gradscore.errors import InvalidArgument
@@ -17,11 +18,14 @@ from gradscore.norms import vector_norm
 from gradscore.outputs import logits_of
 from gradscore.reference import one_backward_a_sample
 from gradscore.uses import check_images
+from gradscore.uses.undisturbed import ONE_AT_A_TIME
 
 NOISE = 1e-6
 """Share of a sample's whole norm to which smaller norms are held instead of to themselves: that
 of a key bias before a softmax is zero on paper and rounding noise in a computer. An error of 1e-8
 of it is 1e-14 of the whole."""
+
+ONE_IMAGE = "one image does not show whether samples depend on each other; give two or more"
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Verification:
         closed_form_error: Relative error of the last layer's closed form, or ``None`` where it
             does not hold for this model.
         closed_form_reason: Why it does not, empty if it does.
+        caution: What the images given could not show, empty if nothing.
     """
 
     errors: Mapping[str, float]
@@ -43,6 +48,7 @@ class Verification:
     total_error: float
     closed_form_error: float | None
     closed_form_reason: str
+    caution: str = ""
 
     @property
     def max_relative_error(self) -> float:
@@ -70,9 +76,13 @@ def verify(
 ) -> Verification:
     """Compare gradient norms with those of one backward a sample.
 
+    The engine answers for all images at once, and for the last one alone; the reference, which
+    shares nothing with it, for each image alone.
+
     Args:
-        model: A classifier in eval mode; a copy of it is brought to ``dtype``.
-        images: Its input, shape ``[batch, ...]``, at least one sample.
+        model: A classifier in eval mode; a copy of it is brought to ``dtype``, or where none can
+            be made, the model itself for that while.
+        images: Its input, shape ``[batch, ...]``, at least one sample, better several.
         layers: What :func:`gradscore.gradient_norms` takes.
         p: Order of the norm, positive.
         temperature: Softmax temperature, positive.
@@ -90,49 +100,60 @@ def verify(
     check_images(images)
     if not len(images):
         raise InvalidArgument("Expected at least one image, got an empty batch.")
-    with torch.no_grad():
-        model = _copied(model).to(dtype)
-    images = images.to(dtype) if images.is_floating_point() else images
-    head = find_head(model, images)
-    with rules_alone():
-        got = gradient_norms(model, images, layers=layers, **how)
-    expected = one_backward_a_sample(model, images, layers=got.parameters, **how)
-    whole = vector_norm(expected.norms, p)
-    floor = NOISE * whole.unsqueeze(1)
-    errors = _relative(got.norms, expected.norms, floor).amax(dim=0).tolist()
+    with torch.inference_mode(False), _converted(model, dtype) as model:
+        images = images.to(dtype) if images.is_floating_point() else images.clone()
+        head = find_head(model, images)
+        with rules_alone():
+            got = gradient_norms(model, images, layers=layers, **how)
+            lone = gradient_norms(model, images[-1:], layers=layers, **how)
+        expected = one_backward_a_sample(model, images, layers=got.parameters, **how).norms
+        closed = _closed_form_error(model, images, head, how) if head.closed_form else None
+    answers = torch.cat([got.norms, lone.norms])
+    expected = torch.cat([expected, expected[-1:]])
+    whole = vector_norm(expected, p)
+    errors = _relative(answers, expected, NOISE * whole.unsqueeze(1)).amax(dim=0).tolist()
     return Verification(
         errors=dict(zip(got.parameters, errors, strict=True)),
         rules=got.rules,
-        total_error=float(_relative(vector_norm(got.norms, p), whole, NOISE * whole).max()),
-        closed_form_error=_closed_form_error(model, images, head, how)
-        if head.closed_form
-        else None,
+        total_error=float(_relative(vector_norm(answers, p), whole, NOISE * whole).max()),
+        closed_form_error=closed,
         closed_form_reason=head.reason,
+        caution=ONE_IMAGE if len(images) == 1 else "",
     )
 
 
-def _copied(model: nn.Module) -> nn.Module:
-    """Return a copy of a model, which may keep weights that it computed from others."""
-    computed = [
-        value
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    ]
-    return deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
+@contextmanager
+def _converted(model: nn.Module, dtype: torch.dtype) -> Iterator[nn.Module]:
+    """Give a copy of a model in another precision, or the model itself, converted for a while."""
+    with ONE_AT_A_TIME:
+        model = copied(model)
+        tensors = [
+            x
+            for x in (*model.parameters(), *model.buffers())
+            if x.is_floating_point() or x.is_complex()
+        ]
+        before = [x.data for x in tensors]
+        try:
+            for x in tensors:
+                x.data = x.data.to(dtype.to_complex() if x.is_complex() else dtype)
+            yield model
+        finally:
+            for x, data in zip(tensors, before, strict=True):
+                x.data = data
 
 
 def _closed_form_error(
     model: nn.Module, images: Tensor, head: Head, how: dict[str, object]
 ) -> float:
     with torch.no_grad(), observe_features(model, head) as observed:
-        logits = logits_of(model(images), len(images))
+        logits = logits_of(model(images.clone()), len(images))
     got = last_layer_score(observed.features, logits, **how).abs()
     expected = one_backward_a_sample(model, images, layers=head.weights, **how).norms[:, 0]
     return float(_relative(got, expected, torch.zeros_like(expected)).max())
 
 
 def _relative(got: Tensor, expected: Tensor, floor: Tensor) -> Tensor:
-    """Return relative errors; where both are zero there is none."""
+    """Return relative errors; where both are zero there is none, of what is no number all."""
     difference = (got - expected).abs()
-    return torch.where(difference == 0, 0, difference / torch.maximum(expected, floor))
+    error = torch.where(difference == 0, 0, difference / torch.maximum(expected, floor))
+    return torch.where(error.isnan(), torch.inf, error)

@@ -1,5 +1,7 @@
 """Verification tells right rules from wrong ones."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -105,3 +107,45 @@ def test_images_that_the_model_cannot_take_are_told():
     model, _ = model_and_images()
     with pytest.raises(ModelError, match="Expected a model that takes"):
         verify(model, torch.randn(2, 1, 7, 7))
+
+
+def test_one_image_is_told_what_it_cannot_show():
+    model, images = model_and_images()
+    assert verify(model, images).caution == ""
+    assert (
+        "one image does not show whether samples depend on each"
+        in verify(model, images[:1]).caution
+    )
+
+
+def test_a_model_that_cannot_be_copied_is_converted_and_put_back():
+    model, images = model_and_images()
+    model.lock = threading.Lock()
+    before = [(x.data_ptr(), x.tolist()) for x in model.parameters()]
+    found = verify(model, images)
+    assert found.max_relative_error < 1e-12
+    with pytest.raises(ModelError, match="Expected a model that takes"):
+        verify(model, torch.randn(2, 1, 7, 7))
+    assert [(x.data_ptr(), x.tolist()) for x in model.parameters()] == before
+    assert {x.dtype for x in model.parameters()} == {torch.float32}
+
+
+def test_complex_weights_are_verified_in_double_precision():
+    class Complex(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.fc = nn.Linear(5, 3, dtype=torch.complex64)
+
+        def forward(self, x):
+            return self.fc(x * (1 + 2j)).abs()
+
+    found = verify(Complex().eval(), torch.randn(2, 5))
+    assert found.max_relative_error < 1e-12
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_every_mode_will_do(mode):
+    model, images = model_and_images()
+    with mode():
+        assert verify(model, images + 0).max_relative_error < 1e-9

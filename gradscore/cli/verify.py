@@ -78,6 +78,8 @@ def verify(
         for order, entry in found.items()
         for name, error in entry.errors.items()
     ]
+    if caution := next(iter(found.values())).caution:
+        notice(f"Note: {caution} (--limit).", quiet=quiet)
     if output:
         write_rows(output, rows)
         notice(f"Wrote {output}.", quiet=quiet)

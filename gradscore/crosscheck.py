@@ -5,25 +5,17 @@ in its backward, a call that torch hands to nobody. One ``logits.backward`` of a
 a copy of the model, knows nothing of recorded calls, and so shows every such way at once.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 
 from gradscore.errors import ModelError
-from gradscore.graph import straighten_batch_norms
 from gradscore.norms import vector_norm
-from gradscore.outputs import logits_of
-from gradscore.uses import (
-    as_written,
-    state_of,
-    undisturbed,
-    without_tables,
-)
-from gradscore.uses.undisturbed import ONE_AT_A_TIME
+from gradscore.reference import backward_norms
+from gradscore.uses import state_of, tensors_from_elsewhere
 
 CHECKED_ORDER = 2.0
 """The order that is always compared: below one, noise in entries near zero is magnified."""
@@ -53,78 +45,6 @@ def samples_to_check(batch: int, *, first: bool) -> list[int]:
     return sorted({batch - 1 - i * batch // count for i in range(count)})
 
 
-def plain_norms(
-    model: nn.Module,
-    images: Tensor,
-    sample: int,
-    cotangent: Tensor,
-    positions: Sequence[int],
-    orders: Sequence[float],
-) -> Tensor:
-    """Return one sample's gradient norms by one backward through the model as it is.
-
-    The sample is alone, but for models that take batches of one size only.
-
-    Args:
-        model: A copy of the model, of which every parameter may require a gradient.
-        images: Its input, shape ``[batch, ...]``.
-        sample: Number of the sample.
-        cotangent: Gradient of the summed losses with respect to the logits.
-        positions: Positions of ``K`` parameters among the model's.
-        orders: Orders of the norms.
-
-    Returns:
-        Norms, shape ``[len(orders), K]``.
-
-    Raises:
-        ModelError: If the logits carry no gradient at all.
-    """
-    logits, cotangent = _forward(model, images, slice(sample, sample + 1), cotangent)
-    if not logits.requires_grad:
-        raise ModelError(
-            "Expected logits that carry a gradient, got a forward that runs without one; take "
-            "torch.no_grad(), torch.inference_mode() or detach() out of it."
-        )
-    straighten_batch_norms(logits)
-    parameters = list(model.parameters())
-    for parameter in parameters:
-        parameter.grad = None
-    logits.backward(cotangent.to(logits.dtype))
-    zero = torch.zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
-    found = [parameters[position].grad for position in positions]
-    return torch.stack(
-        [torch.stack([zero if g is None else _norm(g, p).cpu() for g in found]) for p in orders]
-    )
-
-
-def _forward(
-    model: nn.Module, images: Tensor, part: slice, cotangent: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return logits in which one sample has the cotangent, all others zeros."""
-    mask = torch.zeros_like(cotangent)
-    mask[part] = 1
-    ways = [
-        # Some functions give parameters a gradient only where their input requires one.
-        (lambda: images[part].detach().requires_grad_().clone(), cotangent[part]),
-        (lambda: images[part].clone(), cotangent[part]),
-        # A model may take batches of one size only.
-        (lambda: images.clone(), cotangent * mask),
-    ]
-    for number, (make, rows) in enumerate(ways, start=1):
-        try:
-            with undisturbed(model):
-                return logits_of(model(make()), len(rows)), rows
-        except Exception:
-            if number == len(ways):
-                raise
-    raise AssertionError("the last way returns or raises")
-
-
-def _norm(gradient: Tensor, p: float) -> Tensor:
-    gradient = gradient.to_dense() if gradient.is_sparse else gradient
-    return vector_norm(gradient.abs().flatten(), p)
-
-
 def disagreeing(
     model: nn.Module,
     images: Tensor,
@@ -149,18 +69,16 @@ def disagreeing(
     Raises:
         ModelError: If the logits carry no gradient at all.
     """
-    tolerance, share = TOLERANCES.get(coarsest, (0.1, 0.1))
-    wrong: set[str] = set()
     if not norms:
         return frozenset()
-    positions = _positions(model, selected, norms)
-    compared = [k for k, p in enumerate(orders) if p >= 1]
-    some = [orders[k] for k in compared]
+    tolerance, share = TOLERANCES.get(coarsest, (0.1, 0.1))
     samples = samples_to_check(len(images), first=not known_kinds(model))
-    for sample, plain in zip(
-        samples, _by_autograd(model, images, samples, cotangent, positions, some), strict=True
-    ):
-        expected = plain.double()
+    compared = [k for k, p in enumerate(orders) if p >= 1]
+    asked = {name: selected[name] for name in norms}
+    some = [orders[k] for k in compared]
+    wrong: set[str] = set()
+    rows = autograd_norms(model, images, samples, cotangent, asked, some).double().cpu()
+    for sample, expected in zip(samples, rows.unbind(1), strict=True):
         whole = torch.stack([vector_norm(row, p) for row, p in zip(expected, some, strict=True)])
         bound = tolerance * torch.maximum(expected, share * whole[:, None])
         for k, name in enumerate(norms):
@@ -179,37 +97,83 @@ def disagreeing(
 def autograd_norms(
     model: nn.Module,
     images: Tensor,
+    samples: Sequence[int],
     cotangent: Tensor,
     selected: Mapping[str, Tensor],
     orders: Sequence[float],
 ) -> Tensor:
-    """Return norms ``[len(orders), batch, K]`` by one plain backward for each sample.
+    """Return norms ``[len(orders), len(samples), K]`` of some samples by one backward for each.
 
-    Arguments and errors are those of :func:`plain_norms`, for all samples.
+    Arguments are those of :func:`disagreeing`.
+
+    Raises:
+        ModelError: If the logits carry no gradient at all.
     """
-    positions = _positions(model, selected, selected)
-    rows = _by_autograd(model, images, range(len(images)), cotangent, positions, orders)
-    return torch.stack(rows, dim=1).to(images.device)
+    carried = []
+
+    def loss_with(row: Tensor) -> Callable[[Tensor], Tensor]:
+        def loss(logits: Tensor) -> Tensor:
+            carried.append(True)
+            return (logits * row.to(logits)).sum()
+
+        return loss
+
+    losses = [loss_with(cotangent[sample]) for sample in samples]
+    norms = backward_norms(model, images[list(samples)], selected, losses, orders)
+    if not carried:
+        raise ModelError(
+            "Expected logits that carry a gradient, got a forward that runs without one; take "
+            "torch.no_grad(), torch.inference_mode() or detach() out of it."
+        )
+    return norms
 
 
-def _by_autograd(
-    model: nn.Module,
-    images: Tensor,
-    samples: Sequence[int],
-    cotangent: Tensor,
-    positions: Sequence[int],
-    orders: Sequence[float],
-) -> list[Tensor]:
-    with _twin(model) as twin, without_tables(twin, images):
-        return [plain_norms(twin, images, i, cotangent, positions, orders) for i in samples]
+def check_nothing_kept(model: nn.Module, images: Tensor, unused: Sequence[str]) -> None:
+    """Refuse a model that may have kept what an earlier forward made of its weights.
+
+    Args:
+        model: The model; it is left as it is found.
+        images: Its input, shape ``[batch, ...]``.
+        unused: Parameters to which no gradient arrived.
+
+    Raises:
+        ModelError: If the logits depend on a tensor that is neither registered nor made in the
+            forward, and that may have been made of one of those parameters.
+    """
+    if not unused:
+        return
+    for tensor in tensors_from_elsewhere(model, images):
+        raise ModelError(
+            f"Expected a forward that makes what it needs of the weights, got no use of "
+            f"{unused[0]!r} in it, and a tensor {list(tensor.shape)} from elsewhere that may have "
+            "been made of it before: clear what the model keeps between forwards, register a "
+            "constant as a buffer, or leave that parameter out of the layers."
+        )
 
 
-def _positions(
-    model: nn.Module, selected: Mapping[str, Tensor], names: Iterable[str]
-) -> list[int]:
-    """Return where parameters stand in a model, which may know them by other names."""
-    places = {id(parameter): place for place, parameter in enumerate(model.parameters())}
-    return [places[id(selected[name])] for name in names]
+def check_no_graph_kept(model: nn.Module, images: Tensor) -> None:
+    """Refuse a model that kept a tensor with its graph, which one backward would use up.
+
+    This is asked once for a state of the model, before the first forward with a graph.
+
+    Args:
+        model: The model; it is left as it is found.
+        images: Its input, shape ``[batch, ...]``.
+
+    Raises:
+        ModelError: If a forward uses such a tensor.
+    """
+    known = state_of(model).found
+    if check_no_graph_kept in known:
+        return
+    for tensor in tensors_from_elsewhere(model, images):
+        if tensor.grad_fn is not None:
+            raise ModelError(
+                "Expected a forward that makes what it needs of the weights, got a tensor "
+                f"{list(tensor.shape)} that an earlier one made, with its graph: clear what the "
+                "model keeps between forwards."
+            )
+    known[check_no_graph_kept] = True
 
 
 @contextmanager
@@ -223,34 +187,3 @@ def rules_alone() -> Iterator[None]:
         yield
     finally:
         _RULES_ALONE.reset(token)
-
-
-@contextmanager
-def _twin(model: nn.Module) -> Iterator[nn.Module]:
-    """Give a copy of a model in which every parameter requires a gradient, or the model itself.
-
-    Not every model can be copied; such a one is restored on the way out.
-    """
-    hooked = any(parameter._backward_hooks for parameter in model.parameters())
-    try:
-        if hooked:
-            raise ValueError("a copy of a parameter has none of its hooks")
-        # What was computed from weights has a graph, which cannot be copied.
-        made = [x for part in model.modules() for x in vars(part).values() if _is_made(x)]
-        twin = deepcopy(model, {id(x): x.detach().clone() for x in made})
-    except Exception:  # locks, open files, graphs in containers
-        twin = model
-    with ONE_AT_A_TIME, torch.inference_mode(False), torch.enable_grad(), as_written():
-        before = [(x, x.requires_grad, x.grad) for x in twin.parameters()]
-        try:
-            for parameter, _, _ in before:
-                parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
-            yield twin
-        finally:
-            for parameter, required, grad in before:
-                parameter.requires_grad_(required)
-                parameter.grad = grad
-
-
-def _is_made(value: object) -> bool:
-    return isinstance(value, Tensor) and not value.is_leaf

@@ -108,6 +108,7 @@ def record(model: nn.Module, images: Tensor, selected: Mapping[str, Tensor]) -> 
         raise InvalidArgument("Expected at least one image, got an empty batch.")
     with torch.inference_mode(False):
         images = images.clone() if images.is_inference() else images.detach()
+        crosscheck.check_no_graph_kept(model, images)
         forward = record_forward(model, images, selected)
         straighten_batch_norms(forward.logits)
     return Recording(model, images, selected, forward)
@@ -224,6 +225,9 @@ class Recording:
             orders,
             self._forward.coarsest,
         )
+        used = found.keys() | self._unseen
+        unused = [name for name in norms if name not in used]
+        crosscheck.check_nothing_kept(self._model, self._images, unused)
         crosscheck.known_kinds(self._model)[self._kind] = self._unseen
 
     def _by_reference(self) -> list[str]:
@@ -237,7 +241,7 @@ class Recording:
         if names:
             selected = {name: self._selected[name] for name in names}
             norms = crosscheck.autograd_norms(
-                self._model, self._images, cotangent, selected, orders
+                self._model, self._images, range(len(self._images)), cotangent, selected, orders
             )
             found |= {name: norms[:, :, k].T for k, name in enumerate(names)}
 

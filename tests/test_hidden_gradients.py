@@ -1,5 +1,9 @@
 """Gradients that reach a parameter by a way that no recorded call shows are right, or refused."""
 
+import dataclasses
+import functools
+import types
+
 import pytest
 import torch
 from test_uses import Model, images
@@ -137,10 +141,103 @@ def test_parameters_on_the_meta_device_are_refused(make, layers):
         gradient_norms(swapped(make, "meta"), images(3, 5), layers=layers)
 
 
+@pytest.mark.parametrize("make", [nn.Parameter, torch.clone], ids=["parameter", "tensor"])
 @pytest.mark.parametrize("layers", ["all", "0.weight"])
-def test_parameters_swapped_in_for_the_forward_are_refused(layers):
+def test_parameters_swapped_in_for_the_forward_are_refused(make, layers):
     with pytest.raises(ModelError, match="register"):
-        gradient_norms(swapped(nn.Parameter, "cpu"), images(3, 5), layers=layers)
+        gradient_norms(swapped(make, "cpu"), images(3, 5), layers=layers)
+
+
+@dataclasses.dataclass
+class Holder:
+    table: object = None
+
+
+class Slots:
+    __slots__ = ("table",)
+
+    def __init__(self):
+        self.table = None
+
+
+KEPT = {}
+
+
+@functools.lru_cache
+def table_of(weight):
+    return weight.exp()
+
+
+def in_attribute(make):
+    def build():
+        holder = make()
+
+        def forward(m, x):
+            if m.holder.table is None:
+                m.holder.table = m.w.exp()
+            return F.linear(F.linear(x, m.holder.table).tanh(), m.u)
+
+        model = Model(forward, **SHAPES)
+        model.holder = holder
+        return model
+
+    return build
+
+
+def in_closure():
+    kept = None
+
+    def forward(m, x):
+        nonlocal kept
+        if kept is None:
+            kept = m.w.exp()
+        return F.linear(F.linear(x, kept).tanh(), m.u)
+
+    return Model(forward, **SHAPES)
+
+
+def in_module_level_dict():
+    KEPT.clear()
+
+    def forward(m, x):
+        if "w" not in KEPT:
+            KEPT["w"] = m.w.exp()
+        return F.linear(F.linear(x, KEPT["w"]).tanh(), m.u)
+
+    return Model(forward, **SHAPES)
+
+
+def in_lru_cache():
+    table_of.cache_clear()
+    return Model(lambda m, x: F.linear(F.linear(x, table_of(m.w)).tanh(), m.u), **SHAPES)
+
+
+CACHES = {
+    "namespace": in_attribute(lambda: types.SimpleNamespace(table=None)),
+    "dataclass": in_attribute(Holder),
+    "slots": in_attribute(Slots),
+    "closure": in_closure,
+    "lru_cache": in_lru_cache,
+    "module level": in_module_level_dict,
+}
+
+
+@pytest.mark.parametrize("before", [None, torch.no_grad, torch.enable_grad])
+@pytest.mark.parametrize("name", CACHES)
+def test_weights_kept_from_a_forward_before_are_right_or_refused(name, before):
+    model, x = CACHES[name](), images(3, 5)
+    if before is not None:
+        with before():
+            model(x)
+    for _ in range(2):
+        try:
+            got = gradient_norms(model, x, p=2).norms
+        except ModelError as error:
+            assert len(str(error).splitlines()) == 1
+            continue
+        fresh = Model(lambda m, x: F.linear(F.linear(x, m.w.exp()).tanh(), m.u), **SHAPES)
+        expected = gradient_norms(fresh, x, p=2).norms
+        torch.testing.assert_close(got, expected, rtol=1e-8, atol=0)
 
 
 def checkpointed(reentrant, first=True):

@@ -4,6 +4,7 @@ from gradscore.uses.as_written import as_written
 from gradscore.uses.backward import run_backward
 from gradscore.uses.bundle import Bundle, bundles_of
 from gradscore.uses.collector import Collector
+from gradscore.uses.elsewhere import tensors_from_elsewhere
 from gradscore.uses.forward import Forward, check_eval_mode, check_images, record_forward
 from gradscore.uses.proof import check_apart, tolerance_of
 from gradscore.uses.state import State, state_of
@@ -24,6 +25,7 @@ __all__ = [
     "run_backward",
     "state_of",
     "structure_of",
+    "tensors_from_elsewhere",
     "tolerance_of",
     "trial_images",
     "undisturbed",

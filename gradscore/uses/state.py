@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from gradscore.uses.holders import is_own_hook
 from gradscore.uses.undisturbed import ONE_AT_A_TIME
 
 MOST_STATES = 8
@@ -168,11 +169,6 @@ def _entries_of(module: nn.Module, pending: list[nn.Module], seen: set[int]) -> 
         for key, tensor in (*module.named_parameters(), *module.named_buffers()):
             entries[key] = _of_tensor(tensor)
     return entries
-
-
-def is_own_hook(hook: Any) -> bool:
-    """Say whether a hook of a module is one of this package."""
-    return (getattr(hook, "__module__", None) or "").startswith("gradscore.")
 
 
 def _of(value: Any, pending: list[nn.Module], seen: set[int]) -> Any:

@@ -5,49 +5,104 @@ features, a counter. Kept from one of our forwards, a derived table would hide t
 it from the next, and the features would hold a whole graph.
 """
 
+import random
+import sys
 import threading
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gradscore.outputs import logits_of
+from gradscore.uses.holders import Container, holders_of, is_own_hook
 
 ONE_AT_A_TIME = threading.RLock()
 """Held while a model is not as its owner left it: threads may share models, or parameters."""
 
-_CONTAINERS = (dict, list, set, deque)
 _MODULES_OWN = frozenset(vars(nn.Module()))
-_HOOKS = _MODULES_OWN - {"_buffers", "_parameters"}
-"""Attributes by which modules keep their hooks and submodules."""
+_HOOKS = tuple(name for name in vars(nn.Module()) if "hooks" in name)
+
+_COPIES: WeakKeyDictionary[nn.Module, dict[int, tuple[Tensor, int, Tensor]]] = WeakKeyDictionary()
+"""Buffers that were copied before, with the version of which the copy is."""
 
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Restore the attributes of all modules, what is in them, and the buffers, on the way out.
+    """Put back on the way out what a forward changed in a model, or around it.
 
-    Hooks and submodules are left alone, which another thread may add. Of weights that
+    That is: attributes of modules and what is in them, hooks, buffers, tensors that its code keeps
+    elsewhere, and the states of random generators. Of weights that
     ``torch.nn.utils.parametrize.cached`` keeps, nothing is seen inside.
 
     Args:
         model: The model that is run inside.
     """
     with ONE_AT_A_TIME:
-        kept = [(part, _entries(part)) for part in (*_containers_of(model), parametrize._cache)]
-        buffers = [(x, x._version, x.clone()) for x in model.buffers() if not x.is_inference()]
+        holders = [*holders_of(model), Container(parametrize._cache, False)]
+        hooks = {id(part): set(part) for part in _hooks_of(model)}
+        buffers = _copied_buffers(model)
+        generators = _generator_states()
         parametrize._cache.clear()
         try:
             yield
         finally:
-            for part, before in kept:
-                _restore(part, before)
-            for buffer, version, before in buffers:
+            for holder in holders:
+                holder.restore()
+            _remove_hooks(model, hooks)
+            for key, (buffer, version, copy) in buffers.items():
                 if buffer._version != version:
-                    _overwrite(buffer, before)
+                    with torch.no_grad():
+                        buffer.copy_(copy)
+                    buffers[key] = (buffer, buffer._version, copy)
+            for restore, state in generators:
+                restore(state)
+
+
+def _copied_buffers(model: nn.Module) -> dict[int, tuple[Tensor, int, Tensor]]:
+    """Return the buffers with their versions and copies, made anew only where one has changed."""
+    known = _COPIES.get(model, {})
+    copies = {}
+    for buffer in model.buffers():
+        if not buffer.is_inference():
+            key, version = id(buffer), buffer._version
+            before = known.get(key)
+            current = before is not None and before[0] is buffer and before[1] == version
+            copies[key] = before if current else (buffer, version, buffer.detach().clone())
+    _COPIES[model] = copies
+    return copies
+
+
+def _hooks_of(model: nn.Module) -> Iterator[dict[int, Any]]:
+    for module in model.modules():
+        attributes = module.__dict__
+        yield from (attributes[name] for name in _HOOKS if attributes.get(name))
+
+
+def _remove_hooks(model: nn.Module, known: dict[int, set[int]]) -> None:
+    """Remove hooks that a forward registered; those of this package another thread may add."""
+    for part in _hooks_of(model):
+        before = known.get(id(part), ())
+        for key, hook in list(part.items()):
+            if key not in before and not is_own_hook(hook):
+                del part[key]
+
+
+def _generator_states() -> list[tuple[Callable[[Any], Any], Any]]:
+    """Return the states of random generators, each with what restores it."""
+    states = [
+        (torch.set_rng_state, torch.get_rng_state()),
+        (random.setstate, random.getstate()),
+    ]
+    if "numpy" in sys.modules:
+        numpy = sys.modules["numpy"]
+        states.append((numpy.random.set_state, numpy.random.get_state()))
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
+    return states
 
 
 @contextmanager
@@ -62,16 +117,16 @@ def without_tables(model: nn.Module, images: Tensor) -> Iterator[None]:
         images: Its input, of which one shows whether it gives the same logits without them.
     """
     with ONE_AT_A_TIME:
-        tables = [(table, _entries(table)) for table in _tables_of(model)]
-        if tables and not _same_without(model, images[:1], [part for part, _ in tables]):
+        tables = [Container(table, False) for table in _tables_of(model)]
+        if tables and not _same_without(model, images[:1], [table.part for table in tables]):
             tables = []
-        for part, _ in tables:
-            part.clear()
+        for table in tables:
+            table.part.clear()
         try:
             yield
         finally:
-            for part, before in tables:
-                _restore(part, before)
+            for table in tables:
+                table.restore()
 
 
 def _tables_of(model: nn.Module) -> list[dict[Any, Tensor]]:
@@ -98,36 +153,3 @@ def _same_without(model: nn.Module, image: Tensor, tables: list[dict[Any, Tensor
             except Exception:  # they are not made on demand
                 return False
             return all(tables) and torch.allclose(got, expected)
-
-
-def _containers_of(model: nn.Module) -> list[Any]:
-    """Return the attributes of all modules, and every container in them, each once."""
-    found: dict[int, Any] = {}
-    pending: list[Any] = []
-    for module in model.modules():
-        attributes = module.__dict__
-        found[id(attributes)] = attributes
-        pending += [value for name, value in attributes.items() if name not in _HOOKS]
-    while pending:
-        part = pending.pop()
-        if isinstance(part, _CONTAINERS) and id(part) not in found:
-            found[id(part)] = part
-            pending.extend(part.values() if isinstance(part, dict) else part)
-    return list(found.values())
-
-
-def _entries(part: Any) -> list[Any]:
-    return list(part.items() if isinstance(part, dict) else part)
-
-
-def _restore(part: Any, before: list[Any]) -> None:
-    now = part.values() if isinstance(part, dict) else part
-    then = [value for _, value in before] if isinstance(part, dict) else before
-    if len(now) != len(then) or any(a is not b for a, b in zip(now, then, strict=True)):
-        part.clear()
-        part.extend(before) if isinstance(part, (list, deque)) else part.update(before)
-
-
-def _overwrite(buffer: Tensor, before: Tensor) -> None:
-    with torch.no_grad():
-        buffer.copy_(before)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gradscore.errors import ModelError
 from gradscore.norms import vector_norm
 from gradscore.reference import backward_norms
-from gradscore.uses import state_of, tensors_from_elsewhere
+from gradscore.uses import state_of, tensors_from_elsewhere, undisturbed
 
 CHECKED_ORDER = 2.0
 """The order that is always compared: below one, noise in entries near zero is magnified."""
@@ -118,14 +118,18 @@ def autograd_norms(
 
         return loss
 
-    losses = [loss_with(cotangent[sample]) for sample in samples]
-    norms = backward_norms(model, images[list(samples)], selected, losses, orders)
+    norms = []
+    for sample in samples:
+        # Between two samples nothing remains that the model's code keeps outside of the copy.
+        with undisturbed(model):
+            image, losses = images[sample : sample + 1], [loss_with(cotangent[sample])]
+            norms.append(backward_norms(model, image, selected, losses, orders))
     if not carried:
         raise ModelError(
             "Expected logits that carry a gradient, got a forward that runs without one; take "
             "torch.no_grad(), torch.inference_mode() or detach() out of it."
         )
-    return norms
+    return torch.cat(norms, dim=1)
 
 
 def check_nothing_kept(model: nn.Module, images: Tensor, unused: Sequence[str]) -> None:

@@ -150,10 +150,14 @@ def test_parameters_swapped_in_for_the_forward_are_refused(make, layers):
 
 @dataclasses.dataclass
 class Holder:
+    """Keep a table."""
+
     table: object = None
 
 
 class Slots:
+    """Keep a table, without a dictionary of attributes."""
+
     __slots__ = ("table",)
 
     def __init__(self):
@@ -232,8 +236,7 @@ def test_weights_kept_from_a_forward_before_are_right_or_refused(name, before):
     for _ in range(2):
         try:
             got = gradient_norms(model, x, p=2).norms
-        except ModelError as error:
-            assert len(str(error).splitlines()) == 1
+        except ModelError:
             continue
         fresh = Model(lambda m, x: F.linear(F.linear(x, m.w.exp()).tanh(), m.u), **SHAPES)
         expected = gradient_norms(fresh, x, p=2).norms

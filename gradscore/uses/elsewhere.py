@@ -4,9 +4,11 @@ Such a tensor may be a constant, or what an earlier forward made of weights and 
 of the weights is then zero for autograd as well, though the logits do depend on them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -23,6 +25,7 @@ def tensors_from_elsewhere(model: nn.Module, images: Tensor) -> list[Tensor]:
         images: Its input, shape ``[batch, ...]``; one of them is run.
     """
     with (
+        _casting_anew(),
         without_tables(model, images),
         trial_images(model, images[:1]) as own,
         _Origins(model, own) as origins,
@@ -32,6 +35,17 @@ def tensors_from_elsewhere(model: nn.Module, images: Tensor) -> list[Tensor]:
         except Exception:  # it takes another number of images
             model(images.clone())
     return origins.found
+
+
+@contextmanager
+def _casting_anew() -> Iterator[None]:
+    """Let autocast not use what it has cast before, which would be found."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 class _Origins(TorchDispatchMode):

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "gradscore"
 FLOORS = {
     1: "errors copies graph files escapes memory norms objective outputs metrics manifest "
-    "manifest_formats labels selection results",
+    "manifest_formats numpy_files labels selection results",
     2: "deviation last_layer linear_head uses rules kernels reference vmapped gaussians "
     "perturbation",
     3: "batches crosscheck engine run models data assets",

@@ -1,6 +1,20 @@
 """Sets of images, from whatever they are kept in."""
 
-from gradscore.data.loading import Batch, batch_spans, first_readable, load_batches
+from gradscore.data.loading import (
+    Batch,
+    batch_spans,
+    decoding_processes,
+    first_readable,
+    load_batches,
+)
 from gradscore.data.sources import ImageSet, open_set
 
-__all__ = ["Batch", "ImageSet", "batch_spans", "first_readable", "load_batches", "open_set"]
+__all__ = [
+    "Batch",
+    "ImageSet",
+    "batch_spans",
+    "decoding_processes",
+    "first_readable",
+    "load_batches",
+    "open_set",
+]

@@ -1,17 +1,27 @@
 """Image files to pictures of 8 bits, grey or RGB; anything doubtful is refused by name."""
 
 import io
+import os
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from gradscore.errors import DataError
+from gradscore.files import SCARCE, read_regular
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that are decoded here; others, such as EPS, would run further programs."""
+LARGEST_FILE = 1 << 29
+"""Bytes of an image file: more than the most pixels in any of these formats."""
+_replacing = threading.RLock()
 
 
+_open = Image.open
 Image.init()  # registers the formats that PIL does not load by itself
 
 
@@ -35,7 +45,7 @@ def decode_image(content: bytes, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+            with _open(io.BytesIO(content), formats=FORMATS) as picture:
                 picture.load()
                 ImageOps.exif_transpose(picture, in_place=True)
                 return _eight_bits(picture)
@@ -45,9 +55,58 @@ def decode_image(content: bytes, name: str) -> Image.Image:
         raise DataError(
             f"{name}: expected an image of at most {Image.MAX_IMAGE_PIXELS} pixels, got more."
         ) from None
+    except MemoryError:  # says nothing about the image
+        raise
     except Exception as error:  # each decoder has its own kinds for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{name}: damaged image: {reason}") from error
+
+
+def read_image_file(path: str | os.PathLike) -> bytes:
+    """Return the bytes of an image file.
+
+    Raises:
+        DataError: If it cannot be read, is no regular file, or is too large.
+        OSError: If the machine lacks what it takes, which says nothing about the file.
+    """
+    try:
+        return read_regular(path, LARGEST_FILE)
+    except OSError as error:
+        if error.errno in SCARCE:
+            raise
+        raise DataError(f"{os.fspath(path)}: cannot be read: {error.strerror}.") from None
+
+
+def load_image(path: str | os.PathLike) -> Image.Image:
+    """Return the picture in an image file, of mode ``L`` or ``RGB``.
+
+    Raises:
+        DataError: As :func:`read_image_file` and :func:`decode_image` do.
+    """
+    return decode_image(read_image_file(path), os.fspath(path))
+
+
+@contextmanager
+def decoding_here() -> Iterator[None]:
+    """Have ``PIL.Image.open`` decode as :func:`decode_image` does.
+
+    Libraries' data sets call it with the formats that PIL knows, some of which start programs;
+    most of them take no other loader.
+    """
+
+    def opened(source: Any, mode: str = "r", formats: Any = None) -> Image.Image:
+        if hasattr(source, "read"):
+            content = source.read(LARGEST_FILE)
+            return decode_image(content, str(getattr(source, "name", "an image")))
+        return load_image(source)
+
+    with _replacing:
+        theirs = Image.open
+        Image.open = opened
+        try:
+            yield
+        finally:
+            Image.open = theirs
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:

@@ -4,7 +4,8 @@ Batches are formed by the images' place in the set, whatever was skipped or is t
 that the same images meet in a batch whether or not a run was interrupted.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from gradscore.data.sources import ImageSet
-from gradscore.errors import DataError, GradScoreError
+from gradscore.errors import DataError, GradScoreError, InvalidArgument
 
 
 class Batch(NamedTuple):
@@ -68,13 +69,21 @@ class _Decoded(Dataset):
         return Batch(span, torch.tensor(places, dtype=torch.int64), images, failed)
 
     def _decode(self, place: int) -> Tensor:
-        tensor = self.preprocessing(self.images[place])
+        tensor = _prepared(self.images, place, self.preprocessing)
         if self.shape is not None and tuple(tensor.shape) != self.shape:
             raise DataError(
                 f"{self.images.paths[place]}: expected {list(self.shape)} after preprocessing, as "
                 f"the first image, got {list(tensor.shape)}; give --resize and --crop."
             )
         return tensor
+
+
+def _prepared(images: ImageSet, place: int, preprocessing: Callable[[Any], Tensor]) -> Tensor:
+    """Return the model's input for an image; an error names the image."""
+    try:
+        return preprocessing(images[place])
+    except InvalidArgument as error:
+        raise DataError(f"{images.paths[place]}: {error}") from error
 
 
 def _unchanged(batch: Batch) -> Batch:
@@ -112,6 +121,27 @@ def load_batches(
     )
 
 
+@contextmanager
+def decoding_processes() -> Iterator[None]:
+    """Tell of a decoding process that ended, wherever the news of it arrives.
+
+    torch raises it in whatever the main thread does at that moment, as a RuntimeError.
+
+    Raises:
+        DataError: In place of that error.
+    """
+    try:
+        yield
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        text = " ".join(str(error).split())
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in text:
+            raise
+        raise DataError(
+            f"A decoding process ended: {text or type(error).__name__}; use fewer --workers, or "
+            "--workers 0, which shows what ends it."
+        ) from error
+
+
 def first_readable(images: ImageSet, preprocessing: Callable[[Any], Tensor]) -> Tensor:
     """Return the first image that can be read, as a batch of one.
 
@@ -121,7 +151,7 @@ def first_readable(images: ImageSet, preprocessing: Callable[[Any], Tensor]) -> 
     reason = None
     for place in range(len(images)):
         try:
-            return preprocessing(images[place])[None]
+            return _prepared(images, place, preprocessing)[None]
         except DataError as error:
             reason = reason or error
     raise DataError(f"No image of {images.source} can be read; the first: {reason}")

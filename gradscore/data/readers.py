@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gradscore.data.decode import decode_image
+from gradscore.data.decode import decode_image, decoding_here, read_image_file
 from gradscore.errors import DataError
 
 Picture = Image.Image | NDArray[np.float32]
@@ -37,10 +37,7 @@ class Files:
     def read(self, place: int) -> Image.Image:
         """Return the picture in a file."""
         path = self.root / self.paths[place]
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
+        content = read_image_file(path)
         if self.sha256:
             import hashlib
 
@@ -199,7 +196,13 @@ class Items:
     def read(self, place: int) -> Image.Image:
         """Return one item's picture."""
         try:
-            picture = self.dataset[place][0]
+            with decoding_here():
+                picture = self.dataset[place][0]
+        except DataError:
+            raise
         except Exception as error:  # each dataset has its own kinds
             raise DataError(f"{self.name}/{place}: cannot be read: {error}") from error
+        if not isinstance(picture, Image.Image):
+            kind = type(picture).__name__
+            raise DataError(f"{self.name}/{place}: expected a picture, got {kind}.")
         return picture if picture.mode in ("L", "RGB") else picture.convert("RGB")

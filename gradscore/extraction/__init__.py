@@ -5,15 +5,21 @@ thread) overlap. Whatever ends it, finished shards stay, and the same call resum
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from gradscore.data import Batch, ImageSet, batch_spans, first_readable, load_batches, open_set
-from gradscore.errors import DataError
+from gradscore.data import (
+    ImageSet,
+    batch_spans,
+    decoding_processes,
+    first_readable,
+    load_batches,
+    open_set,
+)
 from gradscore.extraction.batching import (
     AUTO,
     check_batch_size,
@@ -238,8 +244,8 @@ def _record(
     progress: Progress,
 ) -> None:
     """Compute one stretch of a set."""
-    with writer:
-        for batch in _batches(loader):
+    with decoding_processes(), writer:
+        for batch in loader:
             writer.check_failures(batch.failed)
             rows = computer(batch.images) if len(batch.index) else {}
             ready = torch.cuda.Event() if computer.on_cuda else None
@@ -247,16 +253,6 @@ def _record(
                 ready.record()
             writer.put(Computed(batch.span, batch.index.numpy(), rows, batch.failed, ready))
             progress.advance(batch.span[1] - batch.span[0])
-
-
-def _batches(loader: torch.utils.data.DataLoader) -> Iterator[Batch]:
-    try:
-        yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        reason = str(error).splitlines()[0]
-        raise DataError(f"A decoding process ended: {reason} Use fewer --workers.") from error
 
 
 def _agree_on_set(store: RunStore, name: str, role: str | None, images: ImageSet) -> None:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradscore.data import Batch, ImageSet, load_batches, open_set
+from gradscore.data import Batch, ImageSet, decoding_processes, load_batches, open_set
 from gradscore.errors import DataError, InvalidArgument, NotRecorded
 from gradscore.extraction.batching import AUTO
 from gradscore.extraction.identity import require_equal
@@ -197,7 +197,7 @@ def fit_to(
         return store.info.fits[entry.name], StageFit.from_arrays(stages, arrays)
     labels = read.images.labels
     labelled = int((labels >= 0).sum())
-    with piece_of_work(progress, work(labelled), f"fit {name}"):
+    with decoding_processes(), piece_of_work(progress, work(labelled), f"fit {name}"):
         learned = learn_stages(network, stages, labels, read, progress.advance)
     if labelled < 2 * IMAGES:
         half = images_a_side(labelled)

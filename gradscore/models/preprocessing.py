@@ -224,7 +224,12 @@ def _resized(resize: Size | None, height: int, width: int) -> tuple[int, int]:
     if isinstance(resize, tuple):
         return resize
     short, long = sorted((height, width))
-    long = int(resize * long / short)
+    long = int(resize * long / max(short, 1))
+    if short < 1 or resize * long > (Image.MAX_IMAGE_PIXELS or math.inf):
+        raise InvalidArgument(
+            f"Expected a picture of at most {Image.MAX_IMAGE_PIXELS} pixels at a short side of "
+            f"{resize}, got [{height}, {width}]; give --resize HxW."
+        )
     return (resize, long) if height <= width else (long, resize)
 
 

@@ -19,8 +19,8 @@ from torch.nn.functional import linear
 
 from gradscore.errors import InvalidArgument, ModelError
 from gradscore.models.head_gradient import gradient_fault
+from gradscore.models.last_weights import last_weights
 from gradscore.outputs import logits_of
-from gradscore.selection import differentiable_parameters
 from gradscore.uses import (
     bundles_of,
     check_apart,
@@ -122,7 +122,7 @@ def find_head(model: nn.Module, images: Tensor) -> Head:
         reasons.append(f"{call.name}: {fault}")
     if not reasons:
         reasons = [f"no Linear or 1x1 convolution with {logits.shape[1]} outputs was used"]
-    weights = _last_weights(model, images, logits.shape[1])
+    weights = last_weights(model, images, logits.shape[1])
     return Head(None, weights, None, False, "; ".join(reasons[:REASONS]))
 
 
@@ -236,28 +236,3 @@ def _check_apart(model: nn.Module, images: Tensor, logits: Tensor) -> None:
     if torch.is_autocast_enabled(images.device.type):
         types.add(torch.get_autocast_dtype(images.device.type))
     check_apart(logits[[-1, 0]], others[:2], tolerance_of(types))
-
-
-def _last_weights(model: nn.Module, images: Tensor, classes: int) -> tuple[str, ...]:
-    """Return the weights of the trailing uses with one output a class, or of the last use."""
-    parameters = dict(model.named_parameters())
-    selected = differentiable_parameters(model)
-    with torch.inference_mode(False):
-        forward = record_forward(model, images.clone(), selected)
-    weights: dict[int, set[str]] = {}
-    for bundle in bundles_of(forward, selected):
-        for part in bundle.contributions:
-            if part.tensor.ndim > 1:
-                weights.setdefault(part.number, set()).update(part.sources)
-    found: set[str] = set()
-    for number in sorted(weights, reverse=True):
-        one_a_class = any(classes in shape[1:] for shape in forward.uses[number].output_shapes)
-        if found and not one_a_class:
-            break
-        found |= weights[number]
-        if not one_a_class:
-            break
-    if not found:
-        matrices = [name for name, parameter in parameters.items() if parameter.ndim > 1]
-        found = {(matrices or list(parameters))[-1]}
-    return tuple(name for name in parameters if name in found)

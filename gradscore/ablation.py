@@ -7,6 +7,7 @@ target (Fig. 3), the factors U and V (Table 5) and KL against GradNorm (Fig. 6);
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from os import PathLike, fspath
 from typing import Any
 
@@ -83,7 +84,7 @@ def ablate(
     questions = list(dict.fromkeys(q for of_kind in asked.values() for q in of_kind))
     everything = evaluate_run(store, questions, sets=sets, replicates=replicates)
     return {
-        kind: Evaluation(everything.id_accuracy, _rows_of(of_kind, everything.rows))
+        kind: replace(everything, rows=_rows_of(of_kind, everything.rows))
         for kind, of_kind in asked.items()
     }
 
@@ -104,8 +105,8 @@ def compare(
         replicates: Bootstrap replicates; 0 leaves the intervals out.
 
     Returns:
-        The rows of each run in the order given, each beginning with ``run``, ``model`` and
-        ``id_accuracy``.
+        The rows of each run in the order given, each beginning with ``run``, ``model`` and the
+        ``id_accuracy`` of the row's ID set.
 
     Raises:
         InvalidArgument: If there is no run, or a set is unknown.
@@ -118,12 +119,10 @@ def compare(
     for path in runs:
         store = open_store(path)
         evaluation = evaluate_run(store, questions, sets=sets, replicates=replicates)
-        about = {
-            "run": fspath(path),
-            "model": store.info.model,
-            "id_accuracy": evaluation.id_accuracy,
-        }
-        rows += [{**about, **row} for row in evaluation.rows]
+        about = {"run": fspath(path), "model": store.info.model}
+        for row in evaluation.rows:
+            right = evaluation.accuracies[row["id"]].share
+            rows.append({**about, "id_accuracy": right, **row})
     return rows
 
 

@@ -1,7 +1,7 @@
 """From scores to figures: one pair of score vectors, or every OOD set of a run."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -54,20 +54,36 @@ class Metrics:
         return ", ".join(parts)
 
 
+class Accuracy(NamedTuple):
+    """How many of a set's images have a label, and how many of these are predicted right."""
+
+    right: int
+    labelled: int
+    images: int
+
+    @property
+    def share(self) -> float | None:
+        """The share of labelled images predicted right, or None where none is labelled."""
+        return self.right / self.labelled if self.labelled else None
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What a run says about its OOD sets.
 
     Attributes:
-        id_accuracy: Share of labelled ID inputs whose largest logit is their label; None where
-            none has a label. A low figure shows at once that labels or preprocessing do not fit.
+        id_accuracy: Share of labelled ID inputs whose largest logit is their label, all ID sets
+            together; None where none has a label. A low figure shows at once that labels or
+            preprocessing do not fit.
         rows: One row a question and OOD set, and one with ``ood`` = ``mean`` a question; keys are
             :data:`COLUMNS`, then ``epsilon`` and ``fit`` where a question perturbs inputs or
             learns from a set; an option that the method does not honour is None.
+        accuracies: The accuracy of each ID set, by its name.
     """
 
     id_accuracy: float | None
     rows: list[Row]
+    accuracies: Mapping[str, Accuracy] = field(default_factory=dict)
 
 
 def evaluate(
@@ -139,7 +155,9 @@ def evaluate_run(
         if any(getattr(question, option) for question in questions):
             for place, row in enumerate(rows):
                 row[option] = getattr(questions[place // each % len(questions)], option)
-    return Evaluation(accuracy(scored[name] for name in ids), rows)
+    accuracies = {name: accuracy(scored[name]) for name in ids}
+    together = Accuracy(*map(sum, zip(*accuracies.values(), strict=True)))
+    return Evaluation(together.share, rows, accuracies)
 
 
 def choose_sets(store: Any, sets: Iterable[str] | None = None) -> tuple[list[str], list[str]]:
@@ -163,14 +181,11 @@ def choose_sets(store: Any, sets: Iterable[str] | None = None) -> tuple[list[str
     return by_role["id"], by_role["ood"]
 
 
-def accuracy(scored: Iterable[Scores]) -> float | None:
-    """Return the share of labelled inputs predicted right, or None where none is labelled."""
-    right = labelled = 0
-    for scores in scored:
-        known = scores.label >= 0
-        labelled += int(known.sum())
-        right += int((scores.predicted == scores.label)[known].sum())
-    return right / labelled if labelled else None
+def accuracy(scores: Scores) -> Accuracy:
+    """Return how many inputs have a label, and how many of these are predicted right."""
+    known = scores.label >= 0
+    right = (scores.predicted == scores.label) & known
+    return Accuracy(int(right.sum()), int(known.sum()), len(known))
 
 
 def _figures(ids: Scores, oods: Sequence[Scores], replicates: int) -> NDArray:

@@ -66,14 +66,14 @@ def class_numbers(
     """
     distinct = {label: whole_number(label) for label in dict.fromkeys(labels)}
     for label, number in distinct.items():
-        if number is not None:
-            check_number(number, label, f"image {_first(labels, label)}")
+        if number is not None and not UNKNOWN <= number <= LARGEST:
+            check_number(number, label, f"image {1 + labels.index(label)}")
     names = [str(label) for label, number in distinct.items() if number is None]
     known = [label for label, number in distinct.items() if number not in (None, UNKNOWN)]
     if names and known:
         raise DataError(
             f"Expected class numbers or class names as labels, got both {known[0]!r} and "
-            f"{names[0]!r} (image {_first(labels, names[0])})."
+            f"{names[0]!r} (image {1 + labels.index(names[0])})."
         )
     found, notice = named_classes(names, class_names, classes, "labels") if names else ({}, "")
     numbers = {
@@ -126,10 +126,6 @@ def named_classes(
         f"labels are unknown: {len(ordered)} {what} ({_listed(ordered)}), whose names are not the "
         f"model's classes and whose number is not theirs ({classes or 'unknown'})"
     )
-
-
-def _first(labels: Sequence[Any], label: Any) -> int:
-    return 1 + next(place for place, other in enumerate(labels) if other == label)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -26,7 +26,7 @@ SCORE_ENDINGS = (".csv", ".parquet")
 
 
 def write_evaluation(path: str | os.PathLike, evaluation: Evaluation) -> None:
-    """Write an evaluation's rows; .json holds the ID accuracy too.
+    """Write an evaluation's rows; .json holds the ID accuracy too, of several sets each one's.
 
     Args:
         path: Where to; the ending chooses the format, of :data:`ROW_ENDINGS`.
@@ -36,7 +36,11 @@ def write_evaluation(path: str | os.PathLike, evaluation: Evaluation) -> None:
         InvalidArgument: If the ending is unknown.
         RunError: If the file cannot be written.
     """
-    write_rows(path, evaluation.rows, id_accuracy=evaluation.id_accuracy)
+    facts: Row = {"id_accuracy": evaluation.id_accuracy}
+    if len(evaluation.accuracies) > 1:
+        shares = {name: accuracy.share for name, accuracy in evaluation.accuracies.items()}
+        facts["id_accuracies"] = shares
+    write_rows(path, evaluation.rows, **facts)
 
 
 def write_rows(path: str | os.PathLike, rows: Sequence[Row], **facts: Any) -> None:
@@ -123,6 +127,8 @@ def check_output(path: str | os.PathLike, endings: Iterable[str]) -> None:
 def _text(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_text(entry) or 'unknown'}" for name, entry in value.items())
     return number_name(value) if isinstance(value, float) else str(value)
 
 

@@ -55,9 +55,18 @@ def evaluated_sets(rows) -> set[str]:
 
 def show_evaluation(evaluation, *, title: str = "") -> None:
     """Print an evaluation: the ID accuracy first, then a row a method and OOD set."""
-    if evaluation.id_accuracy is not None:
-        say(f"ID accuracy {evaluation.id_accuracy:.1%}")
+    for name, accuracy in evaluation.accuracies.items():
+        say(accuracy_text(accuracy, name if len(evaluation.accuracies) > 1 else ""))
     show_rows(evaluation.rows, title=title)
+
+
+def accuracy_text(accuracy, name: str) -> str:
+    """Return an ID set's accuracy, and how many images it is of where some have no label."""
+    what = f"ID accuracy of {name}" if name else "ID accuracy"
+    if not accuracy.labelled:
+        return f"{what} unknown: no image has a label"
+    of = f" of the {accuracy.labelled:,} images with a label, {accuracy.images:,} in all"
+    return f"{what} {accuracy.share:.1%}{of if accuracy.labelled < accuracy.images else ''}"
 
 
 def show_rows(rows, *, lead: tuple[str, ...] = (), title: str = "") -> None:

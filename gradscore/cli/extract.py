@@ -6,7 +6,6 @@ from pathlib import Path
 import click
 
 from gradscore.cli.console import Progress, counted, notice
-from gradscore.cli.models import preprocessing_text
 from gradscore.cli.options import (
     ORDER,
     TARGET,
@@ -130,7 +129,12 @@ class BatchSize(click.ParamType):
     help="Default: float32; tf32 is for CUDA.",
 )
 @click.option("--workers", metavar="N", type=click.IntRange(0), help="Decoding processes.")
-@click.option("--limit", metavar="N", type=click.IntRange(1), help="First N images of each set.")
+@click.option(
+    "--limit",
+    metavar="N",
+    type=click.IntRange(1),
+    help="N images of each set, spread over its classes (or folders) by a fixed seed.",
+)
 @click.option(
     "--on-error",
     type=click.Choice(["fail", "skip"]),
@@ -235,15 +239,10 @@ def _settings(known, **how) -> dict:
 
 
 def _report(store, sets: list[str], fit: str | None, quiet: bool) -> None:
-    if store.info.model.startswith("python:"):
-        how = preprocessing_text(store.info)
-        notice(f"{store.info.model}: {how}; --resize, --crop, ... change it.", quiet=quiet)
     if store.info.notice:
         notice(f"{store.info.model}: {store.info.notice}.", quiet=quiet)
     for name in sets:
         entry = store.sets[name]
-        if entry.notice:
-            notice(f"{name}: {entry.notice}", quiet=quiet)
         if entry.failed:
             notice(f"{name}: {counted(len(entry.failed), 'image')} skipped:")
         for row in entry.failed:

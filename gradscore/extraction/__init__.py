@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from gradscore.data import (
-    ImageSet,
     batch_spans,
     decoding_processes,
     first_readable,
@@ -31,11 +30,11 @@ from gradscore.extraction.identity import (
     check_format,
     describe,
     open_run,
-    require_equal,
     resolve_model,
 )
 from gradscore.extraction.keeping import prove_replay
 from gradscore.extraction.network import Network, device_for
+from gradscore.extraction.opening import agree_on_set, open_sets, what_to_know
 from gradscore.extraction.options import check_options
 from gradscore.extraction.plan import (
     agree_on_passes,
@@ -47,10 +46,9 @@ from gradscore.extraction.plan import (
 )
 from gradscore.extraction.precision import float32_products
 from gradscore.extraction.probes import make_probes
-from gradscore.extraction.progress import Progress, Silent, piece_of_work
+from gradscore.extraction.progress import Progress, Silent, piece_of_work, tell
 from gradscore.extraction.recording import (
     Reader,
-    check_labels,
     check_recording,
     fit_to,
     open_fit_set,
@@ -59,8 +57,6 @@ from gradscore.extraction.writing import Computed, ShardWriter
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.run import BASE, RunStore, SetInfo
 
-LABELLED = ("id", "fit")
-"""Roles of sets whose folders' sub-folders are classes."""
 ODIN_TEMPERATURE = 1000.0
 
 
@@ -124,7 +120,8 @@ def extract(
             ``bfloat16`` or ``float16`` for a forward under autocast; everything but a kept input
             is stored in float32.
         workers: Processes that decode images; 0 decodes in this one.
-        limit: Take only so many images of each set, the first ones; or set name to that number.
+        limit: Take only so many images of each set, spread over its classes by a fixed seed; or
+            set name to that number.
         on_error: ``fail`` at an image that cannot be read, or ``skip`` it and record why.
         gradients: ``rules``, or for comparison ``vmap`` or ``reference``.
         blocks: Group names to globs, redefining groups of parameters.
@@ -148,7 +145,7 @@ def extract(
     progress = progress or Silent()
     subject = resolve_model(model, weights, preprocessing)
     for sentence in getattr(subject.model, "notices", ()):
-        progress.tell(sentence)
+        tell(progress, sentence)
     place = device_for(device, precision)
     _, first_source = next(iter(sets.values()))
     image = first_readable(open_set(first_source, labelled=False), subject.preprocessing)
@@ -157,17 +154,12 @@ def extract(
     blocks = blocks or {}
     info, head, arrays = describe(subject, image_there, precision=precision, blocks=blocks)
     network = Network(subject.model, head, place, precision)
-    limits = limit if isinstance(limit, Mapping) else dict.fromkeys(sets, limit)
-    opened = {
-        name: open_set(
-            source, classes=info.classes, labelled=role in LABELLED, limit=limits.get(name)
-        )
-        for name, (role, source) in sets.items()
-    }
-    for name, (role, _) in sets.items():
-        if role in LABELLED:
-            check_labels(name, opened[name], info.classes)
-    labelled = open_fit_set(Path(run), fit, opened, info.classes) if fit is not None else None
+    opened = open_sets(sets, limit, subject, info.classes)
+    labelled = (
+        open_fit_set(Path(run), fit, opened, subject, info.classes) if fit is not None else None
+    )
+    for sentence in what_to_know(subject, opened, info.classes):
+        tell(progress, sentence)
     asked = norm_passes(info, layers, p, temperature or (1.0,), target, gradients)
     kept = keep_passes(keep, keep_dtype)
     prove_replay(network.model, kept, image_there)
@@ -179,9 +171,9 @@ def extract(
     ):
         passes = agree_on_passes(store.info, [*asked, *kept, *perturbed])
         for name, (role, _) in sets.items():
-            _agree_on_set(store, name, role, opened[name])
+            agree_on_set(store, name, role, opened[name])
         if labelled is not None:
-            _agree_on_set(store, fit, store.sets[fit].role, labelled)
+            agree_on_set(store, fit, store.sets[fit].role, labelled)
             read = Reader(
                 labelled,
                 subject.preprocessing,
@@ -253,20 +245,6 @@ def _record(
                 ready.record()
             writer.put(Computed(batch.span, batch.index.numpy(), rows, batch.failed, ready))
             progress.advance(batch.span[1] - batch.span[0])
-
-
-def _agree_on_set(store: RunStore, name: str, role: str | None, images: ImageSet) -> None:
-    """Add a set to the run, or hold it to the one that is there."""
-    known = store.sets.get(name)
-    if known is None:
-        store.add_set(
-            SetInfo(name, role, images.source, images.sha256, len(images), images.notice)
-        )
-        return
-    what = f"Set {name} of the run"
-    require_equal(what, "role", known.role, role)
-    require_equal(what, "rows", known.rows, len(images))
-    require_equal(what, "manifest_sha256", known.manifest_sha256, images.sha256)
 
 
 def _failed_places(entry: SetInfo) -> frozenset[int]:

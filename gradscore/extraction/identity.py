@@ -16,6 +16,7 @@ from gradscore.errors import InvalidArgument, RunError
 from gradscore.models import create_model
 from gradscore.models.groups import parameter_groups
 from gradscore.models.head import Head, find_head
+from gradscore.models.libraries import IMAGENET
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.models.weights import absolute, weights_sha256
 from gradscore.outputs import OutputWatch, check_classes, logits_of
@@ -46,12 +47,17 @@ IDENTITY = (
 
 @dataclass(frozen=True)
 class Subject:
-    """The model that is asked, and how pictures are made ready for it."""
+    """The model that is asked, and how pictures are made ready for it.
+
+    Attributes:
+        assumed: Whether the preprocessing is a guess, as the model says nothing of it.
+    """
 
     model: nn.Module
     preprocessing: Preprocessing
     spec: str
     weights: str | None
+    assumed: bool = False
 
 
 def resolve_model(
@@ -86,7 +92,8 @@ def resolve_model(
         raise InvalidArgument(f"Expected preprocessing with a module of your own, got {chosen!r}.")
     kind = type(network)
     spec = getattr(network, "spec", None) or f"{kind.__module__}.{kind.__qualname__}"
-    return Subject(network, chosen.with_overrides(**overrides), spec, text)
+    assumed = chosen is IMAGENET
+    return Subject(network, chosen.with_overrides(**overrides), spec, text, assumed)
 
 
 def describe(

@@ -37,6 +37,13 @@ class Silent:
         """Do nothing."""
 
 
+def tell(progress: Progress, sentence: str) -> None:
+    """Tell a sentence, where the progress listens to any and does not only count."""
+    listen = getattr(progress, "tell", None)
+    if listen is not None:
+        listen(sentence)
+
+
 @contextmanager
 def piece_of_work(progress: Progress, total: int, description: str) -> Iterator[None]:
     """Begin a piece of work, and end it whatever happens."""

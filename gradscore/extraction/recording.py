@@ -9,11 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradscore.data import Batch, ImageSet, decoding_processes, load_batches, open_set
+from gradscore.data import Batch, ImageSet, decoding_processes, load_batches
 from gradscore.errors import DataError, InvalidArgument, NotRecorded
 from gradscore.extraction.batching import AUTO
-from gradscore.extraction.identity import require_equal
+from gradscore.extraction.identity import Subject, require_equal
 from gradscore.extraction.network import Network
+from gradscore.extraction.opening import check_labels, open_sets
 from gradscore.extraction.progress import Progress, piece_of_work
 from gradscore.extraction.stage_fit import (
     IMAGES,
@@ -74,13 +75,16 @@ def check_recording(
         )
 
 
-def open_fit_set(run: Path, name: str, opened: Mapping[str, ImageSet], classes: int) -> ImageSet:
+def open_fit_set(
+    run: Path, name: str, opened: Mapping[str, ImageSet], subject: Subject, classes: int
+) -> ImageSet:
     """Return the labelled images to fit to: of the sets given, or of the run's.
 
     Args:
         run: The run's directory.
         name: The set's name.
         opened: The sets given.
+        subject: The model.
         classes: Number of the model's classes.
 
     Raises:
@@ -95,9 +99,8 @@ def open_fit_set(run: Path, name: str, opened: Mapping[str, ImageSet], classes: 
                 f"Unknown set {name!r} to fit to; give it, too, as --data {name}=PATH."
             )
         entry = known[name]
-        images = open_set(
-            entry.source, classes=classes, labelled=entry.role in ("id", "fit"), limit=entry.rows
-        )
+        sets = {name: (entry.role, entry.source)}
+        images = open_sets(sets, entry.rows, subject, classes)[name]
     if images.labels.max() < 0:
         raise DataError(
             f"Method mahalanobis learns from labels, but no image of set {name!r} has one; give a "
@@ -105,21 +108,6 @@ def open_fit_set(run: Path, name: str, opened: Mapping[str, ImageSet], classes: 
         )
     check_labels(name, images, classes)
     return images
-
-
-def check_labels(name: str, images: ImageSet, classes: int) -> None:
-    """Raise where a label is none of the model's classes.
-
-    Raises:
-        DataError: Naming the first such image.
-    """
-    beyond = images.labels >= classes
-    if beyond.any():
-        place = int(beyond.argmax())
-        raise DataError(
-            f"Expected labels of 0 to {classes - 1} in set {name!r}, got {images.labels[place]} "
-            f"({images.paths[place]})."
-        )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import difflib
 import importlib
 import inspect
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -95,8 +96,11 @@ def build_torchvision(
         f"torchvision:{name}",
         pretrained,
     )
-    transforms = weights.transforms()
-    return model, Preprocessing(
+    return model, _torchvision_preprocessing(weights.transforms())
+
+
+def _torchvision_preprocessing(transforms: Any) -> Preprocessing:
+    return Preprocessing(
         resize=_side(transforms.resize_size),
         crop=_side(transforms.crop_size),
         mean=tuple(transforms.mean),
@@ -108,9 +112,10 @@ def build_torchvision(
 def build_python(name: str, arguments: dict, pretrained: bool) -> tuple[nn.Module, Preprocessing]:
     """Return what the user's own factory makes, ``package.module:factory``, called once.
 
-    A ``preprocessing`` attribute of the model is kept where it is a :class:`Preprocessing`;
-    otherwise the common ImageNet one is assumed, to be overridden. Without ``weights`` the model
-    is taken with the weights that the factory gives it.
+    A ``preprocessing`` attribute of the model says what its images undergo: a
+    :class:`Preprocessing`, a mapping of its fields, or what torchvision's weights hold as
+    ``transforms()``. Without one the common ImageNet one is assumed, to be overridden. Without
+    ``weights`` the model is taken with the weights that the factory gives it.
 
     Raises:
         ModelError: If there is no such module or factory, it fails, or makes no module.
@@ -129,8 +134,31 @@ def build_python(name: str, arguments: dict, pretrained: bool) -> tuple[nn.Modul
         raise ModelError(
             f"Expected python:{name} to return a torch.nn.Module, got {type(model).__name__}."
         )
+    return model, _own_preprocessing(model, f"python:{name}")
+
+
+def _own_preprocessing(model: nn.Module, spec: str) -> Preprocessing:
+    """Return what a model's images undergo, from its attribute, which is then free.
+
+    Raises:
+        ModelError: If the attribute is something else, which would be passed over in silence.
+    """
     own = getattr(model, "preprocessing", None)
-    return model, own if isinstance(own, Preprocessing) else IMAGENET
+    if own is None:
+        return IMAGENET
+    if isinstance(own, Preprocessing):
+        return own
+    if isinstance(own, Mapping):
+        return Preprocessing.from_dict(own)
+    if all(hasattr(own, field) for field in ("resize_size", "crop_size", "mean", "std")):
+        del model.preprocessing  # torchvision's is a module, and would count as one of the model's
+        return _torchvision_preprocessing(own)
+    what = "part" if isinstance(own, nn.Module) else "attribute"
+    raise ModelError(
+        f"Expected `preprocessing` in {spec} as a gradscore.models.preprocessing.Preprocessing "
+        "or a mapping of its fields (resize, crop, mean, std), or none, got the "
+        f"{what} {type(own).__name__}; rename it."
+    )
 
 
 def _created(create: Any, spec: str, pretrained: bool) -> nn.Module:

@@ -6,7 +6,6 @@ workers spend their time here.
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -17,14 +16,19 @@ from PIL import Image
 from torch import Tensor
 
 from gradscore.errors import InvalidArgument
+from gradscore.models.preprocessing_fields import (
+    CHANNELS,
+    Size,
+    per_channel,
+    refuse_padding,
+    size_of,
+)
 
 INTERPOLATIONS = {
     name: Image.Resampling[name.upper()]
     for name in ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 }
-CHANNELS = {"RGB": 3, "L": 1}
 CENTRES = ("nearest", "before")
-Size = int | tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,10 @@ class Preprocessing:
         if self.centre not in CENTRES:
             raise InvalidArgument(f"Expected centre {' or '.join(CENTRES)}, got {self.centre!r}.")
         fields = {
-            "resize": _size("resize", self.resize),
-            "crop": _size("crop", self.crop),
-            "mean": _per_channel("mean", self.mean, self.mode),
-            "std": _per_channel("std", self.std, self.mode),
+            "resize": size_of("resize", self.resize),
+            "crop": size_of("crop", self.crop),
+            "mean": per_channel("mean", self.mean, self.mode),
+            "std": per_channel("std", self.std, self.mode),
         }
         if isinstance(fields["crop"], tuple) and len(set(fields["crop"])) == 1:
             fields["crop"] = fields["crop"][0]
@@ -97,7 +101,8 @@ class Preprocessing:
             interpolation: One of :data:`INTERPOLATIONS`.
 
         Raises:
-            InvalidArgument: If a value is not what the field accepts.
+            InvalidArgument: If a value is not what the field accepts, or the crop is larger than
+                what resizing leaves.
         """
         given = {
             "resize": resize,
@@ -106,7 +111,11 @@ class Preprocessing:
             "std": std,
             "interpolation": interpolation,
         }
-        return replace(self, **{name: value for name, value in given.items() if value is not None})
+        given = {name: value for name, value in given.items() if value is not None}
+        changed = replace(self, **given)
+        if {"resize", "crop"} & given.keys():
+            refuse_padding(changed.resize, changed.crop)
+        return changed
 
     def input_shape(self, side: int = 224) -> tuple[int, int, int]:
         """Return ``(channels, height, width)`` of what a square picture becomes.
@@ -242,33 +251,3 @@ def _crop_box(crop: Size, height: int, width: int, centre: str) -> tuple[int, in
     top = round((height - rows) / 2) if rows <= height else -((rows - height) // 2)
     left = round((width - columns) / 2) if columns <= width else -((columns - width) // 2)
     return top, left, rows, columns
-
-
-def _size(field: str, value: Any) -> Size | None:
-    if isinstance(value, str):
-        if not re.fullmatch(r"\d+(x\d+)?", value):
-            raise InvalidArgument(f"Expected {field} as S or HxW in pixels, got {value!r}.")
-        sides = [int(side) for side in value.split("x")]
-        value = sides[0] if len(sides) == 1 else tuple(sides)
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
-        return value
-    if (
-        isinstance(value, Sequence)
-        and len(value) == 2
-        and all(isinstance(side, int) and side > 0 for side in value)
-    ):
-        return tuple(value)
-    raise InvalidArgument(f"Expected {field} as S or HxW in pixels, got {value!r}.")
-
-
-def _per_channel(field: str, value: Any, mode: str) -> tuple[float, ...]:
-    channels = CHANNELS[mode]
-    try:
-        values = tuple(float(v) for v in value) if isinstance(value, Sequence) else (float(value),)
-    except (TypeError, ValueError):
-        values = ()
-    if len(values) == 1:
-        values *= channels
-    if len(values) != channels or not all(map(math.isfinite, values)):
-        raise InvalidArgument(f"Expected {field} with {channels} numbers or one, got {value!r}.")
-    return values

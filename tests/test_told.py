@@ -1,0 +1,140 @@
+"""What an extraction and an evaluation tell of images and labels, and when."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from torch import nn
+
+from gradscore.cli import cli
+from gradscore.errors import DataError
+from gradscore.extraction import extract
+from gradscore.models.class_names import known_class_names
+from gradscore.models.preprocessing import Preprocessing
+from gradscore.run import RunStore
+
+GREY = Preprocessing(None, None, 0.5, 0.5, mode="L")
+
+
+class Listener:
+    """Keeps what it is told, in order."""
+
+    def __init__(self):
+        self.told = []
+
+    def tell(self, sentence):
+        self.told.append(sentence)
+
+    def start(self, total, description):
+        self.told.append("start")
+
+    def advance(self, n):
+        pass
+
+    def finish(self):
+        pass
+
+
+def make_model(preprocessing=GREY, classes=3):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, classes)).eval()
+    model.preprocessing = preprocessing
+    return model
+
+
+def folder_of(root, *names, side=8):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (side, side), len(name)).save(path)
+    return root
+
+
+def told_of(model, sets, tmp_path, **how):
+    listener = Listener()
+    extract(model, sets, tmp_path / "run", layers="last", progress=listener, **how)
+    return listener.told[: listener.told.index("start")]
+
+
+def test_labels_are_told_of_before_the_first_image(tmp_path):
+    folder = folder_of(tmp_path / "a", "cat/1.png", "dog/2.png", "dog/3.png", "emu/4.png")
+    (folder / "notes.txt").write_text("")
+    (tmp_path / "b.csv").write_text("path,label\na/cat/1.png,2\na/dog/2.png,\na/dog/3.png,7\n")
+    sets = {"a": ("id", folder), "o": ("ood", folder), "b": (None, tmp_path / "b.csv")}
+    told = told_of(make_model(), sets, tmp_path)
+    assert told == [
+        "a: 4 images, 3 classes; sub-folders in sorted order are taken as classes: cat = 0 to "
+        "emu = 2; passed over: 1 .txt.",
+        "o: 4 images, none with a label; passed over: 1 .txt.",
+        "b: 3 images, 2 classes, 1 without a label, 1 with labels beyond the model's 3.",
+    ]
+
+
+def test_a_limit_is_told_of(tmp_path):
+    folder = folder_of(tmp_path / "a", *(f"{n}/{k}.png" for n in range(3) for k in range(4)))
+    (told,) = told_of(make_model(), {"a": ("id", folder)}, tmp_path, limit=6)
+    expected = "a: 6 images, 3 classes; 6 of 12 images, spread over 3 classes by a fixed seed."
+    assert told == expected
+
+
+def test_labels_beyond_the_classes_are_counted(tmp_path):
+    folder = folder_of(tmp_path / "a", "1/a.png", "2/a.png", "3/a.png", "3/b.png")
+    expected = r"Expected labels of 0 to 2 in set 'a', got 3 \(3/a.png\); 2 of 4 .* count from 1"
+    with pytest.raises(DataError, match=expected):
+        extract(make_model(), {"a": ("id", folder)}, tmp_path / "run")
+
+
+def test_the_models_own_class_names_are_used(tmp_path):
+    model = make_model()
+    model.class_names = ["emu", "dog", "cat"]
+    folder = folder_of(tmp_path / "a", "cat/1.png", "dog/2.png")
+    extract(model, {"a": ("id", folder)}, tmp_path / "run", layers="last")
+    (block,) = RunStore(tmp_path / "run").blocks("a", fields=("path", "label"))
+    assert block["label"].tolist() == [2, 1]
+
+
+def test_imagenets_classes_have_names_and_identities():
+    model = nn.Identity()
+    assert known_class_names(model, 1000) is None
+    model.spec = "timm:resnet18"
+    names = known_class_names(model, 1000)
+    assert (names["n01440764"], names["n15075141"], names["tench"]) == (0, 999, 0)
+    assert known_class_names(model, 10) is None
+    model.class_names = ["crane", "dog", "crane"]
+    assert known_class_names(model, 3) == {"dog": 1}
+
+
+def test_images_that_grow_are_told_of(tmp_path):
+    folder = folder_of(tmp_path / "a", "0/1.png", "1/2.png", side=4)
+    model = make_model(Preprocessing(12, 8, 0.5, 0.5, mode="L"))
+    told = told_of(model, {"a": ("id", folder)}, tmp_path)
+    expected = "a: images of 4 x 4 pixels are enlarged 3 times; .* give --resize 4 --crop 4."
+    assert re.fullmatch(expected, told[1])
+
+
+def test_each_id_set_has_its_own_accuracy(tmp_path):
+    run, table = str(tmp_path / "run"), tmp_path / "e.json"
+    (tmp_path / "none").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "none" / "1.png")
+    sets = ["--id", "a=digits:test", "--id", f"b={tmp_path}/none", "--ood", "n=digits:noise"]
+    how = ["--model", "digits", "--layers", "last", "--limit", "12", "-q", "--run", run]
+    assert CliRunner().invoke(cli, ["extract", *sets, *how]).exit_code == 0
+    done = CliRunner().invoke(cli, ["evaluate", "--run", run, "-q", "-o", str(table)])
+    first, second = done.output.splitlines()[:2]
+    assert re.fullmatch(r"ID accuracy of a \d+\.\d%", first)
+    assert second == "ID accuracy of b unknown: no image has a label"
+    shares = json.loads(table.read_text())["id_accuracies"]
+    assert shares["b"] is None
+    assert f"{shares['a']:.1%}" in first
+
+
+def test_the_accuracy_says_of_how_many(tmp_path):
+    images = np.zeros((4, 8, 8), np.uint8)
+    np.savez(tmp_path / "s.npz", images=images, labels=[0, 1, -1, -1])
+    sets = {"a": ("id", tmp_path / "s.npz"), "o": ("ood", tmp_path / "s.npz")}
+    extract(make_model(), sets, tmp_path / "run", layers="last")
+    done = CliRunner().invoke(cli, ["evaluate", "--run", str(tmp_path / "run")])
+    expected = r"ID accuracy \d+\.0% of the 2 images with a label, 4 in all\n"
+    assert re.match(expected, done.output)

@@ -40,11 +40,13 @@ def whole_number(label: Any) -> int | None:
         label = label.strip()
         with suppress(ValueError):
             return int(label or UNKNOWN)
+    if isinstance(label, Integral):
+        return int(label)
     try:
         number = float(label)
     except ValueError:
         return None
-    return int(label if isinstance(label, Integral) else number) if number.is_integer() else -2
+    return int(number) if number.is_integer() else -2
 
 
 def class_numbers(

@@ -7,7 +7,7 @@ disagree, or an array would unfold to far more than its file, nothing is read.
 import math
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +54,6 @@ class ArrayArchive:
 
     Attributes:
         names: Names of its arrays.
-        checksums: What identifies the content of each member.
     """
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
@@ -64,9 +63,17 @@ class ArrayArchive:
         self.names = [
             one.filename.removesuffix(ENDING) for one in members if one.filename.endswith(ENDING)
         ]
-        self.checksums = [f"{one.filename} {one.CRC:08x}" for one in members]
-        if len(set(self.checksums)) != len(members) or len(set(self.names)) != len(self.names):
+        if len({one.filename for one in members}) < len(members):
             raise ValueError("a name comes twice in the archive")
+
+    def checksums(self, names: Sequence[str | None] | None = None) -> list[str]:
+        """Return what identifies the content of some arrays, or of all members."""
+        chosen = None if names is None else {f"{name}{ENDING}" for name in names}
+        return [
+            f"{one.filename} {one.CRC:08x}"
+            for one in self._archive.infolist()
+            if chosen is None or one.filename in chosen
+        ]
 
     def header(self, name: str) -> Header:
         """Return how an array lies in its member, checked against what the archive says.
@@ -160,8 +167,8 @@ def open_npz(path: str | os.PathLike) -> Iterator[ArrayArchive]:
             raise ValueError(reason.splitlines()[0]) from error
 
 
-def load_npy(path: str | os.PathLike) -> NDArray:
-    """Return the array of an .npy.
+def load_npy(path: str | os.PathLike, *, mapped: bool = False) -> NDArray:
+    """Return the array of an .npy, in memory or ``mapped`` from its place in the file.
 
     Raises:
         OSError: If it cannot be opened.
@@ -172,6 +179,8 @@ def load_npy(path: str | os.PathLike) -> NDArray:
         found = os.fstat(file.fileno()).st_size - header.length
         if found != header.size:
             raise ValueError(f"expected {header.size:,} bytes by its shape, got {found:,}")
+        if mapped and header.size:
+            return np.memmap(file, header.dtype, "r", header.length, header.shape, header.order)
         result = np.fromfile(file, header.dtype, math.prod(header.shape))
         return result.reshape(header.shape, order=header.order)
 
@@ -186,7 +195,7 @@ def _read_header(file: BinaryIO, name: str) -> Header:
         if version not in readers:
             raise ValueError(f"format {version} of .npy is not read")
         shape, column_major, dtype = readers[version](file)
-    except (OSError, ValueError):
+    except (OSError, ValueError, zipfile.BadZipFile):
         raise
     except Exception as error:  # a header is Python text, and may be nested or of any types
         raise ValueError(f"the header of {name} is damaged") from error

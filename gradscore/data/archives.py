@@ -11,7 +11,9 @@ from typing import Any
 from gradscore.data.folders import MACOS, counted, ending, folder_labels
 from gradscore.data.opened import Opened, Wanted
 from gradscore.data.readers import ArchiveMembers, PackedMembers
+from gradscore.data.tar_members import sound_members
 from gradscore.errors import DataError
+from gradscore.files import open_regular
 from gradscore.labels import class_numbers
 from gradscore.manifest_formats import IMAGE_SUFFIXES
 
@@ -21,6 +23,7 @@ LABEL_KEYS = ("label", "cls", "class_id", "class", "target")
 PACKED_BYTES = 4 << 30
 """Images of compressed archives are held in memory up to this size."""
 LABEL_BYTES = 1 << 20
+MOST_FILES = 1_000_000
 
 
 class _Labels:
@@ -66,8 +69,8 @@ def open_archives(text: str, wanted: Wanted) -> Opened:
         try:
             with tarfile.open(path, "r:*") as archive:
                 packed = packed or _is_packed(path)
-                images, found = _sorted_out(archive, others)
-        except (OSError, EOFError, tarfile.TarError, ValueError) as error:
+                images, found = _sorted_out(archive, path, others)
+        except Exception as error:  # each kind of packing has its own for damage
             raise DataError(f"Cannot read the archive {str(path)!r}: {error}") from error
         places += [(path, member.offset_data, member.size) for member in images]
         names += [member.name.removeprefix("./") for member in images]
@@ -95,13 +98,11 @@ def open_archives(text: str, wanted: Wanted) -> Opened:
 
 
 def _sorted_out(
-    archive: tarfile.TarFile, others: Counter
+    archive: tarfile.TarFile, path: Path, others: Counter
 ) -> tuple[list[tarfile.TarInfo], _Labels]:
     """Return the members that are images, and the labels; ``others`` counts the rest."""
     images, labels = [], _Labels()
-    for member in archive:
-        if not member.isfile():
-            continue
+    for member in sound_members(archive, path):
         parts = member.name.removeprefix("./").split("/")
         kind = ending(member.name)
         if MACOS in parts or any(part.startswith(".") for part in parts):
@@ -144,7 +145,7 @@ def _inside(names: list[str]) -> list[str]:
 
 
 def _is_packed(path: Path) -> bool:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"))
 
 
@@ -156,11 +157,13 @@ def paths_of(text: str, what: str) -> list[Path]:
         what: What an error calls such a file.
 
     Raises:
-        DataError: If a file is absent.
+        DataError: If a file is absent, or the numbers are more than :data:`MOST_FILES`.
     """
     braces = re.search(r"\{(\d+)\.\.(\d+)\}", text)
     if braces:
         first, last = braces.groups()
+        if len(last) > 18 or int(last) - int(first) >= MOST_FILES:
+            raise DataError(f"Expected at most {MOST_FILES:,} files, got {braces[0][:40]}.")
         numbers = range(int(first), int(last) + 1)
         names = [text.replace(braces[0], str(n).zfill(len(first))) for n in numbers]
     else:

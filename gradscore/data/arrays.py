@@ -1,6 +1,5 @@
 """Images in NumPy files: .npz of any common naming, and .npy with its labels beside it."""
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscore.data.opened import Opened, Wanted
-from gradscore.data.readers import ArrayFile
+from gradscore.data.readers import ArrayFile, array_in
 from gradscore.errors import DataError
-from gradscore.labels import UNKNOWN, class_numbers
+from gradscore.labels import UNKNOWN, check_number, class_numbers
 from gradscore.manifest import file_sha256
+from gradscore.numpy_files import load_npy, open_npz
 
 SUFFIXES = (".npz", ".npy")
 IMAGE_KEYS = ("images", "image", "imgs", "x", "data", "arr_0")
@@ -53,8 +53,8 @@ def open_arrays(text: str, wanted: Wanted) -> Opened:
         else:
             key, labels, whole = _members(path, part)
             notices = []
-        images = ArrayFile(path, key).images
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        images = array_in(path, key, check=True)
+    except (OSError, ValueError) as error:
         raise DataError(f"Cannot read {source!r}: {error}") from error
     first = _channels_first(images, source)
     rows = slice(0, len(images))
@@ -76,13 +76,11 @@ def open_arrays(text: str, wanted: Wanted) -> Opened:
 
 def _members(path: Path, part: str) -> tuple[str, NDArray | None, list[str]]:
     """Return the name of an .npz's images, its labels or None, and checksums of its members."""
-    with np.load(path, allow_pickle=False) as arrays, zipfile.ZipFile(path) as archive:
-        names = arrays.files
-        image_key, label_key = _keys(names, part, path)
-        labels = arrays[label_key] if label_key else None
-        chosen = [f"{image_key}.npy", f"{label_key}.npy"] if part else archive.namelist()
-        members = [info for info in archive.infolist() if info.filename in chosen]
-    return image_key, labels, [f"{info.filename} {info.CRC:08x}" for info in members]
+    with open_npz(path) as arrays:
+        image_key, label_key = _keys(arrays.names, part, path)
+        labels = arrays.read(label_key) if label_key else None
+        chosen = [image_key, label_key] if part else None
+        return image_key, labels, arrays.checksums(chosen)
 
 
 def _keys(names: Sequence[str], part: str, path: Path) -> tuple[str, str | None]:
@@ -117,7 +115,7 @@ def _beside(path: Path) -> tuple[NDArray | None, list[str]]:
     for name in dict.fromkeys([*renamed, f"{stem}_labels", "labels"]):
         beside = path.with_name(f"{name}.npy")
         if beside != path and beside.is_file():
-            return np.load(beside, allow_pickle=False), [f"labels of {beside.name}"]
+            return load_npy(beside), [f"labels of {beside.name}"]
     return None, []
 
 
@@ -205,6 +203,7 @@ def _numbers(
             f"got {labels.dtype} {list(labels.shape)} in {source!r}."
         )
     if np.issubdtype(labels.dtype, np.integer):
+        check_number(int(max(labels.max(), UNKNOWN)), labels.max(), repr(source))
         return np.maximum(labels.astype(np.int64), UNKNOWN), ""
     listed: list[Any] = labels.tolist()
     if labels.dtype.kind == "S":

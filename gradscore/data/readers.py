@@ -1,7 +1,6 @@
 """Where the images of a set lie, and how one is fetched; each can be sent to worker processes."""
 
 import tarfile
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,8 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gradscore.data.decode import decode_image, decoding_here, read_image_file
+from gradscore.data.decode import LARGEST_FILE, decode_image, decoding_here, read_image_file
+from gradscore.data.tar_members import sound_members
 from gradscore.errors import DataError
+from gradscore.files import SCARCE, open_regular
+from gradscore.numpy_files import load_npy, open_npz
 
 Picture = Image.Image | NDArray[np.float32]
 
@@ -84,13 +86,11 @@ class ArrayFile:
     @property
     def images(self) -> NDArray:
         """The whole array, mapped from the file where it can be."""
-        if self._images is None and self.key is None:
-            self._images = np.load(self.path, mmap_mode="r", allow_pickle=False)
         if self._images is None:
-            self._images = _mapped(self.path, f"{self.key}.npy")
-        if self._images is None:
-            with np.load(self.path, allow_pickle=False) as arrays:
-                self._images = arrays[self.key]
+            try:
+                self._images = array_in(self.path, self.key)
+            except (OSError, ValueError) as error:  # it was sound when the set was opened
+                raise DataError(f"Cannot read {str(self.path)!r}: {error}") from error
         return self._images
 
     def read(self, place: int) -> Picture:
@@ -107,32 +107,23 @@ class ArrayFile:
         return Image.fromarray(np.ascontiguousarray(image[:3].transpose(1, 2, 0)))
 
 
-def _mapped(path: Path, member: str) -> NDArray | None:
-    """Return an array of an archive without reading it, or None where it is compressed."""
-    with zipfile.ZipFile(path) as archive:
-        info = archive.getinfo(member)
-        if info.compress_type != zipfile.ZIP_STORED:
-            return None
-        with archive.open(member) as file:
-            version = np.lib.format.read_magic(file)
-            read_header = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }.get(version)
-            if read_header is None:
-                return None
-            shape, column_major, dtype = read_header(file)
-            header = file.tell()
-            if dtype.hasobject:
-                return None
-    with open(path, "rb") as file:
-        # The lengths of the name and the extra field in the member's own header (which may differ
-        # from the directory's) stand at its bytes 26 to 30, the content follows them.
-        file.seek(info.header_offset + 26)
-        lengths = np.frombuffer(file.read(4), "<u2")
-    offset = info.header_offset + 30 + int(lengths.sum()) + header
-    order = "F" if column_major else "C"
-    return np.memmap(path, dtype, "r", offset, shape, order)
+def array_in(path: Path, key: str | None, *, check: bool = False) -> NDArray:
+    """Return an array of a file, in its place there where it can be.
+
+    Args:
+        path: An .npz, or an .npy.
+        key: Name of the array in an .npz; None for an .npy.
+        check: Whether the checksum of an array that stays in the file is compared.
+
+    Raises:
+        OSError: If the file cannot be opened.
+        ValueError: If it is damaged or cannot be read safely.
+    """
+    if key is None:
+        return load_npy(path, mapped=True)
+    with open_npz(path) as arrays:
+        mapped = arrays.mapped(key, check=check)
+        return arrays.read(key) if mapped is None else mapped
 
 
 class ArchiveMembers:
@@ -145,11 +136,14 @@ class ArchiveMembers:
         """Return the picture in a member."""
         path, offset, size = self.places[place]
         name = f"{path}:{self.names[place]}"
+        _refuse_large(name, size)
         try:
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 file.seek(offset)
                 content = file.read(size)
         except OSError as error:
+            if error.errno in SCARCE:
+                raise
             raise DataError(f"{name}: cannot be read: {error.strerror}.") from None
         if len(content) != size:
             raise DataError(f"{name}: the archive ends in the middle of it.")
@@ -169,22 +163,30 @@ class PackedMembers:
 
     def read(self, place: int) -> Image.Image:
         """Return the picture in a member."""
-        path, offset, _ = self.places[place]
+        path, offset, size = self.places[place]
         name = f"{path}:{self.names[place]}"
+        _refuse_large(name, size)
         if (path, offset) not in self._contents:
             self._unpack(path)
+        if (path, offset) not in self._contents:
+            raise DataError(f"{name}: the archive has changed since it was opened.")
         return decode_image(self._contents[path, offset], name)
 
     def _unpack(self, path: Path) -> None:
         wanted = {offset for there, offset, _ in self.places if there == path}
         try:
             with tarfile.open(path, "r:*") as archive:
-                for member in archive:
-                    if member.offset_data in wanted:
+                for member in sound_members(archive, path):
+                    if member.offset_data in wanted and member.size <= LARGEST_FILE:
                         content = archive.extractfile(member).read()
                         self._contents[path, member.offset_data] = content
-        except (OSError, EOFError, tarfile.TarError) as error:
+        except Exception as error:  # each kind of packing has its own for damage
             raise DataError(f"Cannot read the archive {str(path)!r}: {error}") from error
+
+
+def _refuse_large(name: str, size: int) -> None:
+    if size > LARGEST_FILE:
+        raise DataError(f"{name}: expected at most {LARGEST_FILE:,} bytes, got {size:,}.")
 
 
 class Items:

@@ -44,7 +44,7 @@ def sound_members(archive: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarI
 def _next(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
     try:
         return archive.next()
-    except (OSError, tarfile.TarError, ValueError, MemoryError):
+    except (OSError, tarfile.TarError, ValueError):
         raise
-    except Exception as error:  # a hostile header is nested, or of any types
+    except Exception as error:  # a hostile header is nested, asks for memory, or is of any type
         raise ValueError(f"damaged header: {error or type(error).__name__}") from error

@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gradscore.errors import WeightsError
+from gradscore.numpy_files import open_npz
 
 TORCH_SUFFIXES = (".pth", ".pt", ".th", ".tar", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES, ".npz")
@@ -91,14 +91,16 @@ def _read_folder(path: Path) -> dict[str, Tensor]:
         if index.is_file():
             try:
                 parts = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-                inside = all(Path(part).name == part for part in parts)
-            except (ValueError, KeyError, TypeError, AttributeError):
+                inside = all(Path(part).name == part != ".." for part in parts)
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 parts, inside = [], False
             if not inside:
                 raise WeightsError(f"Expected a weight_map of file names in {str(index)!r}.")
             tensors: dict[str, Tensor] = {}
             for part in parts:
-                tensors |= read_entries(path / part)[""]
+                if (path / part).is_dir():
+                    raise WeightsError(f"Expected a weight file, got the folder {path / part}.")
+                tensors |= read_entries(path / part).get("", {})
             return tensors
     raise WeightsError(
         f"Expected {' or '.join(FOLDER_FILES)} in the folder {str(path)!r}, found neither."
@@ -123,10 +125,8 @@ def _read(path: Path) -> Any:
 
         return load_file(path)
     if suffix == ".npz":
-        if not zipfile.is_zipfile(path):
-            raise ValueError("not a .npz archive")
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        with open_npz(path) as arrays:
+            return {name: torch.from_numpy(arrays.read(name)) for name in arrays.names}
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(name.endswith("constants.pkl") for name in archive.namelist()):
@@ -211,7 +211,9 @@ def _entries(content: Any, path: Path) -> dict[str, dict[str, Tensor]]:
                 found[inner_name] = dict(inner)
     if found:
         return found
-    strays = [name for name, value in content.items() if not isinstance(value, Tensor)]
+    strays = [
+        name for name, value in content.items() if not isinstance(value, Tensor | Mapping)
+    ] or [f"{name!r} (no text)" for name in content if not isinstance(name, str)]
     inner = next((content[name] for name in PLAIN if isinstance(content.get(name), Mapping)), None)
     if inner is not None:
         strays = [name for name, value in inner.items() if not isinstance(value, Tensor)]

@@ -13,6 +13,8 @@ from gradscore.errors import WeightsError
 from gradscore.models.checkpoint import AVERAGED, PLAIN, listed, read_entries
 
 Renaming = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+DEEPEST = 16
+"""Parts of a prefix that are tried; names of files may be of any length."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ def fit_weights(model: nn.Module, weights: Weights, rename: Renaming = dict) -> 
         What the user should know of the choice, in sentences.
 
     Raises:
-        WeightsError: If names are missing or unexpected, or shapes differ; all are listed.
+        WeightsError: If names are missing or unexpected, shapes differ, or values are none that
+            a model takes as they are; all are listed.
     """
     own = model.state_dict()
     fewest: tuple[int, str] | None = None
@@ -126,7 +129,7 @@ def _without_prefixes(tensors: dict[str, Tensor]) -> list[tuple[str, dict[str, T
     """Return the tensors as named, and without each prefix of whole parts that all share."""
     found = [("", tensors)]
     prefix, rest = "", tensors
-    while rest:
+    while rest and len(found) <= DEEPEST:
         first = next(iter(rest)).partition(".")[0] + "."
         if not all(name.startswith(first) and name != first for name in rest):
             break
@@ -147,11 +150,37 @@ def _faults(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> tuple[i
         for name in own
         if name in tensors and own[name].shape != tensors[name].shape
     ]
-    found = {"missing": missing, "unexpected": unexpected, "of another shape": unlike}
+    strange = [
+        f"{name} ({what})"
+        for name in own
+        if name in tensors and (what := _strangeness(own[name], tensors[name]))
+    ]
+    found = {
+        "missing": missing,
+        "unexpected": unexpected,
+        "of another shape": unlike,
+        "of another kind": strange,
+    }
     text = "; ".join(
         f"{len(names)} {kind}: {listed(names)}" for kind, names in found.items() if names
     )
     return sum(map(len, found.values())), text
+
+
+def _strangeness(own: Tensor, tensor: Tensor) -> str:
+    """Return why a tensor's values cannot be copied as they are, or an empty text.
+
+    torch would drop imaginary parts without a word, and take quantised steps for values.
+    """
+    kinds = {
+        "without values": tensor.is_meta,
+        "quantised": tensor.is_quantized,
+        "sparse": tensor.layout is not torch.strided,
+        "nested": tensor.is_nested,
+    }
+    told = next((kind for kind, found in kinds.items() if found), "")
+    whole = own.is_floating_point() and not tensor.is_floating_point()
+    return told or (str(tensor.dtype).removeprefix("torch.") if whole else "")
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -1,0 +1,231 @@
+"""Arrays, archives and weights made to hang, to fill memory or to run code: one line each."""
+
+import io
+import os
+import struct
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from gradscore import numpy_files
+from gradscore.data import open_set
+from gradscore.errors import DataError, WeightsError
+from gradscore.models.weights import Weights, fit_weights, load_weights
+from gradscore.numpy_files import load_npy
+
+IMAGES = np.zeros((3, 8, 8), np.uint8)
+
+
+def npy(array, **header):
+    """Return the bytes of an .npy, its header changed."""
+    buffer = io.BytesIO()
+    fields = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape} | header
+    np.lib.format.write_array_header_1_0(buffer, fields)
+    return buffer.getvalue() + array.tobytes()
+
+
+def archive(path, members, method=zipfile.ZIP_STORED):
+    """Write an .npz of given bytes."""
+    with zipfile.ZipFile(path, "w", method) as file:
+        for name, content in members.items():
+            file.writestr(f"{name}.npy", content)
+
+
+def encrypted(content):
+    """Set the bit that says so in both headers of a zip's only member."""
+    for magic, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = content.index(magic) + place
+        content = content[:at] + bytes([content[at] | 1]) + content[at + 1 :]
+    return content
+
+
+def flipped(content):
+    """Change a value in the middle of an archive's content."""
+    place = content.index(bytes(150)) + 100
+    return content[:place] + b"\x01" + content[place + 1 :]
+
+
+NPZ = {
+    "encrypted": ({"images": npy(IMAGES)}, encrypted, "is encrypted"),
+    "damaged": ({"images": npy(IMAGES)}, flipped, "Bad CRC-32"),
+    "truncated": ({"images": npy(IMAGES)}, lambda content: content[:-50], "not a zip file"),
+    "bare": ({}, lambda content: npy(IMAGES), "not a zip file"),
+    "empty": ({}, lambda content: b"", "not a zip file"),
+    "larger by its shape": ({"images": npy(IMAGES, shape=(3, 8, 9))}, None, "of 216 bytes by"),
+    "smaller by its shape": ({"images": npy(IMAGES, shape=(3, 8, 7))}, None, "of 168 bytes by"),
+    "enormous by its shape": ({"images": npy(IMAGES, shape=(1 << 60, 8))}, None, "bytes by its"),
+    "of negative shape": ({"images": npy(IMAGES, shape=(-3, -8, 8))}, None, "no such shape"),
+    "of Python objects": ({"images": npy(np.array([1, 2], object))}, None, "Python objects"),
+    "of nothing": ({"images": npy(IMAGES[:0], descr="|V0", shape=(9**15,))}, None, "no such"),
+    "nested": ({"images": npy(IMAGES, descr="|u1", shape=((),))}, None, "shape"),
+    "no header": ({"images": b"\x93NUMPY\x01\x00\x10\x00" + b"[" * 16}, None, "header"),
+    "deep header": ({"images": b"\x93NUMPY\x01\x00\x10\x27" + b"(" * 10000}, None, "eader"),
+    "no array": ({"images": b"hello"}, None, "magic string|EOF"),
+    "of labels too large": ({"images": npy(IMAGES), "labels": npy(np.full(3, 2**63, "u8"))}, None,
+                            "label below 2.63"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NPZ)
+def test_hostile_arrays_are_refused(tmp_path, name):
+    members, change, told = NPZ[name]
+    path = tmp_path / "s.npz"
+    archive(path, members)
+    if change:
+        path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(DataError, match=told):
+        open_set(path)
+    if "labels" not in members:
+        with pytest.raises(WeightsError):
+            load_weights(path)
+
+
+def test_an_array_that_comes_twice_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "s.npz", "w") as file:
+        file.writestr("images.npy", npy(IMAGES))
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            file.writestr("images.npy", npy(IMAGES + np.uint8(1)))
+    with pytest.raises(DataError, match="a name comes twice"):
+        open_set(tmp_path / "s.npz")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_archive_that_unfolds_to_far_more_is_refused_unread(tmp_path, monkeypatch, method):
+    monkeypatch.setattr(numpy_files, "FEW_BYTES", 1000)
+    archive(tmp_path / "s.npz", {"images": npy(np.zeros((1000, 8, 8), np.uint8))}, method)
+    with pytest.raises(DataError, match=r"would unfold from|is compressed by method"):
+        open_set(tmp_path / "s.npz")
+
+
+def test_stored_and_compressed_arrays_of_either_order_are_read(tmp_path):
+    values = np.arange(192, dtype=np.uint8).reshape(3, 8, 8)
+    for save in (np.savez, np.savez_compressed):
+        for array in (values, np.asfortranarray(values)):
+            save(tmp_path / "s.npz", images=array, labels=np.array([0, 1, 2]))
+            images = open_set(tmp_path / "s.npz")
+            assert images.labels.tolist() == [0, 1, 2]
+            np.testing.assert_array_equal(np.asarray(images[2]), values[2])
+
+
+@pytest.mark.parametrize("change", [{"shape": (1 << 50,)}, {"descr": "|O"}, {"shape": (2, 8, 8)}])
+def test_hostile_files_of_one_array_are_refused(tmp_path, change):
+    (tmp_path / "s.npy").write_bytes(npy(IMAGES, **change))
+    with pytest.raises(DataError, match="Cannot read"):
+        open_set(tmp_path / "s.npy")
+    with pytest.raises(ValueError, match=r"bytes by its shape|Python objects"):
+        load_npy(tmp_path / "s.npy")
+
+
+def header(name, size, kind=b"0", linked=""):
+    """Return a tar header whose size field holds what is given."""
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, linked
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    block[124:136] = size
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def png():
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8)).save(buffer, "PNG")
+    return buffer.getvalue().ljust(512, b"\0")
+
+
+NEGATIVE = b"\xff" + struct.pack(">3xq", -1024)
+ENORMOUS = b"\x80" + struct.pack(">3xq", 1 << 60)
+PIECE = b"%011o\0" % len(png())
+TARS = {
+    "of negative size": header("a.png", NEGATIVE) + png(),
+    "of enormous size": header("a.png", ENORMOUS) + png(),
+    "with a name of negative size": header("x", NEGATIVE, b"L") + png(),
+    "with a name of enormous size": header("x", ENORMOUS, b"L") + png(),
+    "with pax fields of enormous size": header("x", ENORMOUS, b"x") + png(),
+    "sparse": header("a.png", PIECE, b"S") + png(),
+    "of nested headers": header("x", b"%011o\0" % 0, b"L") * 3000,
+    "cut short": header("a.png", PIECE) + png()[:100],
+    "of links alone": header("a.png", b"%011o\0" % 0, b"2", "/etc/passwd"),
+    "of devices alone": header("a.png", b"%011o\0" % 0, b"3") + header("b.png", b"0" * 11, b"6"),
+}
+
+
+@pytest.mark.parametrize("packed", ["", "gz"])
+@pytest.mark.parametrize("name", TARS)
+def test_hostile_archives_are_refused(tmp_path, name, packed):
+    content = TARS[name] + bytes(1024) * (name != "cut short")
+    if packed:
+        import gzip
+
+        content = gzip.compress(content)
+    path = tmp_path / ("s.tar" if not packed else "s.tar.gz")
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"s\.tar"):
+        open_set(path)[0]
+
+
+def test_links_of_archives_are_left_out(tmp_path):
+    content = header("a.png", b"%011o\0" % 0, b"2", "/etc/passwd") + header("b.png", PIECE) + png()
+    (tmp_path / "s.tar").write_bytes(content + bytes(1024))
+    images = open_set(tmp_path / "s.tar")
+    assert list(images.paths) == ["b.png"]
+    assert images[0].size == (8, 8)
+
+
+@pytest.mark.parametrize("braces", ["{0..999999999}", "{0..99999999999999999999999999999999}"])
+def test_ranges_of_archives_are_bounded(tmp_path, braces):
+    with pytest.raises(DataError, match="Expected at most 1,000,000 files, got"):
+        open_set(f"{tmp_path}/s-{braces}.tar")
+
+
+def spoilt(kind):
+    """Return a tensor ``[2, 3]`` that no model takes as it is."""
+    plain = torch.ones(2, 3)
+    return {
+        "sparse": plain.to_sparse,
+        "without values": lambda: plain.to("meta"),
+        "quantised": lambda: torch.quantize_per_tensor(plain, 0.1, 0, torch.qint8),
+        "complex64": lambda: torch.complex(plain, plain),
+        "int8": lambda: plain.to(torch.int8),
+    }[kind]()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", ["sparse", "without values", "quantised", "complex64", "int8"])
+def test_tensors_that_are_not_plain_are_named(tmp_path, kind):
+    model = nn.Linear(3, 2, bias=False)
+    before = model.weight.detach().clone()
+    torch.save({"weight": spoilt(kind)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=rf"1 of another kind: weight \({kind}\)|Cannot read"):
+        fit_weights(model, load_weights(tmp_path / "w.pth"))
+    torch.testing.assert_close(model.weight.detach(), before)
+
+
+@pytest.mark.parametrize("content", [{1: torch.ones(2)}, {"a": {2: torch.ones(2)}}, {b"a": 3}])
+def test_names_that_are_no_text_are_refused(tmp_path, content):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="Expected named tensors"):
+        load_weights(tmp_path / "w.pth")
+
+
+def test_names_of_any_length_are_looked_at_to_a_bounded_depth():
+    deep = Weights({"a." * 10**5 + "weight": torch.ones(2, 3)}, "w.pth")
+    with pytest.raises(WeightsError, match="do not fit"):
+        fit_weights(nn.Linear(3, 2, bias=False), deep)
+
+
+def test_parts_of_a_folder_are_files_in_it(tmp_path):
+    (tmp_path / "w").mkdir()
+    torch.save({"weight": torch.ones(2, 3)}, tmp_path / "pytorch_model.bin")
+    index = tmp_path / "w" / "model.safetensors.index.json"
+    os.mkdir(tmp_path / "w" / "sub")
+    for text in ('{"weight_map": {"a": ".."}}', '{"weight_map": {"a": "sub"}}', "[" * 10**5):
+        index.write_text(text)
+        with pytest.raises(WeightsError, match=r"a weight_map of file names|got the folder"):
+            load_weights(tmp_path / "w")

@@ -99,6 +99,8 @@ def _softmax_norm(q: Tensor, p: float, dim: int) -> Tensor:
         # They sum to zero, so that the positive ones are half: a pass less than |q - mean|.
         positive = torch.maximum(q, mean, out=q).mean(dim=dim, keepdim=True) - mean
         return (2 * q.shape[dim] * positive / mean).flatten()
+    if p == 2:  # rows of which the squares are small are done again, as near uniform
+        return q.sub_(mean).square_().sum(dim=dim).sqrt_() / mean.flatten()
     return vector_norm(q.sub_(mean), p, dim, work=q) / mean.flatten()
 
 

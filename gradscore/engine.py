@@ -192,7 +192,7 @@ class Recording:
         dtype = torch.promote_types(self.logits.dtype, torch.float32)
         zeros = self.logits.new_zeros(len(self.logits), len(orders), dtype=dtype)
         columns = [found.get(name, zeros).to(dtype) for name in self.names]
-        return torch.stack(columns, dim=-1).movedim(1, 0) * scale
+        return (torch.stack(columns, dim=-1).movedim(1, 0) * scale).to(dtype)
 
     def _backward(
         self, cotangent: Tensor, orders: tuple[float, ...], last: bool, found: dict[str, Tensor]
@@ -246,14 +246,14 @@ class Recording:
             found |= {name: norms[:, :, k].T for k, name in enumerate(names)}
 
 
-def _scaled(cotangent: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | float]:
+def _scaled(cotangent: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return the cotangent in the type of the logits, and what the norms are then to be scaled by.
 
-    A norm grows with the cotangent of its sample alone. In half precision each sample's largest
-    entry is brought to one, so that small gradients do not round to zero.
+    A norm grows with the cotangent of its sample alone. Each sample's largest entry is brought to
+    about one, so that small gradients do not round to zero; by a power of two, which changes no
+    digit.
     """
-    if torch.finfo(dtype).eps <= torch.finfo(torch.float32).eps:
-        return cotangent.to(dtype), 1.0
-    largest = cotangent.abs().amax(dim=1, keepdim=True).float()
-    scale = torch.where(largest > 0, largest, 1)
+    largest = cotangent.abs().amax(dim=1, keepdim=True)
+    known = torch.where((largest > 0) & largest.isfinite(), largest, 1).double()
+    scale = torch.ldexp(torch.ones_like(known), torch.frexp(known).exponent - 1)
     return (cotangent / scale).to(dtype), scale

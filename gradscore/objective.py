@@ -127,14 +127,14 @@ def logit_gradient(logits: Tensor, temperature: float = 1.0, target: str = "unif
         target: One of :data:`RECORDED_TARGETS`.
 
     Returns:
-        Gradients in nats per unit of logit, shape ``[batch, classes]``, in at least float32: at a
-        high temperature half precision would round them to zero.
+        Gradients in nats per unit of logit, shape ``[batch, classes]``, in float64: a confident
+        sample's are below the range of float32.
 
     Raises:
         InvalidArgument: If ``temperature`` is not positive or ``target`` is unknown.
     """
     temperature = check_temperature(temperature)
-    f = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+    f = logits.detach().double()
     if check_target(target, RECORDED_TARGETS) == "uniform":
         gradient = uniform_deviation(f, temperature) / (f.shape[1] * temperature)
     elif target == "all-ones":

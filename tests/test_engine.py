@@ -1,5 +1,6 @@
 """One forward and one backward must give what one backward a sample gives, and leave no trace."""
 
+import copy
 import math
 import pickle
 
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from gradscore import GradNorm
 from gradscore.engine import gradient_norms, record
 from gradscore.errors import InvalidArgument, ModelError
 from gradscore.norms import combine_norms
@@ -246,6 +248,23 @@ def test_half_precision_does_not_round_small_gradients_to_zero(dtype, temperatur
     exact = record(model, images.to(dtype).float(), selected(model, half.parameters))
     expected = exact.norms(cotangent, (1.0,))[0]
     torch.testing.assert_close(half.norms, expected, rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("p", [0.5, 1.0, 1.5, 2.0, 3.0, math.inf])
+@pytest.mark.parametrize("margin", [40.0, 75.0, 95.0])
+def test_confident_samples_keep_their_digits(margin, p):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.Tanh(), nn.Linear(6, 4)).eval()
+    with torch.no_grad():
+        model[3].bias[2] += margin
+    x, how = torch.randn(3, 3, 2, 2), {"p": p, "target": "one-hot"}
+    exact = one_backward_a_sample(copy.deepcopy(model).double(), x.double(), **how)
+    got = gradient_norms(model, x, **how)
+    torch.testing.assert_close(got.norms, exact.norms.float(), rtol=1e-3, atol=1e-43)
+    for layers, names in (("all", "*"), ("last", "3.weight"), ("1.*", "1.*")):
+        score = -GradNorm(model, layers=layers, **how)(x)
+        expected = exact.group(names).float()
+        torch.testing.assert_close(score, expected, rtol=1e-3, atol=1e-43)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -41,12 +41,48 @@ def test_a_long_row_keeps_its_digits(p):
     )
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e30])
-@pytest.mark.parametrize("p", [0.8, 3.0, 8.0, 40.0])
-def test_neither_overflows_nor_underflows(p, scale):
-    x = torch.tensor([[1.0, 2.0, 3.0]])
-    expected = vector_norm(x, p) * scale
-    torch.testing.assert_close(vector_norm(x * scale, p), expected, rtol=1e-5, atol=0)
+SIZES = {  # towards the ends of each type's range
+    torch.float64: (1e-300, 1e300),
+    torch.float32: (1e-32, 1e30),
+    torch.bfloat16: (1e-32, 1e30),
+    torch.float16: (1e-4, 1e4),
+}
+
+
+@pytest.mark.parametrize("dtype", SIZES, ids=str)
+@pytest.mark.parametrize("end", [0, 1], ids=["small", "large"])
+@pytest.mark.parametrize("p", [*ORDERS, 8.0, 40.0])
+def test_neither_overflows_nor_underflows(p, end, dtype):
+    drawn = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = (drawn * SIZES[dtype][end]).to(dtype)
+    x[1] = 0
+    unit = float(x.double().abs().max())
+    expected = torch.from_numpy(numpy_norm(x.double() / unit, p, (1, 2)))
+    found = [
+        vector_norm(x, p, (1, 2)),
+        combine_norms(vector_norm(x, p, 2).unbind(1), p),
+        vector_norm(x.movedim(0, 2), p, (0, 1)),
+    ]
+    if dtype in (torch.float32, torch.float64):
+        found.append(vector_norm(x, p, (1, 2), work=torch.empty_like(x)))
+        found.append(vector_norm(x, p, (1, 2), work=x))
+    for norm in found:
+        tolerance = max(1e-12, TOLERANCE[dtype])
+        torch.testing.assert_close(norm.double() / unit, expected, rtol=tolerance, atol=0)
+
+
+def test_a_norm_does_not_depend_on_its_company():
+    x = torch.randn(4, 300, generator=torch.Generator().manual_seed(0))
+    other = torch.cat([x, 1e-30 * x, 1e30 * x])
+    assert torch.equal(vector_norm(other, 2.0)[:4], vector_norm(x, 2.0))
+
+
+@pytest.mark.parametrize("p", ORDERS)
+def test_what_is_not_finite_stays_so(p):
+    x = torch.tensor([[1.0, math.inf, 2.0], [1.0, math.nan, 2.0], [3.0, 4.0, 0.0]])
+    norms = vector_norm(x, p)
+    assert [bool(norm.isfinite()) for norm in norms] == [False, False, True]
+    torch.testing.assert_close(norms[2], vector_norm(x[2], p))
 
 
 @pytest.mark.parametrize("p", ORDERS)

@@ -139,8 +139,9 @@ def attention():
     for shape in ((2, 4, 4), (1, 2, 4, 4), (4, 4), (1, 1, 1, 4)):
         mask = {"attn_mask": draw(*shape)}
         yield f"mask {shape}", F.scaled_dot_product_attention, (q, k, v), mask
-        scaled = mask | {"scale": 0.7}
-        yield f"scaled {shape}", F.scaled_dot_product_attention, (q, k, v), scaled
+        for scale in (0.7, 0.0):
+            scaled = mask | {"scale": scale}
+            yield f"scaled {scale} {shape}", F.scaled_dot_product_attention, (q, k, v), scaled
     shared = {"attn_mask": draw(2, 4, 4), "enable_gqa": True}
     yield "gqa", F.scaled_dot_product_attention, (q, k[:, :1], v[:, :1]), shared
 

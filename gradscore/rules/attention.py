@@ -25,7 +25,8 @@ def mask_gradient(call: Call, argument: str, grad: Tensor) -> Tensor:
     if call.get("enable_gqa"):
         shared = query.shape[-3] // key.shape[-3]
         key, value = (x.repeat_interleave(shared, dim=-3) for x in (key, value))
-    scale = call.get("scale") or 1 / math.sqrt(query.shape[-1])
+    scale = call.get("scale")
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = query @ key.transpose(-2, -1) * scale + call.arguments[argument]
     weights = torch.softmax(scores, dim=-1)
     change = grad @ value.transpose(-2, -1)

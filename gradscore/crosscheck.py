@@ -5,9 +5,10 @@ in its backward, a call that torch hands to nobody. One ``logits.backward`` of a
 a copy of the model, knows nothing of recorded calls, and so shows every such way at once.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -109,27 +110,18 @@ def autograd_norms(
     Raises:
         ModelError: If the logits carry no gradient at all.
     """
-    carried = []
-
-    def loss_with(row: Tensor) -> Callable[[Tensor], Tensor]:
-        def loss(logits: Tensor) -> Tensor:
-            carried.append(True)
-            return (logits * row.to(logits)).sum()
-
-        return loss
-
     norms = []
     for sample in samples:
+        loss = partial(_product, cotangent[sample])
         # Between two samples nothing remains that the model's code keeps outside of the copy.
         with undisturbed(model):
-            image, losses = images[sample : sample + 1], [loss_with(cotangent[sample])]
-            norms.append(backward_norms(model, image, selected, losses, orders))
-    if not carried:
-        raise ModelError(
-            "Expected logits that carry a gradient, got a forward that runs without one; take "
-            "torch.no_grad(), torch.inference_mode() or detach() out of it."
-        )
+            norms.append(backward_norms(model, images, selected, [loss], orders, samples=[sample]))
     return torch.cat(norms, dim=1)
+
+
+def _product(cotangent: Tensor, logits: Tensor) -> Tensor:
+    """Return a loss of which the cotangent is the gradient with respect to the logits."""
+    return (logits * cotangent.to(logits)).sum()
 
 
 def check_nothing_kept(model: nn.Module, images: Tensor, unused: Sequence[str]) -> None:

@@ -111,6 +111,36 @@ def abs_too_early(call, argument, grad, orders):
     return LINEAR.norms(positive, argument, grad.abs(), orders)
 
 
+def off_by_a_hundredth(*args):
+    return 1.01 * LINEAR.norms(*args)
+
+
+def no_number(*args):
+    return math.nan * LINEAR.norms(*args)
+
+
+def drifted(norms):
+    return lambda self, cotangent, *args, **how: norms(self, cotangent.roll(1, 0), *args, **how)
+
+
+def drifted_for_the_reference(norms):
+    def rolled(model, images, samples, cotangent, *args):
+        return norms(model, images, samples, cotangent.roll(1, 0), *args)
+
+    return rolled
+
+
+def of_another_order(norms):
+    def other(self, cotangent, orders, **how):
+        return norms(self, cotangent, [p + 0.01 for p in orders], **how)
+
+    return other
+
+
+def rounded(norms):
+    return lambda self, *args, **how: norms(self, *args, **how).float().double()
+
+
 def zeroed(norms):
     def some(self, *args, **how):
         return norms(self, *args, **how).index_fill(1, torch.tensor([1 % len(self.logits)]), 0)
@@ -119,43 +149,24 @@ def zeroed(norms):
 
 
 PLANTED = {
-    "a rule off by 1%": of_rule(
-        (F.linear, "weight"), norms=lambda *args: 1.01 * LINEAR.norms(*args)
-    ),
+    "a rule off by 1%": of_rule((F.linear, "weight"), norms=off_by_a_hundredth),
     "a missed parameter": of_bundles(without_a_parameter),
     "a mixed batch": lambda patch: changing(patch, engine, "record_forward", mixed),
-    "drifted cotangents": of_norms(
-        lambda norms: (
-            lambda self, cotangent, *args, **how: norms(self, cotangent.roll(1, 0), *args, **how)
-        )
-    ),
+    "drifted cotangents": of_norms(drifted),
     "cotangents drifted for the reference": lambda patch: changing(
-        patch,
-        crosscheck,
-        "autograd_norms",
-        lambda norms: (
-            lambda model, x, cotangent, *args: norms(model, x, cotangent.roll(1, 0), *args)
-        ),
+        patch, crosscheck, "autograd_norms", drifted_for_the_reference
     ),
     "rows of other samples": lambda patch: changing(patch, Layout, "batch_first", of_others),
     "a tied parameter counted once": of_bundles(counted_once),
     "a closed form before a clamp": with_a_clamp,
     "another temperature": of_loss(temperature=1.01),
     "another target": of_loss(target="one-hot"),
-    "another p": of_norms(
-        lambda norms: (
-            lambda self, cotangent, orders, **how: norms(
-                self, cotangent, [p + 0.01 for p in orders], **how
-            )
-        )
-    ),
+    "another p": of_norms(of_another_order),
     "a sample zeroed": of_norms(zeroed),
     "abs too late": of_rule((F.linear, "bias"), norms=abs_too_late),
     "abs too early": of_rule((F.linear, "weight"), norms=abs_too_early),
-    "no number": of_rule((F.linear, "weight"), norms=lambda *args: LINEAR.norms(*args) * math.nan),
-    "single precision": of_norms(
-        lambda norms: lambda self, *args, **how: norms(self, *args, **how).float().double()
-    ),
+    "no number": of_rule((F.linear, "weight"), norms=no_number),
+    "single precision": of_norms(rounded),
 }
 
 

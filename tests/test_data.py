@@ -69,7 +69,10 @@ def test_the_recorded_orientation_is_applied():
 
 def test_a_picture_in_floating_point_is_refused():
     content = encoded(Image.fromarray(np.ones((3, 3), np.float32)), "TIFF")
-    with pytest.raises(DataError, match="x: damaged image: expected 8 or 16 bits a channel"):
+    with pytest.raises(
+        DataError,
+        match=r"x: expected 8 or 16 bits a channel, got floating point of 1 to 1; store it",
+    ):
         decode_image(content, "x")
 
 

@@ -136,6 +136,12 @@ class BatchSize(click.ParamType):
     help="N images of each set, spread over its classes (or folders) by a fixed seed.",
 )
 @click.option(
+    "--max-pixels",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Decode images of up to N pixels; by default Pillow's limit, 89 million.",
+)
+@click.option(
     "--on-error",
     type=click.Choice(["fail", "skip"]),
     default="fail",
@@ -160,14 +166,20 @@ def extract(model, weights, run_path, ids, oods, fit_sets, data, quiet, **how) -
     PATH of a set:
 
     \b
-    folder           images at any depth but hidden ones; for --id and --fit-set the
-                     sub-folders are classes, by the model's names for them or in order
+    folder           images at any depth but hidden ones, links followed; for --id and
+                     --fit-set sub-folders are classes: by the model's names for
+                     them, by number where all are numbers, or else sorted
     .csv, .parquet   columns path, label (-1 or empty: unknown), sha256 if wanted
-    .txt             a line an image: path label (OpenOOD's imglist)
+    .txt             a line an image: path label (OpenOOD's imglist), or path
     LIST@ROOT        one of these, its paths below ROOT, not beside the list
-    .npz             images [n, h, w, c] uint8 or [n, c, h, w] float in 0..1,
-                     and labels [n], which may be absent
-    .tar             WebDataset shards, s-{000..009}.tar: NAME.png, NAME.cls
+    .npz             images [n, h, w, c] or [n, c, h, w], uint8 or float in 0..1,
+                     and labels [n], which may be absent; FILE.npz#test: of
+                     test_images and test_labels
+    .npy             such an array, labels.npy beside it; FILE.npy#3: the third
+                     of five severities
+    .tar, .tar.gz    WebDataset shards, s-{000..009}.tar: NAME.png and NAME.cls or
+                     NAME.json; or folders of classes
+    .parquet         with the images in it (Hugging Face): test-*.parquet
     torchvision:DATASET:SPLIT[@ROOT]
     """  # noqa: D301
     from gradscore.extraction import extract as record

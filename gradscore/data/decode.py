@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -19,6 +20,16 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 LARGEST_FILE = 1 << 29
 """Bytes of an image file: more than the most pixels in any of these formats."""
 _replacing = threading.RLock()
+
+
+class UnknownScale(ValueError):
+    """A picture's values have no known black and white."""
+
+    def __init__(self, expected_and_got: str) -> None:
+        super().__init__(
+            f"expected {expected_and_got}; store it with 8 bits a channel, or the set as an .npz "
+            "of floats from 0 (black) to 1 (white)."
+        )
 
 
 _open = Image.open
@@ -51,10 +62,13 @@ def decode_image(content: bytes, name: str) -> Image.Image:
                 return _eight_bits(picture)
     except Image.UnidentifiedImageError:
         raise DataError(f"{name}: not an image ({', '.join(FORMATS)}).") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(
-            f"{name}: expected an image of at most {Image.MAX_IMAGE_PIXELS} pixels, got more."
+            f"{name}: expected an image of at most {Image.MAX_IMAGE_PIXELS} pixels, got "
+            f"{_pixels_of(error)}; --max-pixels N raises the limit, where the file can be trusted."
         ) from None
+    except UnknownScale as error:
+        raise DataError(f"{name}: {error}") from None
     except MemoryError:  # says nothing about the image
         raise
     except Exception as error:  # each decoder has its own kinds for a damaged file
@@ -109,6 +123,26 @@ def decoding_here() -> Iterator[None]:
             Image.open = theirs
 
 
+@contextmanager
+def pixels_up_to(limit: int | None) -> Iterator[None]:
+    """Have pictures of up to ``limit`` pixels decoded; None leaves Pillow's own limit."""
+    if limit is None:
+        yield
+        return
+    with _replacing:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, limit
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _pixels_of(error: Exception) -> str:
+    """Return the number of pixels that Pillow's message about too many of them names."""
+    found = re.search(r"\((\d+) pixels\)", str(error))
+    return found[1] if found else "more"
+
+
 def _eight_bits(picture: Image.Image) -> Image.Image:
     mode = picture.mode
     if mode in ("L", "RGB"):
@@ -116,10 +150,13 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     if mode.startswith("I"):
         values = np.asarray(picture)
         if values.min(initial=0) < 0 or values.max(initial=0) > 0xFFFF:
-            raise ValueError(f"expected values of 16 bits, got {values.min()} to {values.max()}")
+            raise UnknownScale(f"values of 16 bits, got {values.min()} to {values.max()}")
         return Image.fromarray((values >> 8).astype(np.uint8))
     if mode == "F":
-        raise ValueError("expected 8 or 16 bits a channel, got floating point")
+        low, high = picture.getextrema()
+        raise UnknownScale(
+            f"8 or 16 bits a channel, got floating point of {low:.4g} to {high:.4g}"
+        )
     if mode in ("1", "LA", "La"):
         return picture.convert("L")
     if "transparency" in picture.info:

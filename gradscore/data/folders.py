@@ -72,7 +72,7 @@ def _files(
     for entry in ordered:
         if entry.name.startswith(".") or entry.name == MACOS:
             others["hidden"] += 1
-        elif not entry.is_dir():
+        elif not os.path.isdir(entry.path):  # a link that leads nowhere is none
             yield prefix + entry.name
         else:
             identity, nested = _identity(entry.path), links + entry.is_symlink()

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscore.data import archives, arrays
+from gradscore.data import archives, arrays, tables
+from gradscore.data.decode import pixels_up_to
 from gradscore.data.digits import digit_arrays
 from gradscore.data.folders import find_images, folder_labels
 from gradscore.data.opened import Opened, Wanted
@@ -19,7 +20,7 @@ from gradscore.manifest import SUFFIXES, read_manifest, rows_sha256, split_root
 
 FORMS = (
     "a folder of images, a list (.csv, .parquet, .txt, or LIST@ROOT), .npz or .npy, .tar or "
-    ".tar.gz, torchvision:DATASET:SPLIT or digits:SPLIT"
+    ".tar.gz, .parquet with images in it, torchvision:DATASET:SPLIT or digits:SPLIT"
 )
 
 
@@ -34,6 +35,7 @@ class ImageSet:
         reader: What fetches an image.
         sha256: Identity of the list: names, labels, and contents where they are cheap to tell.
         notice: What the user should know about the images and labels, or empty.
+        max_pixels: Larger pictures are refused; None leaves Pillow's own limit.
     """
 
     source: str
@@ -42,6 +44,7 @@ class ImageSet:
     reader: Reader = field(repr=False)
     sha256: str
     notice: str = ""
+    max_pixels: int | None = None
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -56,7 +59,8 @@ class ImageSet:
         """
         if not 0 <= place < len(self.paths):
             raise IndexError(f"Expected an image of 0 to {len(self.paths) - 1}, got {place}.")
-        return self.reader.read(place)
+        with pixels_up_to(self.max_pixels):
+            return self.reader.read(place)
 
 
 def open_set(
@@ -66,13 +70,15 @@ def open_set(
     classes: int | None = None,
     labelled: bool = True,
     limit: int | None = None,
+    max_pixels: int | None = None,
 ) -> ImageSet:
     """Open a set of images.
 
     Args:
         source: A folder of images; a manifest, or ``MANIFEST@ROOT``; an .npz with ``images`` and
             ``labels``, or ``FILE.npz#PART``; an .npy with its labels beside it; WebDataset .tar
-            shards (one, or a pattern with ``*`` or ``{000..009}``);
+            shards (one, or a pattern with ``*`` or ``{000..009}``); .parquet files with images in
+            them (likewise);
             ``torchvision:DATASET:SPLIT[@ROOT]``; ``digits:SPLIT``.
         class_names: The model's class names, in order or with their numbers; labels and
             sub-folders of these names are classes.
@@ -81,13 +87,15 @@ def open_set(
         labelled: Whether a folder's sub-folders mean classes (as they do for an ID set).
         limit: Keep only so many images, spread over the classes (or folders) by a fixed seed;
             fewer are the first ones of more.
+        max_pixels: Refuse larger pictures; by default those beyond Pillow's own limit.
 
     Raises:
         DataError: If there is no such set, it is empty, malformed or damaged.
     """
     text = str(source)
-    if limit is not None and limit < 1:
-        raise DataError(f"Expected a limit of 1 or more images, got {limit}.")
+    for what, value in (("a limit of 1 or more images", limit), ("max_pixels > 0", max_pixels)):
+        if value is not None and value < 1:
+            raise DataError(f"Expected {what}, got {value}.")
     opened = _opener(text)(text, Wanted(class_names, classes, labelled))
     paths, labels, reader = opened.paths, opened.labels, opened.reader
     contents, notices = opened.contents, list(opened.notices)
@@ -102,7 +110,8 @@ def open_set(
         )
         labels, reader = labels[chosen], Chosen(reader, chosen)
     digest = rows_sha256(paths, labels, [*contents, *opened.whole])
-    return ImageSet(text, paths, labels, reader, digest, "; ".join(filter(None, notices)))
+    notice = "; ".join(filter(None, notices))
+    return ImageSet(text, paths, labels, reader, digest, notice, max_pixels)
 
 
 def _opener(text: str) -> Callable[[str, Wanted], Opened]:
@@ -118,6 +127,8 @@ def _opener(text: str) -> Callable[[str, Wanted], Opened]:
         return arrays.open_arrays
     if lower.endswith(archives.SUFFIXES):
         return archives.open_archives
+    if tables.holds_images(text):
+        return tables.open_tables
     if split_root(text)[0].suffix.lower() in SUFFIXES and not Path(text).is_dir():
         return _open_list
     if Path(text).is_dir():

@@ -81,6 +81,7 @@ def extract(
     precision: str = "float32",
     workers: int = 0,
     limit: int | Mapping[str, int] | None = None,
+    max_pixels: int | None = None,
     on_error: str = "fail",
     gradients: str = "rules",
     blocks: Mapping[str, str | Sequence[str]] | None = None,
@@ -122,6 +123,7 @@ def extract(
         workers: Processes that decode images; 0 decodes in this one.
         limit: Take only so many images of each set, spread over its classes by a fixed seed; or
             set name to that number.
+        max_pixels: Pictures of more are refused; by default those beyond Pillow's own limit.
         on_error: ``fail`` at an image that cannot be read, or ``skip`` it and record why.
         gradients: ``rules``, or for comparison ``vmap`` or ``reference``.
         blocks: Group names to globs, redefining groups of parameters.
@@ -148,15 +150,19 @@ def extract(
         tell(progress, sentence)
     place = device_for(device, precision)
     _, first_source = next(iter(sets.values()))
-    image = first_readable(open_set(first_source, labelled=False), subject.preprocessing)
+    image = first_readable(
+        open_set(first_source, labelled=False, max_pixels=max_pixels), subject.preprocessing
+    )
     subject.model.to(place)
     image_there = image.to(place)
     blocks = blocks or {}
     info, head, arrays = describe(subject, image_there, precision=precision, blocks=blocks)
     network = Network(subject.model, head, place, precision)
-    opened = open_sets(sets, limit, subject, info.classes)
+    opened = open_sets(sets, limit, subject, info.classes, max_pixels)
     labelled = (
-        open_fit_set(Path(run), fit, opened, subject, info.classes) if fit is not None else None
+        open_fit_set(Path(run), fit, opened, subject, info.classes, max_pixels)
+        if fit is not None
+        else None
     )
     for sentence in what_to_know(subject, opened, info.classes):
         tell(progress, sentence)

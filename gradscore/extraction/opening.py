@@ -22,7 +22,11 @@ LOOKED_AT = 3
 
 
 def open_sets(
-    sets: Sets, limit: int | Mapping[str, int] | None, subject: Subject, classes: int
+    sets: Sets,
+    limit: int | Mapping[str, int] | None,
+    subject: Subject,
+    classes: int,
+    max_pixels: int | None,
 ) -> dict[str, ImageSet]:
     """Open every set; the labels of ID sets and of sets to fit to must be the model's classes.
 
@@ -31,6 +35,7 @@ def open_sets(
         limit: How many images to take of each set, or of each by name.
         subject: The model.
         classes: The number of its classes.
+        max_pixels: Pictures of more are refused; None leaves Pillow's own limit.
 
     Raises:
         DataError: If a set cannot be opened, or such a set has labels beyond the classes.
@@ -44,6 +49,7 @@ def open_sets(
             classes=classes,
             labelled=role in LABELLED,
             limit=limits.get(name),
+            max_pixels=max_pixels,
         )
         for name, (role, source) in sets.items()
     }

@@ -76,7 +76,12 @@ def check_recording(
 
 
 def open_fit_set(
-    run: Path, name: str, opened: Mapping[str, ImageSet], subject: Subject, classes: int
+    run: Path,
+    name: str,
+    opened: Mapping[str, ImageSet],
+    subject: Subject,
+    classes: int,
+    max_pixels: int | None,
 ) -> ImageSet:
     """Return the labelled images to fit to: of the sets given, or of the run's.
 
@@ -86,6 +91,7 @@ def open_fit_set(
         opened: The sets given.
         subject: The model.
         classes: Number of the model's classes.
+        max_pixels: Pictures of more are refused; None leaves Pillow's own limit.
 
     Raises:
         NotRecorded: If there is no such set.
@@ -100,7 +106,7 @@ def open_fit_set(
             )
         entry = known[name]
         sets = {name: (entry.role, entry.source)}
-        images = open_sets(sets, entry.rows, subject, classes)[name]
+        images = open_sets(sets, entry.rows, subject, classes, max_pixels)[name]
     if images.labels.max() < 0:
         raise DataError(
             f"Method mahalanobis learns from labels, but no image of set {name!r} has one; give a "

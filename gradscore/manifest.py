@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from gradscore.errors import DataError
 from gradscore.files import open_regular, written_aside
 from gradscore.labels import ClassNames, class_numbers
-from gradscore.manifest_formats import READERS, WRITERS, Columns
+from gradscore.manifest_formats import IMAGE_SUFFIXES, READERS, WRITERS, Columns
 
 SUFFIXES = tuple(READERS)
 
@@ -92,7 +92,7 @@ def read_manifest(
     if not rows:
         raise DataError(f"The manifest {str(path)!r} lists no images.")
     paths, labels, digests = zip(*rows, strict=True)
-    paths = _relative(paths, root)
+    paths = _completed(_relative(paths, root), root)
     _refuse_escapes(paths, root, path)
     if any(digests) and not all(digests):
         raise DataError(f"Expected a sha256 for every image or none in {str(path)!r}.")
@@ -161,6 +161,16 @@ def _relative(paths: Sequence[str], root: Path) -> Sequence[str]:
             path = path[len(inside) :]
         result.append(path)
     return result
+
+
+def _completed(paths: Sequence[str], root: Path) -> Sequence[str]:
+    """Return paths with the ending of the first one's file, where a list leaves endings out."""
+    first = os.path.join(root, paths[0])
+    if any(path.lower().endswith(IMAGE_SUFFIXES) for path in paths) or "\0" in first:
+        return paths
+    endings = ["", *(form for ending in IMAGE_SUFFIXES for form in (ending, ending.upper()))]
+    ending = next((ending for ending in endings if os.path.lexists(first + ending)), "")
+    return [path + ending for path in paths]
 
 
 def _refuse_escapes(paths: Sequence[str], root: Path, manifest: Path) -> None:

@@ -21,7 +21,8 @@ IMAGE_SUFFIXES = (
     *(".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
 )
 COLUMNS = {
-    "path": "path paths filepath file_path filename file_name file image image_path img_path img",
+    "path": "path paths filepath file_path filename file_name file image images img image_path "
+    "img_path imageid image_id id",
     "label": "label labels class class_id classid target targets class_name category y",
     "sha256": "sha256",
 }
@@ -124,13 +125,28 @@ def _read_imglist(file: BinaryIO, path: Path) -> Iterator[Row]:
         line = line.strip()
         if line:
             where = f"line {place} of {str(path)!r}"
-            alone = line.lower().endswith(IMAGE_SUFFIXES)
-            parts = [line, ""] if alone else line.rsplit(None, 1)
-            if len(parts) == 1:
-                parts = line.rsplit(",", 1)
+            parts = _parts(line)
             if len(parts) != 2:
                 raise DataError(f"Expected `path label`, got {line[:40]!r} in {where}.")
             yield row(parts[0].rstrip(", "), parts[1], "", where)
+
+
+def _parts(line: str) -> list[str]:
+    r"""Return path and label of a line; more or fewer parts where it cannot be told.
+
+    >>> [_parts(line) for line in ("a b.png 3", "a.png", "a.png\tcat\t0\t9", "a.png 0 1")]
+    [['a b.png', '3'], ['a.png', ''], ['a.png', 'cat'], ['a.png', '0', '1']]
+    """
+    first, tab, rest = line.partition("\t")
+    if tab and first.lower().endswith(IMAGE_SUFFIXES):  # further columns are boxes and the like
+        return [first, rest.split("\t")[0]]
+    if line.lower().endswith(IMAGE_SUFFIXES):  # a path alone
+        return [line, ""]
+    parts = line.rsplit(None, 1) if len(line.split(None, 1)) > 1 else line.rsplit(",", 1)
+    words = parts[0].split()
+    if len(words) > 1 and any(word.lower().endswith(IMAGE_SUFFIXES) for word in words[:-1]):
+        return line.split()
+    return parts
 
 
 def _read_parquet(file: BinaryIO, path: Path) -> Iterator[Row]:

@@ -119,8 +119,9 @@ def test_columns_and_labels_of_lists(tmp_path, text, labels, encoding):
         ("a.png, 3\nc.png,4\n", {"a.png": 3, "c.png": 4}),
         ("a.png\nd/c.png\n", {"a.png": -1, "d/c.png": -1}),
         ("a.png dog\nc.png cat\n", {"a.png": 1, "c.png": 0}),
+        ("a.png\tdog\t0\t32\nc.png\tcat\t1\t9\n", {"a.png": 1, "c.png": 0}),
     ],
-    ids=["spaces", "tabs", "commas", "paths alone", "names"],
+    ids=["spaces", "tabs", "commas", "paths alone", "names", "boxes"],
 )
 def test_imglists(tmp_path, text, expected):
     (tmp_path / "list.txt").write_text(text)
@@ -219,3 +220,25 @@ def test_unlabelled_images_come_last(tmp_path):
     images = open_set(tmp_path / "list.csv", limit=8)
     assert sorted(images.labels[:6].tolist()) == [0, 0, 1, 1, 2, 2]
     assert images.labels[6:].tolist() == [-1, -1]
+
+
+def test_several_labels_an_image_are_refused(tmp_path):
+    (tmp_path / "list.txt").write_text("a.png 0 1 1\n")
+    with pytest.raises(DataError, match=r"Expected `path label`, got 'a.png 0 1 1' in line 1"):
+        open_set(tmp_path / "list.txt")
+
+
+@pytest.mark.parametrize("ending", [".png", ".PNG"])
+def test_lists_that_leave_the_ending_out(tmp_path, ending):
+    folder_of(tmp_path, f"val/1{ending}", f"val/2{ending}")
+    (tmp_path / "list.csv").write_text("ImageId,Class\n1,dog\n2,cat\n")
+    images = open_set(f"{tmp_path}/list.csv@{tmp_path}/val", classes=2)
+    assert by_path(images) == {f"1{ending}": 1, f"2{ending}": 0}
+    assert images[1].size == (5, 4)
+
+
+def test_hidden_folders_are_no_classes(tmp_path):
+    folder = folder_of(tmp_path, "a/1.png", "b/1.png", ".ipynb_checkpoints/1-checkpoint.png")
+    images = open_set(folder, classes=2)
+    assert images.labels.tolist() == [0, 1]
+    assert "passed over: 1 hidden" in images.notice

@@ -89,7 +89,11 @@ def test_links_inside_the_root_are_followed(folder):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("l.csv", "id,label\na,1\n", "Expected the columns path,label in .*, got id,label"),
+        (
+            "l.csv",
+            "number,label\na,1\n",
+            "Expected the columns path,label in .*, got number,label",
+        ),
         ("l.csv", "path,label\n", "lists no images"),
         ("l.csv", "path,label\na.png,cat\nb.png,1\n", "got both '1' and 'cat' \\(image 1\\)"),
         ("l.csv", "path,label\na.png,-2\n", "got '-2' in line 2"),

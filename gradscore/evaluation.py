@@ -105,7 +105,8 @@ def evaluate(
         The figures, as fractions.
 
     Raises:
-        InvalidArgument: If either side is empty, not a vector, or holds a non-finite score.
+        InvalidArgument: If either side is empty, not a vector, or holds a non-finite score, or
+            there are no replicates.
 
     >>> evaluate([3, 4, 5], [0, 1, 2]).auroc
     Estimate(value=1.0, low=1.0, high=1.0)
@@ -144,17 +145,14 @@ def evaluate_run(
     ids, oods = choose_sets(store, sets)
     questions = list(dict.fromkeys(questions))
     scored = score_sets(store, [*ids, *oods], questions, backend)
+    options = [o for o in ("epsilon", "fit") if any(getattr(q, o) for q in questions)]
     rows = []
     for name in ids:
         figures = _figures(scored[name], [scored[ood] for ood in oods], replicates)
         for question, of_question in zip(questions, figures, strict=True):
             for ood, of_ood in zip([*oods, "mean"], of_question, strict=True):
-                rows.append(_row(question, name, ood, of_ood))
-    each = len(rows) // len(questions) // len(ids)
-    for option in ("epsilon", "fit"):
-        if any(getattr(question, option) for question in questions):
-            for place, row in enumerate(rows):
-                row[option] = getattr(questions[place // each % len(questions)], option)
+                row = _row(question, name, ood, of_ood)
+                rows.append(row | {option: getattr(question, option) for option in options})
     accuracies = {name: accuracy(scored[name]) for name in ids}
     together = Accuracy(*map(sum, zip(*accuracies.values(), strict=True)))
     return Evaluation(together.share, rows, accuracies)
@@ -204,7 +202,9 @@ def _figures(ids: Scores, oods: Sequence[Scores], replicates: int) -> NDArray:
 
 
 def _with_interval(point: NDArray, samples: NDArray) -> NDArray:
-    return np.concatenate([point[None], interval(samples)]).transpose(*range(1, point.ndim + 1), 0)
+    return np.concatenate([point[None], interval(point, samples)]).transpose(
+        *range(1, point.ndim + 1), 0
+    )
 
 
 def _row(question: Question, id_name: str, ood_name: str, figures: NDArray) -> Row:

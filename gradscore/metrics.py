@@ -122,8 +122,11 @@ def bootstrap(
         Fractions, shape ``[replicates, scores, sets, 4]``, last axis as :data:`METRICS`.
 
     Raises:
-        InvalidArgument: If a side is empty or holds a non-finite score.
+        InvalidArgument: If a side is empty or holds a non-finite score, or there are no
+            replicates.
     """
+    if replicates < 1:
+        raise InvalidArgument(f"Expected at least one replicate, got {replicates}.")
     id_rows = np.atleast_2d(np.asarray(id_scores))
     ood_rows = [np.atleast_2d(np.asarray(scores)) for scores in ood_scores]
     rankings = [
@@ -155,9 +158,21 @@ def _resampled(
     return np.stack([ranking.metrics(kept, weights) for ranking, weights in each], axis=1)
 
 
-def interval(samples: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the 2.5 and 97.5 percentiles over the first axis, shape ``[2, ...]``."""
-    return np.percentile(samples, (2.5, 97.5), axis=0)
+def interval(point: ArrayLike, samples: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return a 95% interval of each figure: percentiles of its replicates, and the figure itself.
+
+    Drawing with replacement makes ties, which move some metrics of small sets one way: the
+    percentiles alone can then lie beside the figure that they are of.
+
+    Args:
+        point: The figures, shape ``[...]``.
+        samples: Their replicates, shape ``[replicates, ...]``.
+
+    Returns:
+        Lower and upper ends, shape ``[2, ...]``.
+    """
+    low, high = np.percentile(samples, (2.5, 97.5), axis=0)
+    return np.stack([np.minimum(low, point), np.maximum(high, point)])
 
 
 def checked(scores: ArrayLike, side: str) -> NDArray[np.float64]:

@@ -7,12 +7,13 @@ import math
 import numpy as np
 import pyarrow.parquet
 import pytest
+import recorded_run
 from recorded_run import make_run
 
 import gradscore as gs
 from gradscore.errors import InvalidArgument, RunError
 from gradscore.evaluation import COLUMNS, evaluate, evaluate_run
-from gradscore.metrics import METRICS, bootstrap, interval, point_metrics
+from gradscore.metrics import METRICS, auroc, bootstrap, interval, point_metrics
 from gradscore.recorded import Run
 from gradscore.scores import Question
 from gradscore.scores.answer import iterate_scores, score_sets
@@ -35,7 +36,8 @@ def test_two_vectors_give_figures_with_intervals():
     rng = np.random.default_rng(0)
     ids, oods = rng.normal(1, 1, 100), rng.normal(0, 1, 80)
     metrics = gs.evaluate(ids, oods)
-    low, high = interval(bootstrap(ids, [oods])[:, 0, 0])
+    point = point_metrics(ids, oods)
+    low, high = interval(point, bootstrap(ids, [oods])[:, 0, 0])
     for k, name in enumerate(METRICS):
         figure = getattr(metrics, name)
         assert float(figure) == point_metrics(ids, oods)[k]
@@ -61,10 +63,32 @@ def test_rows_are_the_figures_of_each_pair_and_their_mean(run, evaluation):
             point = points.mean(0) if name == "mean" else points[k]
             drawn = samples.mean(1) if name == "mean" else samples[:, k]
             np.testing.assert_allclose([row[m] for m in METRICS], point, rtol=1e-14)
-            low, high = interval(drawn)
+            low, high = interval(point, drawn)
             np.testing.assert_allclose([row[f"{m}_low"] for m in METRICS], low, rtol=1e-14)
             np.testing.assert_allclose([row[f"{m}_high"] for m in METRICS], high, rtol=1e-14)
     assert next(rows, None) is None
+
+
+def test_each_row_says_what_its_question_learned_from(tmp_path, monkeypatch):
+    monkeypatch.setitem(recorded_run.ROLES, "train", "id")
+    several = Run(make_run(tmp_path / "run"))
+    questions = [Question("mahalanobis", fit=name) for name in ("train", "digits")]
+    questions.insert(1, Question("msp"))
+    rows = evaluate_run(several, questions, replicates=0).rows
+    fits = [None if row["method"] == "msp" else row["fit"] for row in rows]
+    assert fits == [*["train"] * 3, *[None] * 3, *["digits"] * 3] * 2
+    assert [row["fit"] for row in rows] == fits
+    assert [row["id"] for row in rows] == ["digits"] * 9 + ["train"] * 9
+    assert not any("epsilon" in row for row in rows)
+    assert "fit" not in evaluate_run(several, [Question("msp")], replicates=0).rows[0]
+    for row in rows:
+        learned = {} if row["fit"] is None else {"fit": row["fit"]}
+        ids, oods = (
+            several.score(name, row["method"], **learned)
+            for name in (row["id"], "photos" if row["ood"] == "mean" else row["ood"])
+        )
+        if row["ood"] != "mean":
+            assert row["auroc"] == pytest.approx(auroc(ids, oods), abs=1e-12)
 
 
 def test_accuracy_counts_labelled_id_rows_alone(evaluation):

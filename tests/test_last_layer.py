@@ -251,3 +251,11 @@ def test_bad_settings_are_named(how, message):
 def test_bad_shapes_and_types_are_shown(features, logits, message):
     with pytest.raises(InvalidArgument, match=message):
         last_layer_score(features, logits)
+
+
+def test_without_settings_it_is_the_equation_of_the_paper():
+    x, f = drawn(5, 7), drawn(5, 4)
+    u, v = x.abs().sum(dim=1), (1 - 4 * f.softmax(dim=1)).abs().sum(dim=1)
+    torch.testing.assert_close(feature_norm(x), u)
+    torch.testing.assert_close(deviation_norm(f), v)
+    torch.testing.assert_close(last_layer_score(x, f), u * v / 4)

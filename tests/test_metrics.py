@@ -1,15 +1,26 @@
 """The metrics against scikit-learn and brute force; the bootstrap against plain resampling."""
 
 import math
-import time
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from gradscore import metrics
 from gradscore.errors import InvalidArgument
-from gradscore.metrics import aupr_in, aupr_out, auroc, bootstrap, fpr95, interval, point_metrics
+from gradscore.evaluation import evaluate
+from gradscore.metrics import (
+    METRICS,
+    aupr_in,
+    aupr_out,
+    auroc,
+    bootstrap,
+    fpr95,
+    interval,
+    point_metrics,
+)
 
 RNG = np.random.default_rng(0)
 CASES = {
@@ -114,13 +125,30 @@ def test_intervals_cover_as_often_as_they_say():
     for seed in range(200):
         rng = np.random.default_rng(seed)
         ids, oods = rng.normal(1, 1, 150), rng.normal(0, 1, 150)
-        low, high = interval(bootstrap(ids, [oods], replicates=200)[:, 0, 0, 0])
+        samples = bootstrap(ids, [oods], replicates=200)[:, 0, 0, 0]
+        low, high = interval(auroc(ids, oods), samples)
         covered += low <= 0.5 * math.erfc(-1 / 2) <= high  # Phi(1 / sqrt 2)
     assert 180 <= covered <= 199
 
 
-def test_large_sets_take_seconds():
-    ids, oods = RNG.normal(size=50_000), RNG.normal(size=10_000)
-    start = time.perf_counter()
-    bootstrap(ids, [oods], replicates=100)
-    assert time.perf_counter() - start < 2
+SCORES = st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.0, 2.0]), min_size=1, max_size=7)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ids=SCORES, oods=SCORES, seed=st.integers(0, 3))
+@example(ids=[1.0, 2.0], oods=[0.0, 0.5], seed=0)
+@example(ids=[1.0, 1.0, 1.0], oods=[1.0, 1.0], seed=0)
+@example(ids=[0.0], oods=[1.0], seed=0)
+@example(ids=[0.0], oods=[3.0, 1.0, 0.0, 2.0, 3.0], seed=0)
+@example(ids=[1.0, 0.0, 4.0, 0.0, 0.0, 2.0], oods=[4.0], seed=0)
+def test_an_interval_holds_its_own_figure(ids, oods, seed):
+    found = evaluate(ids, oods, replicates=20, seed=seed)
+    for metric in METRICS:
+        value, low, high = getattr(found, metric)
+        assert 0 <= low <= value <= high <= 1
+
+
+@pytest.mark.parametrize("replicates", [0, -1])
+def test_no_replicates_are_no_interval(replicates):
+    with pytest.raises(InvalidArgument, match=f"at least one replicate, got {replicates}"):
+        evaluate([1.0, 2.0], [0.0], replicates=replicates)

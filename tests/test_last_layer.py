@@ -254,7 +254,8 @@ def test_bad_shapes_and_types_are_shown(features, logits, message):
 
 
 def test_without_settings_it_is_the_equation_of_the_paper():
-    x, f = drawn(5, 7), drawn(5, 4)
+    x, weight, bias = drawn(5, 7, 4)
+    f = x @ weight.T + bias
     u, v = x.abs().sum(dim=1), (1 - 4 * f.softmax(dim=1)).abs().sum(dim=1)
     torch.testing.assert_close(feature_norm(x), u)
     torch.testing.assert_close(deviation_norm(f), v)

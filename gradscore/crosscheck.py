@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gradscore.errors import ModelError
 from gradscore.norms import vector_norm
 from gradscore.reference import backward_norms
-from gradscore.uses import state_of, tensors_from_elsewhere, undisturbed
+from gradscore.uses import state_of, taking, tensors_from_elsewhere, undisturbed
 
 CHECKED_ORDER = 2.0
 """The order that is always compared: below one, noise in entries near zero is magnified."""
@@ -114,7 +114,7 @@ def autograd_norms(
     for sample in samples:
         loss = partial(_product, cotangent[sample])
         # Between two samples nothing remains that the model's code keeps outside of the copy.
-        with undisturbed(model):
+        with undisturbed(model), taking(model, images[sample : sample + 1]):
             norms.append(backward_norms(model, images, selected, [loss], orders, samples=[sample]))
     return torch.cat(norms, dim=1)
 

@@ -66,7 +66,7 @@ def uniform_norm(
         Norms without unit, shape ``[batch]``.
     """
     classes = logits.shape[1]
-    scale = torch.tensor(float(classes), dtype=torch.float64).pow(1 / p).item()
+    scale = torch.tensor(float(classes), dtype=torch.float64, device="cpu").pow(1 / p).item()
     dtype = dtype or torch.promote_types(logits.dtype, torch.float32)
     working, softmax_norm, bound = dtype, _softmax_norm, NEAR_UNIFORM[dtype]
     widened = (logits.dtype, dtype) == (torch.float32, torch.float64) and logits.is_cpu

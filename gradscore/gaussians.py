@@ -77,7 +77,7 @@ def fit_gaussians(features: Tensor, labels: Tensor) -> ClassGaussians:
         raise InvalidArgument("Expected labelled rows to fit to, got none.")
     x = features.double()
     classes, place = labels.unique(return_inverse=True)
-    sums = torch.zeros(len(classes), x.shape[1], dtype=x.dtype).index_add_(0, place, x)
+    sums = x.new_zeros(len(classes), x.shape[1]).index_add_(0, place, x)
     means = sums / place.bincount()[:, None]
     covariance = EmpiricalCovariance(assume_centered=True).fit((x - means[place]).numpy())
     return ClassGaussians(means, torch.from_numpy(covariance.precision_))

@@ -1,4 +1,4 @@
-"""Autograd's graph: its nodes, and the one place where torch's own gradient is wrong.
+"""Autograd's graph: its nodes, and the places where torch's own gradient is wrong.
 
 Of an axis of size one the stride is arbitrary, and token networks give the batch axis of a lone
 image, or the one row of a sequence, one of its own. From it torch's batch norm on the CPU
@@ -34,7 +34,12 @@ def straighten_batch_norms(logits: Tensor) -> None:
         logits: Output of a model, with the graph of how it was made.
     """
     for node in nodes_below([logits.grad_fn]):
-        if node.name().startswith("NativeBatchNormBackward") and 1 in node._saved_input.shape:
+        if not node.name().startswith("NativeBatchNormBackward"):
+            continue
+        if node._saved_input.numel() == 0:
+            # Torch divides by the number of rows, which ends the process: none has a gradient.
+            node.register_prehook(lambda grads: (None,) * len(grads))
+        elif 1 in node._saved_input.shape:
             node.register_prehook(_laying_out(_layout_of(node._saved_input)))
 
 

@@ -74,7 +74,7 @@ class Run:
     def _field(self, name: str, field: str) -> Tensor:
         known_sets(self.store, [name])
         blocks = self.store.blocks(name, fields=(field,))
-        return torch.cat([torch.as_tensor(block[field]) for block in blocks])
+        return torch.cat([torch.as_tensor(block[field], device="cpu") for block in blocks])
 
 
 def open_store(run: Run | RunStore | str | os.PathLike) -> Any:

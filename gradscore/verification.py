@@ -17,7 +17,7 @@ from gradscore.models.head import Head, find_head
 from gradscore.norms import vector_norm
 from gradscore.outputs import logits_of
 from gradscore.reference import one_backward_a_sample
-from gradscore.uses import check_images
+from gradscore.uses import check_images, check_model
 from gradscore.uses.undisturbed import ONE_AT_A_TIME
 
 NOISE = 1e-6
@@ -98,6 +98,7 @@ def verify(
     """
     how = {"p": p, "temperature": temperature, "target": target}
     check_images(images)
+    check_model(model)
     if not len(images):
         raise InvalidArgument("Expected at least one image, got an empty batch.")
     with torch.inference_mode(False), _converted(model, dtype) as model:

@@ -65,8 +65,10 @@ class _Decoded(Dataset):
                 places.append(place)
             except GradScoreError as error:
                 failed.append((place, str(error)))
-        images = torch.stack(tensors) if tensors else torch.empty(0, *(self.shape or ()))
-        return Batch(span, torch.tensor(places, dtype=torch.int64), images, failed)
+        images = (
+            torch.stack(tensors) if tensors else torch.empty(0, *(self.shape or ()), device="cpu")
+        )
+        return Batch(span, torch.tensor(places, dtype=torch.int64, device="cpu"), images, failed)
 
     def _decode(self, place: int) -> Tensor:
         tensor = _prepared(self.images, place, self.preprocessing)
@@ -81,9 +83,18 @@ class _Decoded(Dataset):
 def _prepared(images: ImageSet, place: int, preprocessing: Callable[[Any], Tensor]) -> Tensor:
     """Return the model's input for an image; an error names the image."""
     try:
-        return preprocessing(images[place])
+        with torch.device("cpu"):
+            return preprocessing(images[place])
     except InvalidArgument as error:
         raise DataError(f"{images.paths[place]}: {error}") from error
+
+
+class _Loader(DataLoader):
+    """A loader that works on the CPU, whatever device the caller makes tensors on."""
+
+    def __iter__(self) -> Any:
+        with torch.device("cpu"):
+            return super().__iter__()
 
 
 def _unchanged(batch: Batch) -> Batch:
@@ -111,7 +122,7 @@ def load_batches(
         workers: Number of processes that decode; 0 decodes in this one.
         pin_memory: Whether batches lie in page-locked memory, for copies that overlap.
     """
-    return DataLoader(
+    return _Loader(
         _Decoded(images, preprocessing, shape, skipped),
         batch_size=None,
         sampler=spans,

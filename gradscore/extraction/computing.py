@@ -186,5 +186,5 @@ def _to_host(values: Tensor) -> Tensor:
         values = values.float()
     if values.device.type != "cuda":
         return values.cpu()
-    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True, device="cpu")
     return host.copy_(values, non_blocking=True)

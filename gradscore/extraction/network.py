@@ -12,7 +12,7 @@ from gradscore.extraction.precision import PRECISIONS
 from gradscore.memory import memory_ended
 from gradscore.models.head import Head
 from gradscore.outputs import logits_of
-from gradscore.uses import undisturbed
+from gradscore.uses import own_images, taking, undisturbed
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,9 @@ class Network:
         Raises:
             ModelError: If the model does not return logits.
         """
-        with self.autocast(), undisturbed(self.model):
-            return logits_of(self.model(images), len(images))
+        with self.autocast(), undisturbed(self.model), taking(self.model, images):
+            own = own_images(self.model, images)
+            return logits_of(self.model(own), len(images))
 
     def autocast(self) -> AbstractContextManager:
         """Return the context of a forward."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gradscore.errors import ModelError
 from gradscore.models.head import LINEAR_LIKE, Head, is_product
+from gradscore.uses import as_written
 
 
 @dataclass
@@ -124,6 +125,7 @@ def observe_features(
 
     handle = observation.module.register_forward_hook(keep)
     try:
-        yield observation
+        with as_written():  # a compiled forward may call no hook
+            yield observation
     finally:
         handle.remove()

@@ -27,6 +27,7 @@ from gradscore.uses import (
     check_eval_mode,
     record_forward,
     state_of,
+    taking,
     tolerance_of,
     trial_images,
 )
@@ -66,6 +67,7 @@ class _Call:
     name: str
     module: nn.Module
     input: Tensor
+    autocast: torch.dtype | None
 
 
 def head_of(model: nn.Module, images: Tensor) -> Head:
@@ -109,8 +111,6 @@ def find_head(model: nn.Module, images: Tensor) -> Head:
         raise InvalidArgument("Expected images with finite logits, got logits that are NaN.")
     _check_apart(model, images, logits)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    if not names:
-        raise ModelError("Expected a model with parameters, got one without.")
     reasons = []
     for call in reversed(calls):
         if _outputs(call.module) != logits.shape[1]:
@@ -140,23 +140,23 @@ def _forward(
                 if threading.get_ident() != thread:
                     return None
                 if args and isinstance(args[0], Tensor):
-                    calls.append(_Call(name, module, args[0].detach()))
+                    calls.append(_Call(name, module, args[0].detach(), _autocast(images)))
                 return instead[module].view_as(output).clone() if module in instead else None
 
             handles.append(module.register_forward_hook(note))
     try:
-        with trial_images(model, images) as own:
+        with trial_images(model, images) as own, taking(model, images):
             output = model(own)
-    except Exception as error:  # whatever a model raises
-        raise ModelError(
-            f"Expected a model that takes {images.dtype} {list(images.shape)} on {images.device}, "
-            f"got {type(error).__name__} from it: {str(error).partition(chr(10))[0]}. The size of "
-            "images is set by --resize and --crop, or by the model's `preprocessing`."
-        ) from error
     finally:
         for handle in handles:
             handle.remove()
     return logits_of(output, len(images)), calls
+
+
+def _autocast(images: Tensor) -> torch.dtype | None:
+    """Return the type that a call is cast to, ``None`` where autocast is off."""
+    device = images.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def _outputs(module: nn.Module) -> int:
@@ -176,7 +176,7 @@ def _fault(
         return f"it works at several positions, on an input {list(x.shape)}"
     if not is_product(module, x, module.weight, logits):
         return FOLLOWED
-    if not _multiplies(model, module, x):
+    if not _multiplies(model, call):
         return FOLLOWED
     drawn = _drawn_like(logits)
     if not torch.equal(_forward(model, images, {module: drawn})[0], drawn):
@@ -185,21 +185,24 @@ def _fault(
     with torch.inference_mode(False):
         forward = record_forward(model, images.clone(), selected)
     bundles = bundles_of(forward, selected)
+    if not bundles:
+        return "its weight gets no gradient, as under torch.no_grad()"
     if forward.uncovered or forward.differentiates or len(bundles[0].contributions) != 1:
         return "its weight is used more than once in a forward"
     return gradient_fault(model, call.name, images)
 
 
 def _drawn_like(x: Tensor) -> Tensor:
-    return torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+    return torch.randn(x.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(x)
 
 
-def _multiplies(model: nn.Module, module: nn.Module, x: Tensor) -> bool:
+def _multiplies(model: nn.Module, call: _Call) -> bool:
     """Say whether a layer of the class of a linear one is linear, with a weight drawn for it."""
+    module, x, cast = call.module, call.input, call.autocast
     drawn = _drawn_like(module.weight) * module.weight[0].numel() ** -0.5
     other = copy(module)
     other._parameters = {**module._parameters, "weight": nn.Parameter(drawn, requires_grad=False)}
-    with trial_images(model, x) as own:
+    with trial_images(model, x) as own, torch.autocast(x.device.type, cast, cast is not None):
         return is_product(module, x, drawn, other(own).flatten(1))
 
 

@@ -79,8 +79,8 @@ def _difference(logits: Tensor, x: Tensor, weight: Tensor) -> str:
     tolerance = 1e-5 if exact else 2e-3
     draws = torch.Generator().manual_seed(0)
     for sample in range(len(x)):
-        exponents = torch.tensor([MAGNITUDES]).T.expand(-1, logits.shape[1])
-        signs = torch.randint(0, 2, exponents.shape, generator=draws) * 2 - 1
+        exponents = torch.tensor([MAGNITUDES], device="cpu").T.expand(-1, logits.shape[1])
+        signs = torch.randint(0, 2, exponents.shape, generator=draws, device="cpu") * 2 - 1
         for row in (signs * 2.0**exponents).to(logits):
             cotangent = torch.zeros_like(logits)
             cotangent[sample] = row

@@ -162,7 +162,7 @@ class Preprocessing:
             tensor = self._from_floats(picture)
         else:
             tensor = self._from_picture(picture)
-        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (self.mean, self.std))
+        mean, std = (torch.tensor(v, device="cpu").view(-1, 1, 1) for v in (self.mean, self.std))
         return tensor.sub_(mean).div_(std)
 
     def _from_picture(self, picture: Image.Image | np.ndarray) -> Tensor:

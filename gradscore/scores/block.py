@@ -59,16 +59,16 @@ class Block:
     @property
     def features(self) -> Tensor:
         """Input of the last layer, shape ``[rows, in_features]``, float32."""
-        return torch.as_tensor(self.arrays["features"])
+        return torch.as_tensor(self.arrays["features"], device="cpu")
 
     @property
     def logits(self) -> Tensor:
         """Output of the network, shape ``[rows, classes]``, float32."""
-        return torch.as_tensor(self.arrays["logits"])
+        return torch.as_tensor(self.arrays["logits"], device="cpu")
 
     def recorded(self, name: str) -> Tensor:
         """Return what pass ``name`` recorded for these rows, shape ``[rows, ...]``."""
-        return torch.as_tensor(self.arrays[name])
+        return torch.as_tensor(self.arrays[name], device="cpu")
 
     def norm(self, wanted: Shared) -> Tensor:
         """Return a norm that was announced, computed together with its other orders.

@@ -40,9 +40,9 @@ def _fit(question: Question, run: Any) -> ClassGaussians:
 def _fit_features(run: Any, name: str) -> ClassGaussians:
     features, labels = [], []
     for block in run.blocks(name, fields=("features", "label")):
-        known = torch.as_tensor(block["label"]) >= 0
-        features.append(torch.as_tensor(block["features"])[known])
-        labels.append(torch.as_tensor(block["label"])[known])
+        known = torch.as_tensor(block["label"], device="cpu") >= 0
+        features.append(torch.as_tensor(block["features"], device="cpu")[known])
+        labels.append(torch.as_tensor(block["label"], device="cpu")[known])
     if not any(map(len, labels)):
         raise RunError(
             f"Method mahalanobis learns from labels, but no row of set {name!r} has one; add a "

@@ -3,9 +3,10 @@
 from gradscore.uses.as_written import as_written
 from gradscore.uses.backward import run_backward
 from gradscore.uses.bundle import Bundle, bundles_of
+from gradscore.uses.checks import check_eval_mode, check_images, check_model, taking
 from gradscore.uses.collector import Collector
 from gradscore.uses.elsewhere import tensors_from_elsewhere
-from gradscore.uses.forward import Forward, check_eval_mode, check_images, record_forward
+from gradscore.uses.forward import Forward, own_images, record_forward
 from gradscore.uses.proof import check_apart, tolerance_of
 from gradscore.uses.state import State, state_of
 from gradscore.uses.trial import structure_of, trial_images
@@ -21,10 +22,13 @@ __all__ = [
     "check_apart",
     "check_eval_mode",
     "check_images",
+    "check_model",
+    "own_images",
     "record_forward",
     "run_backward",
     "state_of",
     "structure_of",
+    "taking",
     "tensors_from_elsewhere",
     "tolerance_of",
     "trial_images",

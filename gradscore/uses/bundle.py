@@ -98,7 +98,9 @@ class Bundle:
         arrived = [
             c
             for c in self.contributions
-            if c.number in arrivals and any(g is not None for g in arrivals[c.number].grads)
+            if c.number in arrivals
+            # Of no rows, as those of an expert that nobody is sent to, the gradient is zero.
+            and any(g is not None and g.numel() for g in arrivals[c.number].grads)
         ]
         if not arrived:
             return {}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from gradscore.uses.checks import taking
 from gradscore.uses.trial import trial_images
 from gradscore.uses.undisturbed import without_tables
 
@@ -33,7 +34,8 @@ def tensors_from_elsewhere(model: nn.Module, images: Tensor) -> list[Tensor]:
         try:
             model(own)
         except Exception:  # it takes another number of images
-            model(images.clone())
+            with taking(model, images):
+                model(images.clone())
     return origins.found
 
 

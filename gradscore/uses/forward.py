@@ -11,11 +11,11 @@ from torch.autograd.graph import (
     disable_saved_tensors_hooks,
     get_gradient_edge,
 )
-from torch.nn.modules.lazy import LazyModuleMixin
 
-from gradscore.errors import InvalidArgument, ModelError
+from gradscore.errors import ModelError
 from gradscore.outputs import logits_of
 from gradscore.uses.as_written import as_written
+from gradscore.uses.checks import check_eval_mode, taking
 from gradscore.uses.derivation import leaves_below
 from gradscore.uses.layout import UseLayout
 from gradscore.uses.proof import placed_forward
@@ -149,46 +149,6 @@ def _recorded(
     return recorder, layouts
 
 
-def check_eval_mode(model: nn.Module) -> None:
-    """Refuse a model whose layers are random, mix samples, or are not ready to be scored.
-
-    Raises:
-        ModelError: Naming the first such layer.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            raise ModelError(
-                f"Expected the model itself, got it wrapped in {type(module).__name__}; "
-                "pass its .module."
-            )
-        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
-            raise ModelError(
-                f"Expected a model whose layers have their shapes, got lazy layer {name!r}; "
-                "run the model once first."
-            )
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            if module.training or module.running_mean is None:
-                remedy = "call model.eval() first"
-                if module.running_mean is None:
-                    remedy = "build it with track_running_stats=True"
-                raise ModelError(
-                    f"Expected batch norm with fixed statistics, got layer {name!r} "
-                    f"which takes them from the batch; {remedy}."
-                )
-        elif module.training and _drop_rate(module) > 0:
-            raise ModelError(
-                f"Expected a model without active dropout, got layer {name!r} "
-                f"({type(module).__name__}) in train mode; call model.eval() first."
-            )
-
-
-def _drop_rate(module: nn.Module) -> float:
-    if isinstance(module, nn.modules.dropout._DropoutNd):
-        return module.p
-    rates = (getattr(module, name, 0.0) for name in ("drop_prob", "dropout", "p"))
-    return max((rate for rate in rates if isinstance(rate, float)), default=0.0)
-
-
 @contextmanager
 def requiring_grad(model: nn.Module, selected: Mapping[str, Tensor]) -> Iterator[None]:
     """Let the selected parameters alone require a gradient, and restore all of them after.
@@ -240,15 +200,15 @@ def _run(
         if tensor is not None and id(tensor) not in wanted
     ]
     recorder = Recorder(selected.values(), constants, len(images), expansions)
-    writes = _writes_into(model, images)
-    own = images.clone() if writes else images.detach()
-    version = own._version
+    own = own_images(model, images)
+    writes, version = own is not images, own._version
     try:
         with (
             undisturbed(model),
             torch.enable_grad(),
             as_written(),
             disable_saved_tensors_hooks(HOOKED),
+            taking(model, images),
             recorder,
         ):
             output = model(own)
@@ -263,6 +223,16 @@ def _run(
         )
     recorder.logits = logits_of(output, len(images))
     return recorder
+
+
+def own_images(model: nn.Module, images: Tensor) -> Tensor:
+    """Return images that a model may have: a copy if it writes into them, or the images.
+
+    Args:
+        model: The model; left as it is.
+        images: Its input, shape ``[batch, ...]``.
+    """
+    return images.clone() if _writes_into(model, images) else images
 
 
 def _writes_into(model: nn.Module, images: Tensor) -> bool:
@@ -280,14 +250,3 @@ def _writes_into(model: nn.Module, images: Tensor) -> bool:
                 return True
             known[_writes_into] = own._version != version
     return known[_writes_into]
-
-
-def check_images(images: Tensor) -> None:
-    """Refuse what is not a batch of images.
-
-    Raises:
-        InvalidArgument: If it is not a tensor with a batch axis.
-    """
-    if not isinstance(images, Tensor) or images.ndim < 2:
-        got = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise InvalidArgument(f"Expected images [batch, ...], got {got}.")

@@ -70,7 +70,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.uses: list[Use] = []
         self.calls: list[Made] = []
-        self.start = torch.zeros((), requires_grad=True)
+        self.start = torch.zeros((), requires_grad=True, device="cpu")
         self.expansions = list(expansions)
         self.moves_by_value = self.differentiates = False
         self.unlisted: dict[int, Tensor] = {}

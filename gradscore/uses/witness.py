@@ -47,7 +47,9 @@ def confirmed(
     digits = max(1, math.ceil(math.log(samples, FACTORS) - 1e-9))
     numbers = torch.arange(samples, device=recorder.logits.device)
     factors = [2.0 ** (numbers // FACTORS**digit % FACTORS) for digit in range(digits)]
-    drawn = torch.randn(recorder.logits.shape, generator=torch.Generator().manual_seed(0))
+    drawn = torch.randn(
+        recorder.logits.shape, generator=torch.Generator().manual_seed(0), device="cpu"
+    )
     cotangent = drawn.to(recorder.logits)
     plain = _row_sums(recorder, layouts, cotangent, retain=True)
     scaled = []

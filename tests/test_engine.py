@@ -101,7 +101,7 @@ def test_leaves_the_model_as_it_was_after_an_exception():
             raise KeyError("broken")
 
     model = nn.Sequential(small_net(), Broken()).requires_grad_(False)
-    with pytest.raises(ModelError, match="got KeyError from it: .broken"):
+    with pytest.raises(ModelError, match=r"got KeyError from it: .broken"):
         gradient_norms(model, images())
     assert not any(p.requires_grad for p in model.parameters())
     assert torch.ones(2, requires_grad=True).mul(2).requires_grad  # no mode is left behind

@@ -30,6 +30,9 @@ from gradscore.uses import (
     run_backward,
 )
 
+SAFE = 1e-10
+"""Sizes of a cotangent at which no gradient is lost in float32: from here to its inverse."""
+
 __all__ = ["GradientNorms", "Recording", "gradient_norms", "record"]
 
 
@@ -180,19 +183,31 @@ class Recording:
             )
         with torch.inference_mode(False), torch.no_grad():
             cotangent = cotangent.clone() if cotangent.is_inference() else cotangent.detach()
-            cotangent, scale = _scaled(cotangent, self.logits.dtype)
+            scaled, scale = _scaled(cotangent, self.logits.dtype)
+            plain, factor = self._unscaled(cotangent, scaled, scale)
             found: dict[str, Tensor] = {}
             first = self._unseen is None
             asked = (*orders, crosscheck.CHECKED_ORDER) if first else orders
-            self._backward(cotangent, asked, last, found)
+            self._backward(scaled, asked, last, found)
             if first:
-                self._check(cotangent, asked, found)
-                found = {name: norms[:, : len(orders)] for name, norms in found.items()}
-            self._ask_reference(cotangent, orders, found)
+                self._check(plain, asked, {n: x * (scale / factor) for n, x in found.items()})
+            found = {n: x[:, : len(orders)] * scale for n, x in found.items()}
+            self._ask_reference(plain, factor, orders, found)
         dtype = torch.promote_types(self.logits.dtype, torch.float32)
         zeros = self.logits.new_zeros(len(self.logits), len(orders), dtype=dtype)
         columns = [found.get(name, zeros).to(dtype) for name in self.names]
-        return (torch.stack(columns, dim=-1).movedim(1, 0) * scale).to(dtype)
+        return torch.stack(columns, dim=-1).movedim(1, 0)
+
+    def _unscaled(self, cotangent: Tensor, scaled: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what autograd itself is asked, and what its norms are then to be scaled by.
+
+        A backward may clip or round gradients: then the norms do not grow with the cotangent, and
+        only the cotangent as it is gives them. Scaled is only what might be lost otherwise.
+        """
+        dtype = self.logits.dtype
+        safe = (scale > SAFE) & (scale < 1 / SAFE) & (dtype != torch.float16)
+        safe |= self._forward.differentiates
+        return torch.where(safe, cotangent.to(dtype), scaled), torch.where(safe, 1.0, scale)
 
     def _backward(
         self, cotangent: Tensor, orders: tuple[float, ...], last: bool, found: dict[str, Tensor]
@@ -235,7 +250,11 @@ class Recording:
         return list(dict.fromkeys([*names, *(self._unseen or ())]))
 
     def _ask_reference(
-        self, cotangent: Tensor, orders: tuple[float, ...], found: dict[str, Tensor]
+        self,
+        cotangent: Tensor,
+        factor: Tensor,
+        orders: tuple[float, ...],
+        found: dict[str, Tensor],
     ) -> None:
         names = self._by_reference()
         if names:
@@ -243,7 +262,7 @@ class Recording:
             norms = crosscheck.autograd_norms(
                 self._model, self._images, range(len(self._images)), cotangent, selected, orders
             )
-            found |= {name: norms[:, :, k].T for k, name in enumerate(names)}
+            found |= {name: norms[:, :, k].T * factor for k, name in enumerate(names)}
 
 
 def _scaled(cotangent: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -200,6 +200,7 @@ def _run(
         if tensor is not None and id(tensor) not in wanted
     ]
     recorder = Recorder(selected.values(), constants, len(images), expansions)
+    images = images.detach()
     own = own_images(model, images)
     writes, version = own is not images, own._version
     try:

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SAMPLE = (
@@ -29,7 +30,10 @@ def families():
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", SAMPLE)
 def test_equals_autograd(family, families):
-    outcome = families.examine(family, dict(families.models())[family])
+    model = dict(families.models())[family]
+    if model.startswith("timm:") and not timm.is_model(model.removeprefix("timm:")):
+        pytest.skip(f"timm {timm.__version__} has no {model}")
+    outcome = families.examine(family, model)
     print(f"{outcome.model}: generic {outcome.generic or 'none'}, ", end="")
     print(f"reference {outcome.reference or 'none'}")
     assert max(outcome.error_p1, outcome.error_p2) < families.TOLERANCE
@@ -37,8 +41,6 @@ def test_equals_autograd(family, families):
 
 
 def test_the_table_names_every_family_of_timm(families):
-    import timm
-
     assert {f for f, model in families.models() if model.startswith("timm:")} >= set(
         timm.list_modules()
     )

@@ -74,7 +74,15 @@ def normalizations():
             yield "layer", function, (x, shape, draw(*shape), draw(*shape, seed=5)), {"eps": 0.1}
         for function in (F.rms_norm, torch.rms_norm):
             yield "rms", function, (x, shape, draw(*shape)), {"eps": 0.1}
-            yield "rms default eps", function, (x, shape, draw(*shape)), {}
+            yield "rms default eps", function, (1e-9 * x, shape, draw(*shape)), {}
+    # So small that the default eps is most of what is divided by.
+    x = 1e-3 * draw(2 * N, 4, 5)
+    yield "default eps", F.batch_norm, (x, 1e-3 * mean, 1e-6 * var, draw(4), draw(4)), {}
+    yield "default eps", F.instance_norm, (x,), {"weight": draw(4), "bias": draw(4)}
+    for function in (F.group_norm, torch.group_norm):
+        yield "default eps", function, (x, 2, draw(4), draw(4)), {}
+    for function in (F.layer_norm, torch.layer_norm):
+        yield "default eps", function, (x, (5,), draw(5), draw(5)), {}
 
 
 def elementwise():
@@ -117,10 +125,13 @@ def products():
 def tables():
     index = ints(N, 2, 3, high=4)
     yield "plain", F.embedding, (index, draw(4, 5)), {}
-    yield "padding", F.embedding, (index, draw(4, 5), -3), {}
+    for row in (-4, -3, 0, 3):
+        yield f"padding {row}", F.embedding, (index, draw(4, 5), row), {}
     yield "by frequency", F.embedding, (index, draw(4, 5)), {"scale_grad_by_freq": True}
     yield "plain", torch.embedding, (draw(4, 5), index), {}
-    yield "padding", torch.embedding, (draw(4, 5), index, 1), {}
+    # Here a negative row, such as the default, is none at all.
+    for row in (-3, -1, 0, 1):
+        yield f"padding {row}", torch.embedding, (draw(4, 5), index, row), {}
 
 
 def expansions():

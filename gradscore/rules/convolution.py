@@ -9,8 +9,8 @@ from gradscore.rules.conv_forms import Geometry, conv_form, conv_weight_norms, f
 from gradscore.rules.rule import Call, Rule
 from gradscore.rules.tile_forms import Tile
 
-PLAIN = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
-TRANSPOSED = {F.conv_transpose1d: 1, F.conv_transpose2d: 2, F.conv_transpose3d: 3}
+PLAIN = (F.conv1d, F.conv2d, F.conv3d)
+TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 SIGNATURES = {
     **dict.fromkeys(PLAIN, ("input", "weight", "bias", "stride", "padding", "dilation", "groups")),
     **dict.fromkeys(
@@ -106,6 +106,6 @@ RULES = {
     },
     **{
         (function, "bias"): Rule("conv bias", bias_gradient, reads_data=False)
-        for function in PLAIN | TRANSPOSED
+        for function in (*PLAIN, *TRANSPOSED)
     },
 }

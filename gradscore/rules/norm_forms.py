@@ -75,9 +75,5 @@ def scale_and_shift_gradients(
     for part in spans(samples, step):
         shifts.append(g[part].sum(dims))
         normalized = normalize(x[part].flatten(0, 1)).view(g[part].shape)
-        if normalized.dtype == g.dtype:
-            normalized = normalized.mul_(g[part])
-        else:
-            normalized = normalized * g[part]
-        scales.append(normalized.sum(dims))
+        scales.append(normalized.mul_(g[part]).sum(dims))
     return torch.cat(scales), torch.cat(shifts)

@@ -36,7 +36,7 @@ RMS = (F.rms_norm, torch.rms_norm)
 
 def normalized(call: Call) -> Tensor:
     """Return the input after normalisation, before scale and shift, shaped as the input."""
-    x, eps = call.arguments["input"], call.get("eps", 1e-5)
+    x, eps = call.arguments["input"], _eps(call)
     if call.function in BATCH:
         mean, var = call.arguments["running_mean"], call.arguments["running_var"]
         return F.batch_norm(x, mean, var, training=False, eps=eps)
@@ -49,7 +49,12 @@ def normalized(call: Call) -> Tensor:
     shape = call.arguments["normalized_shape"]
     if call.function in LAYER:
         return F.layer_norm(x, shape, eps=eps)
-    return F.rms_norm(x, shape, eps=call.get("eps"))
+    return F.rms_norm(x, shape, eps=eps)
+
+
+def _eps(call: Call) -> float | None:
+    """Return what is added to the variance; of the RMS norm, None stands for the type's own."""
+    return call.get("eps", None if call.function in RMS else 1e-5)
 
 
 def channel_weight(call: Call, argument: str, grad: Tensor) -> Tensor:
@@ -94,7 +99,7 @@ def _scale_and_shift(call: Call, grad: Tensor) -> tuple[Tensor, Tensor]:
     x = call.arguments["input"]
     if call.function in BATCH:
         mean, var = call.arguments["running_mean"], call.arguments["running_var"]
-        return batch_norm_gradients(x, grad, mean, var, call.get("eps", 1e-5), call.samples)
+        return batch_norm_gradients(x, grad, mean, var, _eps(call), call.samples)
     if call.function in (*LAYER, *RMS):
         dims = tuple(range(1, 1 + _leading(call)))
     else:

@@ -33,7 +33,7 @@ SETS = ("inaturalist", "sun", "places", "textures")
 def test_the_papers_means_are_those_of_its_sets(row):
     sets = [FIGURES[(*row, ood)] for ood in SETS if (*row, ood) in FIGURES]
     assert len(sets) == (0 if row[0] in ("table2", "table4") else 4)
-    for of_sets, mean in zip(zip(*sets, strict=True), FIGURES[*row, "mean"], strict=False):
+    for of_sets, mean in zip(zip(*sets, strict=True), FIGURES[(*row, "mean")], strict=False):
         assert sum(of_sets) / 4 == pytest.approx(mean, abs=0.0101)
 
 

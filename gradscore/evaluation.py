@@ -171,7 +171,7 @@ def choose_sets(store: Any, sets: Iterable[str] | None = None) -> tuple[list[str
     }
     for role, of_role in by_role.items():
         if not of_role:
-            command = extract_command(store.path, f"--{role}", "NAME=PATH")
+            command = extract_command(store, f"--{role}", "NAME=PATH")
             raise RunError(
                 f"Expected at least one set with the role {role} to evaluate, got none among "
                 f"{', '.join(names) or 'no sets'}; add one with {command}."

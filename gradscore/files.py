@@ -27,6 +27,11 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+_OF_A_RUN = ("run.json", "head.safetensors", ".lock")
+"""What lies in a run's directory beside the folders of its sets and fits."""
+_RUN_DEPTH = 3
+"""How many folders up from its files a run's directory may be."""
+_CHECKSUM = b'"checksum": "'
 _NAME_SHOWN = 50
 """Characters of a file's name in the name beside it, which has to stay below 256 bytes."""
 
@@ -78,7 +83,8 @@ def require_replaceable(path: str | os.PathLike) -> None:
     """Raise where a result could not take the place of ``path``; nothing is written.
 
     Raises:
-        OSError: If its folder is absent or may not be written, or it is a folder, device or FIFO.
+        OSError: If its folder is absent or may not be written, it is a folder, device or FIFO, or
+            the place of a run's own file.
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -88,6 +94,7 @@ def require_replaceable(path: str | os.PathLike) -> None:
         raise OSError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
     with contextlib.suppress(FileNotFoundError):
         _require_regular(os.stat(path), path)
+    _require_outside_runs(path)
 
 
 @contextmanager
@@ -128,6 +135,24 @@ def _require_regular(found: os.stat_result, path: str | os.PathLike) -> None:
     if not stat.S_ISREG(found.st_mode):
         what = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
         raise OSError(errno.EINVAL, f"expected a regular file, got {what}", os.fspath(path))
+
+
+def _require_outside_runs(path: Path) -> None:
+    """Raise where a result would take the place of a run's file, or lie among those of a set."""
+    final = path.parent.resolve() / path.name
+    for folder in final.parents[:_RUN_DEPTH]:
+        own = folder != final.parent or final.name.lower() in _OF_A_RUN
+        if own and _is_run(folder):
+            raise OSError(
+                errno.EEXIST, f"it would be among the files of the run {folder}", str(path)
+            )
+
+
+def _is_run(folder: Path) -> bool:
+    with contextlib.suppress(OSError), open_regular(folder / _OF_A_RUN[0]) as file:
+        file.seek(-min(100, os.fstat(file.fileno()).st_size), os.SEEK_END)
+        return _CHECKSUM in file.read()
+    return False
 
 
 def _beside(final: Path) -> tuple[Path, BinaryIO]:

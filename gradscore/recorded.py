@@ -17,14 +17,16 @@ class Run:
 
     Args:
         path: The run's directory.
+        model: The run's model, or its spec, where a part of it is run again and the run names
+            what could run code (``python:``) or fetch files.
 
     Raises:
         RunError: If there is no run, or it is damaged.
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
+    def __init__(self, path: str | os.PathLike, model: Any = None) -> None:
         self.path = Path(path)
-        self.store = RunStore(self.path)
+        self.store = RunStore(self.path, model)
 
     @property
     def sets(self) -> dict[str, Any]:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from gradscore.engine import record
 from gradscore.errors import ModelError, NotRecorded, RunError
 from gradscore.models import create_model
+from gradscore.models.spec import ModelSpec
 from gradscore.models.weights import weights_sha256
 from gradscore.objective import logit_gradient
 from gradscore.outputs import logits_of
-from gradscore.run import RunStore, extract_command, keep_options
+from gradscore.run import RunStore, extract_command, keep_options, model_of
 from gradscore.selection import differentiable_parameters, select
 
 PREFIX = "network."
@@ -120,8 +121,8 @@ class Replay:
         store: A run with a pass ``keep-<module>``.
         module: The kept module.
         layers: Parameters of the module or above it: a group, a glob or a list.
-        model: The network, where it was not made from a spec; otherwise loaded again, and its
-            weights held to the run's.
+        model: The network, or what the store's user calls it; by default what the run names,
+            where that may be built unasked. Its weights are held to the run's.
 
     Attributes:
         name: Name of the pass that holds the activations.
@@ -137,14 +138,14 @@ class Replay:
         store: RunStore,
         module: str,
         layers: str | Sequence[str],
-        model: nn.Module | None = None,
+        model: nn.Module | str | None = None,
     ) -> None:
         self.name = PASS_PREFIX + module
         kept = store.info.passes.get(self.name)
         if kept is None:
             raise NotRecorded(
                 f"The run {store.path} kept no input of {module!r}; record it with "
-                f"{extract_command(store.path, *keep_options(module))}."
+                f"{extract_command(store, *keep_options(module))}."
             )
         self.parameters = select(tuple(store.info.parameters), store.info.groups, layers)
         lacking = [name for name in self.parameters if name not in kept.parameters]
@@ -152,7 +153,7 @@ class Replay:
             raise NotRecorded(
                 f"Parameter {lacking[0]} does not lie behind the input of {module!r}; keep a "
                 "module further below, or record norms with "
-                f"{extract_command(store.path, '--layers', lacking[0])}."
+                f"{extract_command(store, '--layers', lacking[0])}."
             )
         self._tail = Tail(_same_model(store, model), module, store.info.input_shape)
 
@@ -192,7 +193,10 @@ def kept_module(store: RunStore, parameters: Sequence[str]) -> str | None:
 
 
 def _same_model(store: RunStore, model: Any) -> nn.Module:
-    network = model if model is not None else create_model(store.info.model, store.info.weights)
+    network = store.model if model is None else model
+    if not isinstance(network, nn.Module):
+        named = None if network is None else str(ModelSpec.parse(network))
+        network = create_model(*model_of(store.path, store.info, named))
     digest = weights_sha256(network)
     if digest != store.info.weights_sha256:
         raise RunError(

@@ -4,10 +4,13 @@ import json
 import os
 import shutil
 import socket
+import sys
 
 import h5py
 import numpy as np
 import pytest
+import torch
+from click.testing import CliRunner
 from hostile_run import (
     BASE,
     NORMS,
@@ -23,8 +26,14 @@ from hostile_run import (
     sign,
     sound_run,
 )
+from PIL import Image
+from test_extraction import make_model
 
-from gradscore.errors import RunError
+from gradscore.cli import cli
+from gradscore.errors import DataError, GradScoreError, ModelError, NotRecorded, RunError
+from gradscore.extraction import extract
+from gradscore.models import create_model
+from gradscore.recorded import Run
 from gradscore.run import RunStore, SetInfo, check
 
 
@@ -532,4 +541,180 @@ def test_a_run_that_was_exchanged_is_left_alone(run, made, tmp_path):
     with pytest.raises(RunError, match="was moved or removed"):
         store.add_shards("digits", {"base": {"index": np.arange(1)}}, (0, 1))
     store.close()
+    assert check(run) == []
+
+
+# What a run names
+
+
+@pytest.fixture
+def marked(tmp_path, monkeypatch):
+    """Return a file that the code of a model would make, and put that model in reach."""
+    mark = tmp_path / "executed"
+    (tmp_path / "evil_model.py").write_text(
+        "import pathlib\n"
+        f"pathlib.Path({str(mark)!r}).touch()\n"
+        "from gradscore import create_model\n"
+        "def build():\n"
+        "    model = create_model('digits')\n"
+        "    return model\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("evil_model", None)
+    return mark
+
+
+SMALL = ["--id", "digits=digits:test", "--limit", "4", "--batch-size", "4", "--workers", "0", "-q"]
+KEPT = ["--layers", "last", "--keep", "block4"]
+NAMED = "python:evil_model:build"
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A run of the embedded model that kept the input of its last block."""
+    run = tmp_path_factory.mktemp("kept") / "run"
+    command = ["extract", "--model", "digits", "--run", str(run), *SMALL, *KEPT]
+    done = CliRunner().invoke(cli, command, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return run
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        NAMED,
+        "python:os:system?command=touch%20executed",
+        "timm:resnet18?checkpoint_path=evil.pth",
+        "timm:resnet18?pretrained_cfg_overlay={'url': 'http://localhost/x'}",
+        "torchvision:resnet18?weights=x",
+        "hf:someone/something",
+        "digits?anything=1",
+    ],
+)
+def test_code_that_a_run_names_is_not_run(kept, tmp_path, marked, model):
+    run = shutil.copytree(kept, tmp_path / "run")
+    alter(run, put(model, "model"))
+    before = (run / "run.json").read_bytes()
+    for command in (
+        ["extract", "--run", str(run), "-p", "2", "-q"],
+        ["score", "--run", str(run), "--layers", "block4"],
+        ["score", "--run", str(run), "--layers", "block4", "--model", "digits"],
+    ):
+        error = CliRunner().invoke(cli, command).exception
+        assert isinstance(error, RunError), error
+        assert "is built only where you name it, too: add `--model" in str(error) or (
+            "Expected the run's model" in str(error)
+        )
+    assert not marked.exists()
+    assert (run / "run.json").read_bytes() == before
+
+
+def test_code_that_the_user_names_too_is_run(kept, tmp_path, marked):
+    run = shutil.copytree(kept, tmp_path / "run")
+    alter(run, put(NAMED, "model"))
+    asked = ["--run", str(run), "--model", NAMED]
+    done = CliRunner().invoke(cli, ["score", *asked, "--layers", "block4"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert marked.exists()
+    expected = Run(kept).score("digits", layers="block4")
+    assert torch.equal(Run(run, NAMED).score("digits", layers="block4"), expected)
+    done = CliRunner().invoke(cli, ["extract", *asked, "-p", "2", "-q"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    with pytest.raises(NotRecorded, match=rf"--model {NAMED} --layers"):
+        Run(run).score("digits", layers="block1", p=3)
+
+
+@pytest.mark.parametrize(
+    "weights", ["/etc/passwd", "/etc/../etc/passwd", "a/../b.npz", "/dev/zero"]
+)
+def test_weights_that_a_run_names_are_files_of_weights(kept, tmp_path, weights):
+    run = shutil.copytree(kept, tmp_path / "run")
+    alter(run, put(weights, "weights"))
+    for command in (
+        ["extract", "--run", str(run), "-p", "2", "-q"],
+        ["score", "--run", str(run), "--layers", "block4"],
+    ):
+        error = CliRunner().invoke(cli, command).exception
+        assert isinstance(error, GradScoreError), error
+        assert "Expected" in str(error)
+
+
+def test_libraries_data_sets_that_a_run_names_are_not_opened(kept, tmp_path, monkeypatch):
+    run = shutil.copytree(kept, tmp_path / "run")
+    alter(run, put("torchvision:MNIST:test@evil", "sets", "digits", "source"))
+    opened = []
+    monkeypatch.setattr("gradscore.data.torchvision_sets.open_dataset", opened.append)
+    error = CliRunner().invoke(cli, ["extract", "--run", str(run), "-p", "2", "-q"]).exception
+    assert isinstance(error, RunError), error
+    assert "add `--id digits=torchvision:MNIST:test@evil` if you trust it" in str(error)
+    assert opened == []
+
+
+@pytest.mark.parametrize("argument", ["checkpoint_path=x.pth", "pretrained_cfg_overlay={}"])
+def test_timm_loads_nothing_by_arguments(argument):
+    with pytest.raises(ModelError, match="takes its weights from --weights alone, not from"):
+        create_model(f"timm:resnet18?{argument}", "random")
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["evaluate", "-o"], "run.json"),
+        (["evaluate", "-o"], "../run/run.json"),
+        (["ablate", "p", "-o"], "RUN.JSON"),
+        (["score", "-o"], "digits/scores.csv"),
+        (["score", "-o"], "digits/base/scores.parquet"),
+        (["ablate", "p", "--plot"], "fits/p.png"),
+    ],
+)
+def test_results_do_not_take_the_place_of_a_runs_files(run, command, name):
+    (run / "fits").mkdir()
+    before = (run / "run.json").read_bytes()
+    error = CliRunner().invoke(cli, [*command, str(run / name), "--run", str(run)]).exception
+    assert isinstance(error, RunError), error
+    assert f"it would be among the files of the run {run}" in str(error)
+    assert (run / "run.json").read_bytes() == before
+
+
+def test_a_result_may_lie_beside_a_runs_files(run):
+    command = ["score", "--run", str(run), "-q", "-o", str(run / "scores.csv")]
+    assert CliRunner().invoke(cli, command).exit_code == 0
+    assert check(run) == []
+
+
+# Pictures that changed
+
+
+def pictures(folder, changed=()):
+    folder.mkdir(exist_ok=True)
+    for number in range(6):
+        seed = 100 * (number in changed) + number
+        grey = np.random.default_rng(seed).integers(0, 256, (8, 8), dtype=np.uint8)
+        Image.fromarray(grey).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"layers": "all"},
+        {"layers": "last", "keep": ("4",)},
+        {"layers": "last", "record": "odin", "epsilon": (0.1,)},
+        {"layers": "all", "gradients": "reference"},
+    ],
+    ids=["norms", "keep", "odin", "reference"],
+)
+def test_pictures_that_changed_between_two_passes_are_refused(tmp_path, asked):
+    folder, run = pictures(tmp_path / "pictures"), tmp_path / "run"
+    sets = {"mine": (None, folder)}
+    how = {"batch_size": 4, "shard_rows": 2}
+    extract(make_model(), sets, run, layers="last", **how)
+    pictures(folder, changed=(4,))
+    with pytest.raises(DataError, match=r"4.png \(image 4 of mine\) is not the picture that was"):
+        extract(make_model(), sets, run, **asked, **how)
+    assert check(run) == []
+    pictures(folder)
+    store = extract(make_model(), sets, run, **asked, **how)
+    (name,) = store.info.passes
+    assert store.sets["mine"].complete(name)
     assert check(run) == []

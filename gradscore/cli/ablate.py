@@ -6,6 +6,7 @@ from gradscore.cli.console import notice
 from gradscore.cli.evaluate import evaluated_sets, show_evaluation, show_rows
 from gradscore.cli.options import (
     chained,
+    named_model_option,
     output_option,
     question_options,
     quiet_option,
@@ -20,9 +21,9 @@ written = output_option(".csv, .md, .json, .parquet")
 
 @click.command(short_help="Sweep one setting of GradNorm, as the paper does.")
 @click.argument("kind", type=click.Choice(KINDS))
-@chained(run_option, written, plot_option, quiet_option)
+@chained(run_option, named_model_option, written, plot_option, quiet_option)
 @click.option("--set", "sets", metavar="NAME", multiple=True, help="Only these sets.")
-def ablate(kind, run_path, sets, output, plot, quiet) -> None:
+def ablate(kind, run_path, model, sets, output, plot, quiet) -> None:
     """Sweep one setting of GradNorm over a run, as the paper does.
 
     layers: Table 2. p: Figure 4. temperature: Figure 5. target: Figure 3. decomposition into U
@@ -32,7 +33,7 @@ def ablate(kind, run_path, sets, output, plot, quiet) -> None:
     from gradscore.run import RunStore
     from gradscore.tables import ROW_ENDINGS, check_output, write_evaluation
 
-    run = RunStore(run_path)
+    run = RunStore(run_path, model)
     if output:
         check_output(output, ROW_ENDINGS)
     if plot:

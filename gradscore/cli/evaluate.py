@@ -6,6 +6,7 @@ from gradscore.cli.console import notice, print_table, say, wide
 from gradscore.cli.options import (
     backend_option,
     chained,
+    named_model_option,
     output_option,
     question_options,
     quiet_option,
@@ -20,12 +21,13 @@ FIGURES = {"AUROC": "auroc", "FPR95": "fpr95", "AUPR-in": "aupr_in", "AUPR-out":
 @click.command(short_help="Print how well each score tells ID from OOD.")
 @chained(
     run_option,
+    named_model_option,
     question_options,
     backend_option,
     output_option(".csv, .md, .json, .parquet"),
     quiet_option,
 )
-def evaluate(run_path, sets, methods, backend, output, quiet, **options) -> None:
+def evaluate(run_path, model, sets, methods, backend, output, quiet, **options) -> None:
     """Print ID accuracy, then AUROC, FPR95, AUPR-in and AUPR-out of each method in percent.
 
     Intervals are 95% bootstrap percentiles. Files hold fractions.
@@ -34,7 +36,7 @@ def evaluate(run_path, sets, methods, backend, output, quiet, **options) -> None
     from gradscore.run import RunStore
     from gradscore.tables import ROW_ENDINGS, check_output, write_evaluation
 
-    run = RunStore(run_path)
+    run = RunStore(run_path, model)
     if output:
         check_output(output, ROW_ENDINGS)
     questions = ask(run, methods, options, quiet=quiet)

@@ -183,6 +183,7 @@ def extract(model, weights, run_path, ids, oods, fit_sets, data, quiet, **how) -
     torchvision:DATASET:SPLIT[@ROOT]
     """  # noqa: D301
     from gradscore.extraction import extract as record
+    from gradscore.run import ROLE_OPTIONS, require_openable
 
     known = _existing(run_path)
     sets = {name: ("id", path) for name, path in ids}
@@ -191,12 +192,14 @@ def extract(model, weights, run_path, ids, oods, fit_sets, data, quiet, **how) -
     sets |= {name: (None, path) for name, path in data}
     if len(sets) < len(ids) + len(oods) + len(fit_sets) + len(data):
         raise click.UsageError("Expected a different name for each set.")
-    if model is None and known is not None:
-        model, weights = known.model, weights or known.weights
+    if known is not None:
+        model, weights = _of_run(Path(run_path), known, model, weights)
     if sets and model is None:
         raise click.UsageError("Expected --model SPEC for these sets, as no run is there yet.")
     if not sets and known is not None and model == known.model:
-        given = [entry for entry in known.sets.values() if entry.role != "surrogate"]
+        given = [entry for entry in known.sets.values() if entry.role in ROLE_OPTIONS]
+        for entry in given:
+            require_openable(Path(run_path), entry, ROLE_OPTIONS[entry.role])
         sets = {entry.name: (entry.role, entry.source) for entry in given}
         how["limit"] = how["limit"] or {entry.name: entry.rows for entry in given}
     if not sets and model not in (None, "digits"):
@@ -221,6 +224,17 @@ def _existing(run_path: str):
     from gradscore.run import RunStore
 
     return RunStore(run_path).info
+
+
+def _of_run(path: Path, known, model: str | None, weights: str | None):
+    """Return the model and its weights; where it is the run's, what is not given is the run's."""
+    from gradscore.models.spec import ModelSpec
+    from gradscore.run import model_of
+
+    named = None if model is None else str(ModelSpec.parse(model))
+    if named not in (None, known.model):
+        return model, weights
+    return model_of(path, known, named, weights)
 
 
 def _settings(known, **how) -> dict:

@@ -83,6 +83,11 @@ run_option = click.option(
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress, no notices.")
 
 
+named_model_option = click.option(
+    "--model",
+    metavar="SPEC",
+    help="The run's model again, where a part of it is run and it is code of your own (python:).",
+)
 backend_option = click.option(
     "--backend",
     type=click.Choice(["auto", "torch", "triton"]),

@@ -6,6 +6,7 @@ from gradscore.cli.console import notice, print_table, say
 from gradscore.cli.options import (
     backend_option,
     chained,
+    named_model_option,
     output_option,
     question_options,
     quiet_option,
@@ -18,9 +19,14 @@ SHOWN = 5
 
 @click.command(short_help="Score every image of a run.")
 @chained(
-    run_option, question_options, backend_option, output_option(".csv, .parquet"), quiet_option
+    run_option,
+    named_model_option,
+    question_options,
+    backend_option,
+    output_option(".csv, .parquet"),
+    quiet_option,
 )
-def score(run_path, sets, methods, backend, output, quiet, **options) -> None:
+def score(run_path, model, sets, methods, backend, output, quiet, **options) -> None:
     """Score every image of a run; higher means more in-distribution.
 
     Without -o a summary of each set and its first images are shown.
@@ -30,7 +36,7 @@ def score(run_path, sets, methods, backend, output, quiet, **options) -> None:
     from gradscore.scores.answer import iterate_scores
     from gradscore.tables import SCORE_ENDINGS, check_output, write_scores
 
-    run = RunStore(run_path)
+    run = RunStore(run_path, model)
     if output:
         check_output(output, SCORE_ENDINGS)
     questions = make_questions(methods or ("gradnorm",), **options)

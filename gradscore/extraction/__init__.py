@@ -53,6 +53,7 @@ from gradscore.extraction.recording import (
     fit_to,
     open_fit_set,
 )
+from gradscore.extraction.sameness import SamePictures
 from gradscore.extraction.writing import Computed, ShardWriter
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.run import BASE, RunStore, SetInfo
@@ -229,6 +230,9 @@ def extract(
                     settings,
                     shard_rows=shard_rows,
                     skip=on_error == "skip",
+                    same=None
+                    if base
+                    else SamePictures(store, opened[name], name, start, place.type),
                 )
                 with piece_of_work(progress, stop - start, name):
                     _record(loader, computer, writer, progress)

@@ -97,8 +97,6 @@ class Computer:
         }
 
     def _base_and_norms(self, images: Tensor) -> Rows:
-        if not (self._base or self._passes or self._kept):
-            return {}
         head = self._network.head
         observing = (
             observe_features(self._model, head, len(images))
@@ -109,11 +107,11 @@ class Computer:
             norms, logits = self._ask(images)
         rows: Rows = {name: {"norms": values} for name, values in norms.items()}
         rows |= {name: {"activations": values} for name, values in kept.items()}
-        if self._base:
-            rows[BASE] = {"logits": logits.float()}
-            if observed is not None:
-                observed.check(logits)
-                rows[BASE]["features"] = observed.features.float()
+        # Where they are recorded already, they tell whether the pictures are still the same.
+        rows[BASE] = {"logits": logits.float()}
+        if observed is not None:
+            observed.check(logits)
+            rows[BASE]["features"] = observed.features.float()
         return rows
 
     def _ask(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from gradscore.data import ImageSet
 from gradscore.errors import DataError
 from gradscore.extraction.computing import Rows
+from gradscore.extraction.sameness import SamePictures
 from gradscore.run import BASE, FailedRow, RunStore
 
 SHARD_BYTES = 64 << 20
@@ -49,6 +50,7 @@ class ShardWriter:
         settings: What is recorded beside each shard.
         shard_rows: Rows after which a shard is cut, at the end of a batch.
         skip: Whether a row that is not finite counts as failed instead of ending the run.
+        same: What compares the logits with those recorded; None where they are recorded now.
     """
 
     def __init__(
@@ -61,9 +63,11 @@ class ShardWriter:
         *,
         shard_rows: int,
         skip: bool,
+        same: SamePictures | None = None,
     ) -> None:
         self._store, self._images, self._set, self._passes = store, images, set_name, passes
         self._settings, self._shard_rows, self._skip = settings, shard_rows, skip
+        self._same = same
         self._queue: queue.Queue[Computed | None] = queue.Queue(WAITING_BATCHES)
         self._error: BaseException | None = None
         self._clear(None)
@@ -131,6 +135,8 @@ class ShardWriter:
             for name, fields in batch.rows.items()
             for field, values in fields.items()
         }
+        if self._same is not None and len(batch.index):
+            self._same.check(batch.index, arrays.pop((BASE, "logits")))
         failed = [FailedRow(i, self._images.paths[i], why) for i, why in batch.failed]
         kept = self._finite(batch, arrays, failed)
         if self._start is None:

@@ -17,6 +17,12 @@ IMAGENET = Preprocessing(
     resize=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
 )
 
+LOADING = {
+    *("checkpoint_path", "cache_dir"),
+    *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args"),
+}
+"""Arguments that lead timm to files and addresses, some of which it unpickles."""
+
 
 def build_timm(name: str, arguments: dict, pretrained: bool) -> tuple[nn.Module, Preprocessing]:
     """Return a timm model and the preprocessing of its data config.
@@ -35,6 +41,9 @@ def build_timm(name: str, arguments: dict, pretrained: bool) -> tuple[nn.Module,
     if not timm.is_model(name):
         known = timm.list_models() + timm.list_models(pretrained=True)
         raise ModelError(f"timm knows no model {name!r}{_suggest(name, known)}")
+    own = sorted(LOADING & set(arguments))
+    if own:
+        raise ModelError(f"timm:{name} takes its weights from --weights alone, not from {own[0]}.")
     with cache_alone_if_offline():
         model = _created(
             lambda fetch: timm.create_model(name, pretrained=fetch, **arguments),

@@ -4,6 +4,7 @@ The only package that imports h5py.
 """
 
 from gradscore.run.advice import (
+    ROLE_OPTIONS,
     extract_command,
     keep_options,
     mahalanobis_options,
@@ -13,6 +14,7 @@ from gradscore.run.checking import Problem, check
 from gradscore.run.damage import remedy
 from gradscore.run.fits import describe_fit, read_fit, write_fit
 from gradscore.run.layout import FailedRow, FitInfo, HeadInfo, PassInfo, RunInfo, SetInfo, Shard
+from gradscore.run.named import model_of, require_openable
 from gradscore.run.names import (
     BASE,
     ROLES,
@@ -26,6 +28,7 @@ from gradscore.run.store import RunStore, require_newest
 __all__ = [
     "BASE",
     "ROLES",
+    "ROLE_OPTIONS",
     "FailedRow",
     "FitInfo",
     "HeadInfo",
@@ -41,6 +44,7 @@ __all__ = [
     "keep_options",
     "mahalanobis_name",
     "mahalanobis_options",
+    "model_of",
     "norms_name",
     "odin_name",
     "odin_options",
@@ -48,5 +52,6 @@ __all__ = [
     "read_fit",
     "remedy",
     "require_newest",
+    "require_openable",
     "write_fit",
 ]

@@ -6,13 +6,15 @@ command has to say only where the run is and what to record.
 
 import os
 import shlex
+from typing import Any
 
 from gradscore.norms import number_name
 from gradscore.run.layout import FORMAT, PassInfo, RunInfo
+from gradscore.run.named import naming_options
 from gradscore.run.names import SELECTION, SURROGATE, norms_name
 
 Options = tuple[str, ...]
-_ROLE_OPTIONS = {"id": "--id", "ood": "--ood", "fit": "--fit-set", None: "--data"}
+ROLE_OPTIONS = {"id": "--id", "ood": "--ood", "fit": "--fit-set", None: "--data"}
 
 
 def command(name: str, run: str | os.PathLike, *options: str) -> str:
@@ -24,9 +26,16 @@ def command(name: str, run: str | os.PathLike, *options: str) -> str:
     return f"`{shlex.join(('gradscore', name, '--run', os.fspath(run), *options))}`"
 
 
-def extract_command(run: str | os.PathLike, *options: str) -> str:
-    """Return the command that records something in a run, between backticks."""
-    return command("extract", run, *options)
+def extract_command(run: Any, *options: str) -> str:
+    """Return the command that records something in a run, between backticks.
+
+    Args:
+        run: The run's directory, or its reader: then the model is named where it has to be.
+        *options: What to record.
+    """
+    if isinstance(run, str | os.PathLike):
+        return command("extract", run, *options)
+    return command("extract", run.path, *naming_options(run.info), *options)
 
 
 def new_run_command(run: str | os.PathLike) -> str:
@@ -42,7 +51,7 @@ def again_command(run: str | os.PathLike, info: RunInfo) -> str:
         option
         for entry in info.sets.values()
         if entry.role != SURROGATE
-        for option in (_ROLE_OPTIONS[entry.role], f"{entry.name}={entry.source}")
+        for option in (ROLE_OPTIONS[entry.role], f"{entry.name}={entry.source}")
     ]
     return extract_command(f"{os.fspath(run).rstrip('/')}-{FORMAT}", *model, *sets)
 

@@ -17,6 +17,7 @@ from gradscore.run.advice import (
 )
 from gradscore.run.files import DamagedFile
 from gradscore.run.layout import RunInfo
+from gradscore.run.named import naming_options
 
 
 @contextmanager
@@ -46,13 +47,14 @@ def remedy(run: Path, info: RunInfo | None, file: str) -> str:
     if info is None:
         return new_run_command(run)
     folder, _, inner = file.partition("/")
+    named = naming_options(info)
     if folder == names.FITS:
         fit = info.fits[inner.removesuffix(names.FIT_ENDING)]
         if fit.method == "mahalanobis_stages":
-            return extract_command(run, *mahalanobis_options(info, *fit.sets))
+            return extract_command(run, *named, *mahalanobis_options(info, *fit.sets))
         how = ("--method", fit.method, "--fit", ",".join(fit.sets))
         return command("score", run, *how)
     if folder == names.HEAD_FILE:
-        return extract_command(run, "--layers", "last")
+        return extract_command(run, *named, "--layers", "last")
     name = inner.partition("/")[0]
-    return extract_command(run, *pass_options(info, name), *skipping(info, folder))
+    return extract_command(run, *named, *pass_options(info, name), *skipping(info, folder))

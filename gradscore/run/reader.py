@@ -1,9 +1,11 @@
 """A run on disk as anyone reads it: what it holds, and rows block by block."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from numpy.typing import NDArray
 
 from gradscore.errors import NotRecorded, RunError
 from gradscore.norms import number_name
@@ -14,22 +16,28 @@ from gradscore.run.below import read_below
 from gradscore.run.damage import told
 from gradscore.run.layout import PassInfo, RunInfo, SetInfo
 from gradscore.run.names import BASE
-from gradscore.run.reading import BASE_FIELDS, Block, ahead, read_blocks
+from gradscore.run.reading import BASE_FIELDS, Block, Rows, ahead, read_blocks
 
 
 class RunReader:
     """One model's recorded sets.
 
+    Args:
+        path: The run's directory.
+        model: The run's model, or its spec, as its user names it: what could run code or fetch
+            files is not built on the word of the run alone.
+
     Attributes:
         path: The run's directory.
+        model: As given.
         info: What ``run.json`` says.
 
     Raises:
         RunError: If there is no run in ``path``, or it is damaged.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, model: Any = None) -> None:
+        self.path, self.model = Path(path), model
         self.info = read_info(self.path)
 
     @property
@@ -78,7 +86,7 @@ class RunReader:
             and set(parameters) <= set(entry.parameters)
         ]
         if not fitting:
-            command = extract_command(self.path, *norms_options(layers, target, temperature, p))
+            command = extract_command(self, *norms_options(layers, target, temperature, p))
             raise NotRecorded(
                 f"The run holds no gradient norms of {layers} for target {target}, "
                 f"T = {number_name(temperature)}, p = {number_name(p)}; record them with "
@@ -114,7 +122,7 @@ class RunReader:
         entry = self.sets[set_name]
         for name in passes:
             if not entry.complete(name):
-                command = extract_command(self.path, *pass_options(self.info, name))
+                command = extract_command(self, *pass_options(self.info, name))
                 raise NotRecorded(
                     f"Pass {name} of set {set_name} is unfinished: {entry.done(name)} of "
                     f"{entry.rows} images; finish it with {command}."
@@ -156,6 +164,30 @@ class RunReader:
             )
         entry = self.require_complete(set_name, (BASE, *norms))
         return ahead(lambda: self._read(entry, tuple(fields), tuple(norms), rows))
+
+    def rows(
+        self, set_name: str, name: str, fields: Sequence[str], start: int = 0
+    ) -> Callable[[NDArray], NDArray]:
+        """Return what reads rows of one dataset in index order, also of an unfinished pass.
+
+        Args:
+            set_name: Name of a set.
+            name: The pass.
+            fields: The one dataset.
+            start: First image.
+
+        Returns:
+            From the places of the next images to their values; raises RunError where the run does
+            not hold them, or is damaged.
+        """
+        cursor = Rows(self.path, self.info, self.sets[set_name], name, fields, start)
+
+        def take(index: NDArray) -> NDArray:
+            with told(self.path, self.info):
+                (values,) = cursor.take(index).values()
+            return values
+
+        return take
 
     def _read(self, *what: Any) -> Iterator[Block]:
         with told(self.path, self.info):

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -24,8 +25,8 @@ class RunStore(RunReader):
     until :meth:`close` (or the end of a ``with`` block).
     """
 
-    def __init__(self, path: str | Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: str | Path, model: Any = None) -> None:
+        super().__init__(path, model)
         self._writer: Writer | None = None
 
     @classmethod

@@ -98,6 +98,6 @@ def recorded_groups(run: Any) -> list[str]:
     if not recorded:
         raise NotRecorded(
             "The run holds no gradient norms of inner layers; record them with "
-            f"{extract_command(run.path, '--layers', 'all')}."
+            f"{extract_command(run, '--layers', 'all')}."
         )
     return [*recorded, "last"]

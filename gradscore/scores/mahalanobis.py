@@ -46,7 +46,7 @@ def _fit_features(run: Any, name: str) -> ClassGaussians:
     if not any(map(len, labels)):
         raise RunError(
             f"Method mahalanobis learns from labels, but no row of set {name!r} has one; add a "
-            f"list with labels with {extract_command(run.path, '--data', 'NAME=LIST')}."
+            f"list with labels with {extract_command(run, '--data', 'NAME=LIST')}."
         )
     highest = max(int(y.max()) for y in labels if len(y))
     if highest >= run.info.classes:
@@ -68,7 +68,7 @@ def _plan_stages(question: Question, run: Any) -> Needs:
         require_sets(run, [name])
         raise NotRecorded(
             f"The run holds no confidences of the stages fitted to {name}; record them with "
-            f"{extract_command(run.path, *mahalanobis_options(run.info, name))}."
+            f"{extract_command(run, *mahalanobis_options(run.info, name))}."
         )
     return Needs(passes=(mahalanobis_name(name),))
 
@@ -78,7 +78,7 @@ def _read_stages(question: Question, run: Any) -> Arrays:
     name = run.info.passes[mahalanobis_name(fit_set)].details["fit"]
     arrays = read_fit(run, name)
     if arrays is None:
-        again = extract_command(run.path, *mahalanobis_options(run.info, fit_set))
+        again = extract_command(run, *mahalanobis_options(run.info, fit_set))
         raise RunError(f"The fit {name} is missing; make it again with {again}.")
     return arrays
 

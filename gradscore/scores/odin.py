@@ -23,7 +23,7 @@ def _plan(question: Question, run: Any) -> Needs:
     name = odin_name(question.temperature, question.epsilon)
     if name not in run.info.passes:
         temperature, epsilon = map(number_name, (question.temperature, question.epsilon))
-        command = extract_command(run.path, *odin_options(question.temperature, question.epsilon))
+        command = extract_command(run, *odin_options(question.temperature, question.epsilon))
         raise NotRecorded(
             f"The run holds no logits perturbed at T = {temperature} by epsilon = {epsilon}; "
             f"record them with {command}."

@@ -11,6 +11,10 @@ from gradscore.errors import ModelError
 NAME = "logits"
 """The attribute, or the key, under which HuggingFace and others return the logits."""
 
+NO_GRADIENT = (
+    "Expected logits that carry a gradient, got a forward that runs without one; take "
+    "torch.no_grad(), torch.inference_mode() or detach() out of it."
+)
 PROBABILITIES = (
     "its outputs are probabilities, not logits: scores take a softmax of them once more; return "
     "what enters its softmax"
@@ -94,6 +98,16 @@ def _way(output: Any, batch: int) -> str:
             (f"output.{name}", value) for name, value in getattr(output, "__dict__", {}).items()
         ]
     return next((code for code, value in entries if _fits(value, batch)), "...")
+
+
+def check_carries_gradient(logits: Tensor) -> None:
+    """Refuse logits of which autograd knows no gradient, though parameters require one.
+
+    Raises:
+        ModelError: If they have no graph.
+    """
+    if not logits.requires_grad:
+        raise ModelError(NO_GRADIENT)
 
 
 def check_classes(logits: Tensor) -> None:

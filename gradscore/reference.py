@@ -15,7 +15,7 @@ from gradscore.errors import ModelError
 from gradscore.graph import straighten_batch_norms
 from gradscore.norms import check_order, vector_norm
 from gradscore.objective import check_target, check_temperature, loss
-from gradscore.outputs import logits_of
+from gradscore.outputs import NO_GRADIENT, logits_of
 from gradscore.results import GradientNorms
 from gradscore.selection import differentiable_parameters, select
 
@@ -177,10 +177,7 @@ def _backward(
                 # A graph that the model itself keeps must serve the next sample too.
                 loss_of_sample(logits).backward(retain_graph=copy is model)
             elif _moves(copy, own, logits, [twins[-1] for twins in wanted], row):
-                raise ModelError(
-                    "Expected logits that carry a gradient, got a forward that runs without one; "
-                    "take torch.no_grad(), torch.inference_mode() or detach() out of it."
-                )
+                raise ModelError(NO_GRADIENT)
             return [_total(twins) for twins in wanted]
 
 

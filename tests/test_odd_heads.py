@@ -213,7 +213,54 @@ def test_a_hook_on_a_parameter_is_refused_by_name(register, layers):
         with pytest.raises(ModelError, match=r"'fc\.weight' with a hook on its gradient; remove"):
             call(IMAGES)
     handle.remove()
-    gs.GradNorm(model)(IMAGES)
+    scorer = gs.GradNorm(model, layers=layers)
+    scorer(IMAGES)
+    getattr(model.fc.weight, register)(lambda x: None)
+    with pytest.raises(ModelError, match="hook on its gradient"):
+        scorer(IMAGES)
+
+
+def without_graph(decorate):
+    class Forward(Net):
+        @decorate
+        def forward(self, x):
+            return super().forward(x)
+
+    return Forward
+
+
+@pytest.mark.parametrize(
+    "decorate",
+    [
+        torch.no_grad(),
+        torch.inference_mode(),
+        lambda forward: lambda *args: forward(*args).detach(),
+        lambda forward: lambda *args: forward(*args).data,
+    ],
+    ids=["no-grad", "inference-mode", "detach", "data"],
+)
+def test_logits_without_a_gradient_are_refused(decorate):
+    model = without_graph(decorate)(CLOSED["plain"]).double().eval()
+    for call in (
+        gs.GradNorm(model),
+        gs.GradNorm(model, layers="all"),
+        lambda x: gs.gradient_norms(model, x),
+        lambda x: gs.gradient_norms(model, x, layers="last"),
+    ):
+        with pytest.raises(ModelError, match="Expected logits that carry a gradient"):
+            call(IMAGES)
+
+
+def test_a_head_under_an_autocast_of_the_forward_is_proved():
+    def head(m, h):
+        with torch.autocast("cpu", torch.bfloat16):
+            return m.fc(h.float())
+
+    model = net(head).float()
+    scores = gs.GradNorm(model)(IMAGES.float())
+    assert find_head(model, IMAGES.float()).closed_form
+    expected = autograd_norms(copy.deepcopy(model), IMAGES.float(), ("fc.weight",))
+    torch.testing.assert_close(scores, expected.float(), rtol=1e-2, atol=0)
 
 
 def test_images_that_have_a_graph_of_their_own_do_not_hide_the_last_layer():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gradscore.errors import ModelError
 from gradscore.models.head import LINEAR_LIKE, Head, is_product
 from gradscore.uses import as_written
+from gradscore.uses.checks import check_unhooked
 
 
 @dataclass
@@ -111,11 +112,13 @@ def observe_features(
         An object whose ``features`` are those of the latest forward, ``[batch, in_features]``.
 
     Raises:
-        ModelError: If the head has no closed form, and so no features; the reason is given.
+        ModelError: If the head has no closed form, and so no features; the reason is given. If
+            there is a hook on the gradient of its weight.
     """
     if not head.closed_form or head.module is None:
         raise ModelError(f"The last layer has no features to observe: {head.reason}.")
     observation = Observation(head.module, model.get_submodule(head.module))
+    check_unhooked(head.weights[0], observation.module.weight)
     thread = threading.get_ident()
 
     def keep(module: nn.Module, args: tuple, output: Any) -> None:

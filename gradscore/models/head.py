@@ -102,7 +102,9 @@ def find_head(model: nn.Module, images: Tensor) -> Head:
 
     Raises:
         ModelError: If the model raises an error, does not return logits ``[batch, classes]``, has
-            no parameters, or is random or mixes samples, as layers in train mode do.
+            no parameters, or is random or mixes samples, as layers in train mode do; if its logits
+            carry no gradient; or if no parameter has the gradient of the last layer's weight, as
+            with some adapters.
         InvalidArgument: If the logits are NaN: they tell nothing of the head.
     """
     check_eval_mode(model)

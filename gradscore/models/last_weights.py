@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from gradscore.errors import ModelError
+from gradscore.outputs import check_carries_gradient
 from gradscore.selection import differentiable_parameters
 from gradscore.uses import Forward, bundles_of, record_forward, run_backward
 from gradscore.uses.bundle import Contribution
@@ -33,12 +34,13 @@ def last_weights(model: nn.Module, images: Tensor, classes: int) -> tuple[str, .
         Names of parameters, in the model's order.
 
     Raises:
-        ModelError: If an adapter does more than add to a weight: no parameter then has the
-            gradient of the weight that merging leaves.
+        ModelError: If the logits carry no gradient, or an adapter does more than add to a weight:
+            no parameter then has the gradient of the weight that merging leaves.
     """
     selected = differentiable_parameters(model)
     with torch.inference_mode(False):
         forward = record_forward(model, images.clone(), selected)
+        check_carries_gradient(forward.logits)
         parts: dict[int, list[Contribution]] = defaultdict(list)
         for bundle in bundles_of(forward, selected):
             for part in bundle.contributions:

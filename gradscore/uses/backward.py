@@ -30,7 +30,8 @@ def run_backward(
     """
     handles = [edge.node.register_prehook(listener) for edge, listener in listeners]
     try:
-        if handles:
+        # A forward that detaches what it returns has nothing to run.
+        if handles and ends and logits.requires_grad:
             torch.autograd.grad(logits, ends, cotangent, retain_graph=retain, allow_unused=True)
     finally:
         for handle in handles:

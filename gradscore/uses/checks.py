@@ -46,6 +46,19 @@ def check_model(model: Any) -> None:
         raise ModelError(f"Expected a model with parameters, got one without{remedy}.")
 
 
+def check_unhooked(name: str, parameter: Tensor) -> None:
+    """Refuse a parameter whose gradient a hook may change where no forward shows it.
+
+    Raises:
+        ModelError: Naming the parameter.
+    """
+    if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+        raise ModelError(
+            f"Expected parameters whose gradients are left as they are, got {name!r} with a hook "
+            "on its gradient; remove the hook."
+        )
+
+
 @contextmanager
 def taking(model: nn.Module, images: Tensor) -> Iterator[None]:
     """Tell in one line what went wrong in a forward of a model.

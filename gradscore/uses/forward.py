@@ -15,7 +15,7 @@ from torch.autograd.graph import (
 from gradscore.errors import ModelError
 from gradscore.outputs import logits_of
 from gradscore.uses.as_written import as_written
-from gradscore.uses.checks import check_eval_mode, taking
+from gradscore.uses.checks import check_eval_mode, check_unhooked, taking
 from gradscore.uses.derivation import leaves_below
 from gradscore.uses.layout import UseLayout
 from gradscore.uses.proof import placed_forward
@@ -162,11 +162,7 @@ def requiring_grad(model: nn.Module, selected: Mapping[str, Tensor]) -> Iterator
                 f"Expected parameters with values, got {name!r} on the meta device, offloaded or "
                 "never loaded; load the whole model to the device of the images."
             )
-        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
-            raise ModelError(
-                f"Expected parameters whose gradients are left as they are, got {name!r} with a "
-                "hook on its gradient; remove the hook."
-            )
+        check_unhooked(name, parameter)
         if parameter.is_inference() or not parameter.is_leaf:
             made = "made in inference mode" if parameter.is_inference() else "computed from others"
             raise ModelError(

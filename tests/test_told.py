@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from gradscore.cli import cli
-from gradscore.errors import DataError
+from gradscore.errors import DataError, RunError
 from gradscore.extraction import extract
 from gradscore.models.class_names import known_class_names
 from gradscore.models.preprocessing import Preprocessing
@@ -29,7 +29,7 @@ class Listener:
         self.told.append(sentence)
 
     def start(self, total, description):
-        self.told.append("start")
+        self.told.append(("start", total))
 
     def advance(self, n):
         pass
@@ -53,9 +53,11 @@ def folder_of(root, *names, side=8):
 
 
 def told_of(model, sets, tmp_path, **how):
+    """Return what is told before the first image."""
     listener = Listener()
     extract(model, sets, tmp_path / "run", layers="last", progress=listener, **how)
-    return listener.told[: listener.told.index("start")]
+    started = next(k for k, told in enumerate(listener.told) if not isinstance(told, str))
+    return listener.told[:started]
 
 
 def test_labels_are_told_of_before_the_first_image(tmp_path):
@@ -138,3 +140,27 @@ def test_the_accuracy_says_of_how_many(tmp_path):
     done = CliRunner().invoke(cli, ["evaluate", "--run", str(tmp_path / "run")])
     expected = r"ID accuracy \d+\.0% of the 2 images with a label, 4 in all\n"
     assert re.match(expected, done.output)
+
+
+def test_a_larger_limit_extends_a_run(tmp_path):
+    folder = folder_of(tmp_path / "a", *(f"{n}/{k}.png" for n in range(3) for k in range(6)))
+    sets = {"a": ("id", folder)}
+    how = {"layers": "last", "batch_size": 4}
+    model = make_model()
+    extract(model, sets, tmp_path / "run", limit=6, **how)
+    listener = Listener()
+    extract(model, sets, tmp_path / "run", limit=11, progress=listener, **how)
+    assert listener.told[-1] == ("start", 5)
+    extract(model, sets, tmp_path / "whole", limit=11, **how)
+    (grown, logits), (whole, expected) = (
+        [
+            np.concatenate([block[key] for block in RunStore(tmp_path / name).blocks("a")])
+            for key in ("path", "logits")
+        ]
+        for name in ("run", "whole")
+    )
+    assert grown.tolist() == whole.tolist()
+    np.testing.assert_allclose(logits, expected, rtol=1e-6)
+    (folder / "0" / "new.png").write_bytes((folder / "0" / "1.png").read_bytes())
+    with pytest.raises(RunError, match="Set a of the run has rows 11, got 15"):
+        extract(model, sets, tmp_path / "run", limit=15, **how)

@@ -36,6 +36,8 @@ class ImageSet:
         sha256: Identity of the list: names, labels, and contents where they are cheap to tell.
         notice: What the user should know about the images and labels, or empty.
         max_pixels: Larger pictures are refused; None leaves Pillow's own limit.
+        contents: What identifies the content of each image, or empty.
+        whole: What identifies the content of all of them together.
     """
 
     source: str
@@ -45,10 +47,17 @@ class ImageSet:
     sha256: str
     notice: str = ""
     max_pixels: int | None = None
+    contents: Sequence[str] = field(default=(), repr=False)
+    whole: Sequence[str] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.paths)
+
+    def beginning_sha256(self, count: int) -> str:
+        """Return the identity of a list of the first ``count`` images alone."""
+        extra = [*self.contents[:count], *self.whole]
+        return rows_sha256(self.paths[:count], self.labels[:count], extra)
 
     def __getitem__(self, place: int) -> Picture:
         """Return an image: a picture of mode ``L`` or ``RGB``, or floats ``[c, h, w]``.
@@ -111,7 +120,9 @@ def open_set(
         labels, reader = labels[chosen], Chosen(reader, chosen)
     digest = rows_sha256(paths, labels, [*contents, *opened.whole])
     notice = "; ".join(filter(None, notices))
-    return ImageSet(text, paths, labels, reader, digest, notice, max_pixels)
+    return ImageSet(
+        text, paths, labels, reader, digest, notice, max_pixels, contents, opened.whole
+    )
 
 
 def _opener(text: str) -> Callable[[str, Wanted], Opened]:

@@ -140,6 +140,8 @@ def _first(images: ImageSet) -> Any:
 def agree_on_set(store: RunStore, name: str, role: str | None, images: ImageSet) -> None:
     """Add a set to the run, or hold it to the one that is there.
 
+    More images are taken on where the run's are the first of them, as under a larger limit.
+
     Raises:
         RunError: If the set there differs in role, number of images or list.
     """
@@ -151,5 +153,10 @@ def agree_on_set(store: RunStore, name: str, role: str | None, images: ImageSet)
         return
     what = f"Set {name} of the run"
     require_equal(what, "role", known.role, role)
+    longer = known.rows < len(images)
+    if longer and images.beginning_sha256(known.rows) == known.manifest_sha256:
+        known.rows, known.manifest_sha256 = len(images), images.sha256
+        known.notice = images.notice
+        return
     require_equal(what, "rows", known.rows, len(images))
     require_equal(what, "manifest_sha256", known.manifest_sha256, images.sha256)

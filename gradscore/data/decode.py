@@ -73,7 +73,7 @@ def decode_image(content: bytes, name: str) -> Image.Image:
         raise
     except Exception as error:  # each decoder has its own kinds for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{name}: damaged image: {reason}") from error
+        raise DataError(f"{name}: damaged image: {reason.rstrip('.')}.") from error
 
 
 def read_image_file(path: str | os.PathLike) -> bytes:

@@ -19,6 +19,7 @@ LABELLED = ("id", "fit")
 GROWTH = 3
 """Images that are enlarged so many times are told of."""
 LOOKED_AT = 3
+CHANGEABLE = ("resize", "crop", "mean", "std", "interpolation")
 
 
 def open_sets(
@@ -86,11 +87,12 @@ def what_to_know(subject: Subject, opened: Mapping[str, ImageSet], classes: int)
         classes: The number of the model's classes.
     """
     if subject.spec.startswith("python:"):
-        how = ", ".join(f"{key} {value}" for key, value in subject.preprocessing.to_dict().items())
-        assumed = " (ImageNet's, as the model has no `preprocessing` attribute)"
+        fields = subject.preprocessing.to_dict()
+        how = ", ".join(f"{name} {fields[name]}" for name in CHANGEABLE)
+        assumed = "; what was not given is ImageNet's, as the model has no `preprocessing`"
         yield (
-            f"{subject.spec}: {how}{assumed if subject.assumed else ''}; --resize, --crop, --mean "
-            "and --std change it."
+            f"{subject.spec}: {how}{assumed if subject.assumed else ''}; --resize, --crop, --mean, "
+            "--std and --interpolation change it."
         )
     for name, images in opened.items():
         yield f"{name}: {_described(images, classes)}"

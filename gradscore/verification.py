@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gradscore.copies import copied
 from gradscore.crosscheck import rules_alone
 from gradscore.engine import gradient_norms
 from gradscore.errors import InvalidArgument
@@ -17,7 +16,7 @@ from gradscore.models.head import Head, find_head
 from gradscore.norms import vector_norm
 from gradscore.outputs import logits_of
 from gradscore.reference import one_backward_a_sample
-from gradscore.uses import check_images, check_model
+from gradscore.uses import check_images, check_model, trial_images
 from gradscore.uses.undisturbed import ONE_AT_A_TIME
 
 NOISE = 1e-6
@@ -76,12 +75,12 @@ def verify(
 ) -> Verification:
     """Compare gradient norms with those of one backward a sample.
 
-    The engine answers for all images at once, and for the last one alone; the reference, which
-    shares nothing with it, for each image alone.
+    The engine answers for all images at once, and for the last one alone if the model can; the
+    reference, which shares nothing with it, for each image alone.
 
     Args:
-        model: A classifier in eval mode; a copy of it is brought to ``dtype``, or where none can
-            be made, the model itself for that while.
+        model: A classifier in eval mode; it is brought to ``dtype`` for that while, and left as
+            it is found.
         images: Its input, shape ``[batch, ...]``, at least one sample, better several.
         layers: What :func:`gradscore.gradient_norms` takes.
         p: Order of the norm, positive.
@@ -101,16 +100,17 @@ def verify(
     check_model(model)
     if not len(images):
         raise InvalidArgument("Expected at least one image, got an empty batch.")
-    with torch.inference_mode(False), _converted(model, dtype) as model:
+    with torch.inference_mode(False), _converted(model, dtype):
         images = images.to(dtype) if images.is_floating_point() else images.clone()
         head = find_head(model, images)
         with rules_alone():
             got = gradient_norms(model, images, layers=layers, **how)
-            lone = gradient_norms(model, images[-1:], layers=layers, **how)
+            last = images[-1 if _takes_one(model, images) else len(images) :]
+            lone = gradient_norms(model, last, layers=layers, **how)
         expected = one_backward_a_sample(model, images, layers=got.parameters, **how).norms
         closed = _closed_form_error(model, images, head, how) if head.closed_form else None
     answers = torch.cat([got.norms, lone.norms])
-    expected = torch.cat([expected, expected[-1:]])
+    expected = torch.cat([expected, expected[len(expected) - len(last) :]])
     whole = vector_norm(expected, p)
     errors = _relative(answers, expected, NOISE * whole.unsqueeze(1)).amax(dim=0).tolist()
     return Verification(
@@ -123,21 +123,33 @@ def verify(
     )
 
 
+def _takes_one(model: nn.Module, images: Tensor) -> bool:
+    """Say whether a model takes one image alone; some take batches of one size only."""
+    with trial_images(model, images[-1:]) as own:
+        try:
+            logits_of(model(own), 1)
+        except Exception:
+            return False
+    return True
+
+
 @contextmanager
-def _converted(model: nn.Module, dtype: torch.dtype) -> Iterator[nn.Module]:
-    """Give a copy of a model in another precision, or the model itself, converted for a while."""
+def _converted(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Have a model in another precision for a while.
+
+    A copy would not do: a function that the model keeps may hold the model, and not its copy.
+    """
     with ONE_AT_A_TIME:
-        model = copied(model)
         tensors = [
             x
             for x in (*model.parameters(), *model.buffers())
-            if x.is_floating_point() or x.is_complex()
+            if (x.is_floating_point() or x.is_complex()) and not x.is_inference()
         ]
         before = [x.data for x in tensors]
         try:
             for x in tensors:
                 x.data = x.data.to(dtype.to_complex() if x.is_complex() else dtype)
-            yield model
+            yield
         finally:
             for x, data in zip(tensors, before, strict=True):
                 x.data = data

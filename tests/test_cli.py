@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -405,6 +406,22 @@ def test_verify_holds_on_the_embedded_model(capsys, tmp_path):
     assert {row["p"] for row in rows} == {"1", "2"}
     assert max(float(row["error"]) for row in rows) < 1e-9
     assert "largest relative error" in capsys.readouterr().out
+
+
+def test_verify_tells_what_one_image_cannot_show_and_fails_on_an_error(capsys, monkeypatch):
+    from gradscore.rules import RULES
+
+    assert call("verify", "--limit", "1", "--layers", "last") == 0
+    assert (
+        "one image does not show whether samples depend on each other" in capsys.readouterr().err
+    )
+    key, rule = next((key, rule) for key, rule in RULES.items() if rule.name == "linear")
+    wrong = replace(rule, norms=lambda *args: rule.norms(*args) * 1.01)
+    monkeypatch.setitem(RULES, key, wrong)
+    assert call("verify", "--layers", "last") == 1
+    shown = capsys.readouterr()
+    assert "Some error is above the tolerance of 1e-08" in shown.err
+    assert "one image" not in shown.err
 
 
 def test_demo_does_the_whole_job(tmp_path, capsys):

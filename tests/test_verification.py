@@ -118,9 +118,10 @@ def test_one_image_is_told_what_it_cannot_show():
     )
 
 
-def test_a_model_that_cannot_be_copied_is_converted_and_put_back():
+@pytest.mark.parametrize("copied", [True, False])
+def test_a_model_is_converted_and_put_back(copied):
     model, images = model_and_images()
-    model.lock = threading.Lock()
+    model.lock = None if copied else threading.Lock()
     before = [(x.data_ptr(), x.tolist()) for x in model.parameters()]
     found = verify(model, images)
     assert found.max_relative_error < 1e-12
@@ -128,6 +129,23 @@ def test_a_model_that_cannot_be_copied_is_converted_and_put_back():
         verify(model, torch.randn(2, 1, 7, 7))
     assert [(x.data_ptr(), x.tolist()) for x in model.parameters()] == before
     assert {x.dtype for x in model.parameters()} == {torch.float32}
+
+
+def test_models_of_one_batch_size_and_models_in_closures():
+    model, images = model_and_images()
+
+    class Wrapped(nn.Module):
+        def __init__(self, run):
+            super().__init__()
+            self.model, self.run = model, run
+
+        def forward(self, x):
+            return self.run(x)
+
+    assert verify(Wrapped(lambda x: model(x.view(3, 1, 4, 4))).eval(), images).total_error < 1e-12
+    found = verify(Wrapped(lambda x: model(x)).eval(), images)
+    assert found.max_relative_error < 1e-12
+    assert found.rules["model.0.weight"] == "conv"
 
 
 def test_complex_weights_are_verified_in_double_precision():

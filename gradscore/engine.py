@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gradscore import crosscheck
 from gradscore.batches import parts_of
-from gradscore.errors import GradScoreWarning, InvalidArgument
+from gradscore.errors import GradScoreWarning, InvalidArgument, ModelError
 from gradscore.graph import straighten_batch_norms
 from gradscore.models.groups import ModelGroups
 from gradscore.norms import check_order
@@ -26,8 +26,10 @@ from gradscore.uses import (
     bundles_of,
     check_eval_mode,
     check_images,
+    check_independence,
     record_forward,
     run_backward,
+    sends_by_value,
 )
 
 SAFE = 1e-10
@@ -112,7 +114,14 @@ def record(model: nn.Module, images: Tensor, selected: Mapping[str, Tensor]) -> 
     with torch.inference_mode(False):
         images = images.clone() if images.is_inference() else images.detach()
         crosscheck.check_no_graph_kept(model, images)
+        try:
+            check_independence(model, images, selected.values())
+        except ModelError:
+            record_forward(model, images, selected)  # it may know the layer at fault
+            raise
         forward = record_forward(model, images, selected)
+        if forward.moves_by_value:
+            sends_by_value(model)
         straighten_batch_norms(forward.logits)
     return Recording(model, images, selected, forward)
 

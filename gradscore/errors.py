@@ -30,4 +30,4 @@ class NotRecorded(RunError):
 
 
 class GradScoreWarning(UserWarning):
-    """The numbers are what was asked for, but hardly what was meant; the message says why."""
+    """A result stands, but is hardly what was meant, or less sure; the message says why."""

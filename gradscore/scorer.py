@@ -12,7 +12,13 @@ from gradscore.models.head import Head, head_of
 from gradscore.norms import check_order, vector_norm
 from gradscore.objective import check_target, check_temperature, logit_gradient
 from gradscore.outputs import OutputWatch, check_classes, logits_of
-from gradscore.uses import check_eval_mode, check_images, check_model, own_images
+from gradscore.uses import (
+    check_eval_mode,
+    check_images,
+    check_independence,
+    check_model,
+    own_images,
+)
 
 
 class GradNorm(nn.Module):
@@ -98,6 +104,8 @@ class GradNorm(nn.Module):
         return head_of(self.model, images[:2])
 
     def _closed_form(self, images: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+        weights = [self.model.get_parameter(name) for name in head.weights]
+        check_independence(self.model, images, weights)
         # No graph is recorded, which nobody needs and which costs a seventh of the forward.
         with torch.no_grad(), observe_features(self.model, head) as observed:
             own = own_images(self.model, images)

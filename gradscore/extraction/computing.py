@@ -15,7 +15,7 @@ from gradscore.objective import logit_gradient
 from gradscore.reference import backward_norms, loss_function
 from gradscore.run import BASE, PassInfo, pass_field
 from gradscore.selection import differentiable_parameters
-from gradscore.uses import check_eval_mode
+from gradscore.uses import check_eval_mode, check_independence
 from gradscore.vmapped import vmap_norms
 
 GRADIENTS = ("rules", "reference", "vmap")
@@ -116,6 +116,8 @@ class Computer:
 
     def _ask(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         if not self._passes:
+            with self._network.autocast():
+                check_independence(self._model, images)
             with torch.inference_mode():
                 return {}, self._network(images)
         if self._passes[0].gradients == "rules":

@@ -17,18 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from gradscore.errors import InvalidArgument, ModelError
+from gradscore.errors import InvalidArgument
 from gradscore.models.head_gradient import gradient_fault
 from gradscore.models.last_weights import last_weights
 from gradscore.outputs import logits_of
 from gradscore.uses import (
     bundles_of,
-    check_apart,
     check_eval_mode,
+    check_independence,
     record_forward,
     state_of,
     taking,
-    tolerance_of,
     trial_images,
 )
 
@@ -111,7 +110,7 @@ def find_head(model: nn.Module, images: Tensor) -> Head:
     logits, calls = _forward(model, images)
     if logits.isnan().any():
         raise InvalidArgument("Expected images with finite logits, got logits that are NaN.")
-    _check_apart(model, images, logits)
+    check_independence(model, images)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     reasons = []
     for call in reversed(calls):
@@ -228,16 +227,3 @@ def is_product(module: nn.Module, x: Tensor, weight: Tensor, logits: Tensor) -> 
     # Small entries are sums of large terms, the bias among them.
     scale = product.abs().amax(dim=1, keepdim=True) + (0 if bias is None else bias.abs().max())
     return bool(((product - logits).abs() <= tolerance * scale).all())
-
-
-def _check_apart(model: nn.Module, images: Tensor, logits: Tensor) -> None:
-    """Refuse a model that mixes samples, by the same images in another company and order."""
-    first, last = images[:1], images[-1:]
-    try:
-        others, _ = _forward(model, torch.cat([last, first, first.flip(-1)]))
-    except ModelError:  # a model that takes this number of images alone cannot be compared
-        return
-    types = {logits.dtype}
-    if torch.is_autocast_enabled(images.device.type):
-        types.add(torch.get_autocast_dtype(images.device.type))
-    check_apart(logits[[-1, 0]], others[:2], tolerance_of(types))

@@ -7,7 +7,7 @@ from gradscore.uses.checks import check_eval_mode, check_images, check_model, ta
 from gradscore.uses.collector import Collector
 from gradscore.uses.elsewhere import tensors_from_elsewhere
 from gradscore.uses.forward import Forward, own_images, record_forward
-from gradscore.uses.proof import check_apart, tolerance_of
+from gradscore.uses.independence import check_independence, sends_by_value
 from gradscore.uses.state import State, state_of
 from gradscore.uses.trial import structure_of, trial_images
 from gradscore.uses.undisturbed import undisturbed, without_tables
@@ -19,18 +19,18 @@ __all__ = [
     "State",
     "as_written",
     "bundles_of",
-    "check_apart",
     "check_eval_mode",
     "check_images",
+    "check_independence",
     "check_model",
     "own_images",
     "record_forward",
     "run_backward",
+    "sends_by_value",
     "state_of",
     "structure_of",
     "taking",
     "tensors_from_elsewhere",
-    "tolerance_of",
     "trial_images",
     "undisturbed",
     "without_tables",

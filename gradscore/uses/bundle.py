@@ -106,6 +106,10 @@ class Bundle:
             return {}
         for contribution in arrived:
             _check_unchanged(self.forward.uses[contribution.number])
+        if any(_arrived_untold(arrivals[c.number]) for c in arrived):
+            self.forward.forget()
+            self.by_reference = True
+            return {}
         if len(self.contributions) == len(self.names) == 1:
             short = self._short_form(arrived[0], arrivals[arrived[0].number], orders)
             if short is not None:
@@ -179,6 +183,12 @@ class Bundle:
             edges = {name: self.forward.edges[name] for name in contribution.sources}
             gradient = gradient.to(contribution.tensor.dtype)
             yield from pull_back(contribution.tensor, edges, gradient).items()
+
+
+def _arrived_untold(arrival: Arrival) -> bool:
+    """Say whether gradients arrived where so far all were zero, of rows that may be anybody's."""
+    grads = () if arrival.layout.told else arrival.grads
+    return any(grad is not None and bool(grad.any()) for grad in grads)
 
 
 def rule_for(use: Use, layout: UseLayout, slot: Slot) -> Rule | None:

@@ -1,6 +1,6 @@
 """One forward with its uses recorded, laid out, and proved to be all there are."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -46,6 +46,8 @@ class Forward:
         differentiates: Whether the model takes gradients of its own: none of ours is then told
             apart from those.
         coarsest: The coarsest floating type among what the calls made.
+        moves_by_value: Whether where samples are may depend on the values of data.
+        forget: Forgets the layouts, for whoever finds that they were not told.
     """
 
     logits: Tensor
@@ -56,6 +58,8 @@ class Forward:
     uncovered: frozenset[str]
     differentiates: bool
     coarsest: torch.dtype
+    moves_by_value: bool
+    forget: Callable[[], object]
 
 
 def record_forward(model: nn.Module, images: Tensor, selected: Mapping[str, Tensor]) -> Forward:
@@ -99,6 +103,8 @@ def record_forward(model: nn.Module, images: Tensor, selected: Mapping[str, Tens
         uncovered=frozenset(names[id(leaf)] for leaf in missed),
         differentiates=recorder.differentiates,
         coarsest=_coarsest(recorder),
+        moves_by_value=recorder.moves_by_value,
+        forget=recorder.forget,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 
 def _getter(name: str) -> Callable[..., Any]:
@@ -60,9 +61,9 @@ DERIVATIVES = frozenset(
 )
 """Calls by which a forward takes gradients of its own, or changes those that pass later."""
 
+_OUTSIDES = (torch.Size, torch.dtype, torch.device, torch.layout, torch.memory_format)
 _VALUES = frozenset(
     {
-        *("__bool__", "__float__", "__index__", "__int__", "item", "numpy", "tolist"),
         *("argwhere", "masked_scatter", "masked_scatter_", "masked_select", "nonzero"),
         *("unique", "unique_consecutive"),
     }
@@ -73,7 +74,7 @@ _INDEXED = frozenset(
         *("index_copy_", "index_fill", "index_fill_", "index_put", "index_put_", "index_reduce"),
         *("index_reduce_", "index_select", "repeat_interleave", "scatter", "scatter_"),
         *("scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_", "take"),
-        *("take_along_dim",),
+        *("take_along_dim", "tensor_split"),
     }
 )
 
@@ -88,7 +89,26 @@ def moves_by_value(function: Callable[..., Any], data: Sequence[Tensor]) -> bool
     name = getattr(function, "__name__", "").partition(".")[0]
     if name in _INDEXED:
         return any(not (x.is_floating_point() or x.is_complex()) for x in data)
+    if name == "embedding":  # a table of data, not of parameters
+        return len(data) > 1
     return name in _VALUES or (name == "where" and len(data) == 1)
+
+
+def reads_values(function: Callable[..., Any], result: Any) -> bool:
+    """Say whether a call with data may have taken their values out of the tensors.
+
+    Nobody sees what becomes of them there: a number may decide, an array may order the samples.
+
+    Args:
+        function: The function called.
+        result: What it returned.
+    """
+    if result is None or isinstance(result, (Tensor, *_OUTSIDES)):
+        return False
+    if isinstance(result, (tuple, list)):
+        return not any(isinstance(leaf, Tensor) for leaf in tree_leaves(result))
+    name = getattr(function, "__name__", "")
+    return name != "__get__" and (name == "is_nonzero" or not name.startswith("is_"))
 
 
 def first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -97,13 +117,22 @@ def first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 
 def fixed_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return the whole numbers, such as axes and sizes, and the names among arguments."""
+    """Return the whole numbers, such as axes, sizes and indices, and the names among arguments."""
     values = (*args, *kwargs.values()) if kwargs else args
-    return tuple(value for value in values if isinstance(value, (int, str)) or _is_sizes(value))
+    return tuple([_fixed(value) for value in values if not isinstance(value, (Tensor, float))])
 
 
-def _is_sizes(value: Any) -> bool:
-    return isinstance(value, tuple) and all(isinstance(entry, int) for entry in value)
+def _fixed(value: Any) -> Any:
+    """Return what can be compared of an argument: of lists, slices and arrays their entries."""
+    if isinstance(value, (int, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return tuple([_fixed(entry) for entry in value])
+    if isinstance(value, slice):
+        return _fixed((value.start, value.stop, value.step))
+    if hasattr(value, "tobytes"):
+        return value.shape, value.tobytes()
+    return type(value)
 
 
 def spreads(source: Tensor, result: Tensor, batch: int) -> bool:

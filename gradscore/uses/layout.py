@@ -38,10 +38,24 @@ class Layout:
 
 @dataclass(frozen=True)
 class UseLayout:
-    """Layouts of the tensors of a use: its arguments that hold samples, and its outputs."""
+    """Layouts of the tensors of a use: its arguments that hold samples, and its outputs.
+
+    Attributes:
+        arguments: Layouts of arguments, by slot.
+        outputs: Layouts of outputs.
+        told: Whether gradients told them; where they were all zero, the rows may be anybody's.
+    """
 
     arguments: dict[Slot, Layout]
     outputs: tuple[Layout, ...]
+    told: bool = True
+
+    def same_axes(self, other: "UseLayout | None") -> bool:
+        """Say whether another layout has the samples in the same axes, in whatever order."""
+        return other is not None and any(
+            (order.arguments, order.outputs) == (self.arguments, self.outputs)
+            for order in other.orders()
+        )
 
     def orders(self) -> Iterator["UseLayout"]:
         """Yield the layouts with the same axes, for each order in which rows may stand."""

@@ -32,6 +32,7 @@ from gradscore.uses.functions import (
     fixed_arguments,
     is_in_place,
     moves_by_value,
+    reads_values,
     spreads,
 )
 from gradscore.uses.use import Edge, Made, Root, Use, without_memory
@@ -54,6 +55,7 @@ class Recorder(TorchFunctionMode):
         start: The tensor at which the graph begins.
         expansions: What was made of the calls that may spread a parameter over the batch.
         moves_by_value: Whether where samples are may depend on the values of data.
+        forget: Forgets what was proved of such a forward.
         unlisted: Parameters that the model does not list, by their identity.
         differentiates: Whether the forward takes gradients of its own, or changes those to come.
     """
@@ -73,6 +75,7 @@ class Recorder(TorchFunctionMode):
         self.start = torch.zeros((), requires_grad=True, device="cpu")
         self.expansions = list(expansions)
         self.moves_by_value = self.differentiates = False
+        self.forget: Callable[[], object] = lambda: None
         self.unlisted: dict[int, Tensor] = {}
         self._batch = batch
         self._expansion = -1
@@ -124,6 +127,7 @@ class Recorder(TorchFunctionMode):
 
     def _made(self, func: Callable[..., Any], args: Any, kwargs: Any, result: Any) -> Any:
         """Note what a call with data made."""
+        self.moves_by_value |= reads_values(func, result)
         results = tuple((t.shape, t.dtype) for t in tensors_in((result,), {}))
         self.calls.append(Made(func, results, fixed_arguments(args, kwargs)))
         return result

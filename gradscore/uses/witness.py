@@ -7,6 +7,7 @@ shows rows that stand in another order than thought, or belong to several sample
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ def confirmed(
     tolerance: float,
     *,
     retain: bool,
-) -> tuple[list[UseLayout | None], bool]:
+) -> list[UseLayout | None]:
     """Return the layouts that gradients confirm, with the order of rows that they tell.
 
     Args:
@@ -40,8 +41,8 @@ def confirmed(
         retain: Whether the graph is kept for another backward.
 
     Returns:
-        The layouts, ``None`` where there is none that the gradients agree with; and whether all
-        orders were told. Where every gradient of a use is zero, its rows may be anybody's.
+        The layouts, ``None`` where there is none that the gradients agree with. One of which
+        they told nothing, for they were zero, is marked as not told.
     """
     samples = len(recorder.logits)
     digits = max(1, math.ceil(math.log(samples, FACTORS) - 1e-9))
@@ -58,7 +59,6 @@ def confirmed(
         keep = retain or digit < digits
         scaled.append(_row_sums(recorder, layouts, by_sample, retain=keep))
     found: list[UseLayout | None] = []
-    all_told = True
     for number, layout in enumerate(layouts):
         here = [key for key in plain if key[0] == number]
         fitting = [
@@ -70,10 +70,18 @@ def confirmed(
                 for key in here
             )
         ]
-        silent = len(fitting) > 1 and not any(bool(plain[key].any()) for key in here)
-        all_told &= not silent
-        found.append(fitting[0] if len(fitting) == 1 or silent else None)
-    return found, all_told
+        reached = max(
+            (
+                len(order.outputs[key[1]].spread(numbers)[plain[key] > 0].unique())
+                for order in fitting[:1]
+                for key in here
+            ),
+            default=0,
+        )
+        # Rows of two samples that stand where they should show that nothing is turned around.
+        told = len(fitting) == 1 and reached >= min(2, samples)
+        found.append(replace(fitting[0], told=told) if fitting else None)
+    return found
 
 
 def _agree(plain: Tensor, scaled: Tensor, factors: Tensor, tolerance: float) -> bool:

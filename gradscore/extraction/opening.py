@@ -91,8 +91,8 @@ def what_to_know(subject: Subject, opened: Mapping[str, ImageSet], classes: int)
         how = ", ".join(f"{name} {fields[name]}" for name in CHANGEABLE)
         assumed = "; what was not given is ImageNet's, as the model has no `preprocessing`"
         yield (
-            f"{subject.spec}: {how}{assumed if subject.assumed else ''}; --resize, --crop, --mean, "
-            "--std and --interpolation change it."
+            f"{subject.spec}: {how}{assumed if subject.assumed else ''}; --resize, --crop, "
+            "--mean, --std and --interpolation change it."
         )
     for name, images in opened.items():
         yield f"{name}: {_described(images, classes)}"

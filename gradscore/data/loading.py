@@ -4,6 +4,7 @@ Batches are formed by the images' place in the set, whatever was skipped or is t
 that the same images meet in a batch whether or not a run was interrupted.
 """
 
+import resource
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -15,6 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from gradscore.data.sources import ImageSet
 from gradscore.errors import DataError, GradScoreError, InvalidArgument
+
+OWN_FILES, FILES_A_WORKER = 48, 16
 
 
 class Batch(NamedTuple):
@@ -121,7 +124,12 @@ def load_batches(
         skipped: Places that are left out without a word.
         workers: Number of processes that decode; 0 decodes in this one.
         pin_memory: Whether batches lie in page-locked memory, for copies that overlap.
+
+    Raises:
+        DataError: If this process may not open as many files as its workers take.
     """
+    if workers:
+        _check_descriptors(workers)
     return _Loader(
         _Decoded(images, preprocessing, shape, skipped),
         batch_size=None,
@@ -130,6 +138,18 @@ def load_batches(
         num_workers=workers,
         pin_memory=pin_memory,
     )
+
+
+def _check_descriptors(workers: int) -> None:
+    # A worker that cannot open what it sends a batch through drops the batch, and the main
+    # process would wait for it for ever.
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OWN_FILES + FILES_A_WORKER * workers
+    if 0 <= allowed < wanted:
+        raise DataError(
+            f"Expected to be allowed {wanted} open files for {workers} decoding processes, got "
+            f"{allowed}; choose fewer --workers (0 needs none), or raise the limit (ulimit -n)."
+        )
 
 
 @contextmanager

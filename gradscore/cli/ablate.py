@@ -51,14 +51,18 @@ def ablate(kind, run_path, model, sets, output, plot, quiet) -> None:
 
 
 @click.command(short_help="Evaluate several runs side by side.")
-@click.argument("runs", metavar="RUN RUN...", nargs=-1, required=True)
+@click.argument("runs", metavar="RUN RUN...", nargs=-1)
+@click.option("--run", "named", metavar="DIR", multiple=True, help="A run, as RUN.")
 @chained(question_options, written, plot_option, quiet_option)
-def compare(runs, sets, methods, output, plot, quiet, **options) -> None:
+def compare(runs, named, sets, methods, output, plot, quiet, **options) -> None:
     """Evaluate several runs side by side, such as one a model (Table 4)."""
     from gradscore.ablation import compare as side_by_side
     from gradscore.run import RunStore
     from gradscore.tables import ROW_ENDINGS, check_output, write_rows
 
+    runs = (*runs, *named)
+    if not runs:
+        raise click.UsageError("Expected the directories of the runs to compare: RUN RUN...")
     if output:
         check_output(output, ROW_ENDINGS)
     if plot:

@@ -1,5 +1,6 @@
 """Options and value types that several commands share."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -80,6 +81,22 @@ run_option = click.option(
     show_default=True,
     help="The run's directory.",
 )
+
+
+def run_place(function: Callable) -> Callable:
+    """Give a command the run's directory as ``path``, by argument or by ``--run`` alike."""
+
+    @click.argument("place", metavar="[DIR]", required=False)
+    @click.option("--run", "named", metavar="DIR", help="The run's directory, as DIR.")
+    @functools.wraps(function)
+    def placed(place, named, **how):
+        if place is not None and named is not None:
+            raise click.UsageError("Expected the run's directory once, as DIR or as --run DIR.")
+        return function(path=place or named or DEFAULT_RUN, **how)
+
+    return placed
+
+
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress, no notices.")
 
 

@@ -2,8 +2,9 @@
 
 import click
 
-from gradscore.cli.console import counted, print_facts, print_table, say
+from gradscore.cli.console import counted, notice, print_facts, print_table, say
 from gradscore.cli.models import preprocessing_text, weights_text
+from gradscore.cli.options import quiet_option, run_option, run_place
 
 SHOWN = 10
 """Class names in print."""
@@ -15,7 +16,7 @@ def run() -> None:
 
 
 @run.command(short_help="Show what a run holds.")
-@click.argument("path", metavar="[DIR]", default="gradscore-run")
+@run_place
 def info(path) -> None:
     """Show what a run holds: its model, its sets, and the questions it recorded."""
     from gradscore.run import BASE, RunStore
@@ -66,7 +67,7 @@ def _names(class_names: tuple[str, ...] | None) -> str:
 
 
 @run.command(short_help="Verify every byte of a run.")
-@click.argument("path", metavar="[DIR]", default="gradscore-run")
+@run_place
 def check(path) -> None:
     """Verify every checksum and row range of a run; exit with 1 if anything is wrong."""
     from gradscore.run import RunStore
@@ -85,3 +86,17 @@ def check(path) -> None:
         f" and {counted(len(about.fits), 'fit')}" if about.fits else ""
     )
     say(f"{path}: sound; {verified} verified.")
+
+
+@run.command(short_help="Forget a set of a run.")
+@click.argument("set_name", metavar="SET")
+@run_option
+@quiet_option
+def remove(set_name, run_path, quiet) -> None:
+    """Forget a set of a run, delete its files, and what methods learned from it."""
+    from gradscore.run import RunStore
+
+    with RunStore.open_for_writing(run_path) as store:
+        others = store.remove_set(set_name)
+    with_it = f", and with it {', '.join(others)}" if others else ""
+    notice(f"{run_path}: set {set_name} removed{with_it}.", quiet=quiet)

@@ -15,10 +15,9 @@ from torch import nn
 from gradscore.data import (
     batch_spans,
     decoding_processes,
-    first_readable,
     load_batches,
-    open_set,
 )
+from gradscore.errors import DataError
 from gradscore.extraction.batching import (
     AUTO,
     check_batch_size,
@@ -34,7 +33,14 @@ from gradscore.extraction.identity import (
 )
 from gradscore.extraction.keeping import prove_replay
 from gradscore.extraction.network import Network, device_for
-from gradscore.extraction.opening import agree_on_set, open_sets, what_to_know
+from gradscore.extraction.opening import (
+    Opener,
+    agree_on_set,
+    agree_on_sets,
+    first_image,
+    open_sets,
+    what_to_know,
+)
 from gradscore.extraction.options import check_options
 from gradscore.extraction.plan import (
     agree_on_passes,
@@ -57,6 +63,7 @@ from gradscore.extraction.sameness import SamePictures
 from gradscore.extraction.writing import Computed, ShardWriter
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.run import BASE, RunStore, SetInfo
+from gradscore.run.names import RUN_FILE
 
 ODIN_TEMPERATURE = 1000.0
 
@@ -150,21 +157,16 @@ def extract(
     for sentence in getattr(subject.model, "notices", ()):
         tell(progress, sentence)
     place = device_for(device, precision)
-    _, first_source = next(iter(sets.values()))
-    image = first_readable(
-        open_set(first_source, labelled=False, max_pixels=max_pixels), subject.preprocessing
-    )
+    image = first_image(sets, subject, max_pixels)
     subject.model.to(place)
     image_there = image.to(place)
     blocks = blocks or {}
     info, head, arrays = describe(subject, image_there, precision=precision, blocks=blocks)
     network = Network(subject.model, head, place, precision)
-    opened = open_sets(sets, limit, subject, info.classes, max_pixels)
-    labelled = (
-        open_fit_set(Path(run), fit, opened, subject, info.classes, max_pixels)
-        if fit is not None
-        else None
-    )
+    opener = Opener(subject, info.classes, max_pixels)
+    recorded = RunStore(run).sets if Path(run, RUN_FILE).exists() else {}
+    opened, left_out = open_sets(sets, limit, opener, recorded)
+    labelled = open_fit_set(Path(run), fit, opened, opener) if fit is not None else None
     for sentence in what_to_know(subject, opened, info.classes):
         tell(progress, sentence)
     asked = norm_passes(info, layers, p, temperature or (1.0,), target, gradients)
@@ -177,8 +179,9 @@ def extract(
         open_run(Path(run), info, arrays, blocks=bool(blocks)) as store,
     ):
         passes = agree_on_passes(store.info, [*asked, *kept, *perturbed])
-        for name, (role, _) in sets.items():
-            agree_on_set(store, name, role, opened[name])
+        left_out += agree_on_sets(store, sets, opened)
+        for sentence in left_out:
+            tell(progress, sentence)
         if labelled is not None:
             agree_on_set(store, fit, store.sets[fit].role, labelled)
             read = Reader(
@@ -196,7 +199,7 @@ def extract(
         for entry in passes:
             store.add_pass(entry)
         store.save()
-        for name in sets:
+        for name in opened:
             entry = store.sets[name]
             for start, stop, base, active in stretches(entry, passes):
                 probes = make_probes(network, active, fits)
@@ -236,6 +239,8 @@ def extract(
                 )
                 with piece_of_work(progress, stop - start, name):
                     _record(loader, computer, writer, progress)
+    if left_out:
+        raise DataError(f"{' '.join(left_out)} The other sets are recorded.")
     return store
 
 

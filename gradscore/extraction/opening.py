@@ -1,17 +1,19 @@
 """The sets of an extraction: opened, held to the model's classes, and told of before any image."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from gradscore.data import ImageSet, open_set
+from gradscore.data import ImageSet, first_readable, open_set
 from gradscore.errors import DataError
 from gradscore.extraction.identity import Subject, require_equal
 from gradscore.models.class_names import known_class_names
 from gradscore.models.preprocessing import Preprocessing
-from gradscore.run import RunStore, SetInfo
+from gradscore.run import RunStore, SetInfo, remove_command
 
 Sets = Mapping[str, tuple[str | None, str | os.PathLike]]
 LABELLED = ("id", "fit")
@@ -22,42 +24,118 @@ LOOKED_AT = 3
 CHANGEABLE = ("resize", "crop", "mean", "std", "interpolation")
 
 
+@dataclass(frozen=True)
+class Opener:
+    """Opens sets for a model.
+
+    Attributes:
+        subject: The model.
+        classes: The number of its classes.
+        max_pixels: Pictures of more are refused; None leaves Pillow's own limit.
+    """
+
+    subject: Subject
+    classes: int
+    max_pixels: int | None
+
+    def __call__(
+        self, source: str | os.PathLike, role: str | None, limit: int | None = None
+    ) -> ImageSet:
+        """Return a set of images, at most ``limit`` of them.
+
+        Raises:
+            DataError: If it cannot be opened.
+        """
+        return open_set(
+            source,
+            class_names=known_class_names(self.subject.model, self.classes),
+            classes=self.classes,
+            labelled=role in LABELLED,
+            limit=limit,
+            max_pixels=self.max_pixels,
+        )
+
+
+def first_image(sets: Sets, subject: Subject, max_pixels: int | None) -> Tensor:
+    """Return an image of the first set that can be opened, ``[1, channels, height, width]``.
+
+    Raises:
+        DataError: If no image of any set can be read; what was wrong with the first.
+    """
+    failure: DataError | None = None
+    for _, source in sets.values():
+        try:
+            images = open_set(source, labelled=False, max_pixels=max_pixels)
+            return first_readable(images, subject.preprocessing)
+        except DataError as error:
+            failure = failure or error
+    assert failure is not None, "there is at least one set"
+    raise failure
+
+
 def open_sets(
     sets: Sets,
     limit: int | Mapping[str, int] | None,
-    subject: Subject,
-    classes: int,
-    max_pixels: int | None,
-) -> dict[str, ImageSet]:
+    opener: Opener,
+    recorded: Container[str] = (),
+) -> tuple[dict[str, ImageSet], list[str]]:
     """Open every set; the labels of ID sets and of sets to fit to must be the model's classes.
+
+    A set that a run holds already may have vanished since: it does not keep the others waiting.
 
     Args:
         sets: Set name to ``(role, source)``.
         limit: How many images to take of each set, or of each by name.
-        subject: The model.
-        classes: The number of its classes.
-        max_pixels: Pictures of more are refused; None leaves Pillow's own limit.
+        opener: Opens one.
+        recorded: Names of the sets that the run holds.
+
+    Returns:
+        The images by set name, and what was wrong with those left out.
 
     Raises:
-        DataError: If a set cannot be opened, or such a set has labels beyond the classes.
+        DataError: If none can be opened, or a new one cannot, or such a set has labels beyond the
+            classes.
     """
     limits = limit if isinstance(limit, Mapping) else dict.fromkeys(sets, limit)
-    names = known_class_names(subject.model, classes)
-    opened = {
-        name: open_set(
-            source,
-            class_names=names,
-            classes=classes,
-            labelled=role in LABELLED,
-            limit=limits.get(name),
-            max_pixels=max_pixels,
-        )
-        for name, (role, source) in sets.items()
-    }
-    for name, (role, _) in sets.items():
-        if role in LABELLED:
-            check_labels(name, opened[name], classes)
-    return opened
+    opened: dict[str, ImageSet] = {}
+    left_out: list[str] = []
+    for name, (role, source) in sets.items():
+        try:
+            opened[name] = opener(source, role, limits.get(name))
+        except DataError as error:
+            if name not in recorded:
+                raise
+            left_out.append(f"Set {name} was left out: {error}")
+    if not opened:
+        raise DataError(" ".join(left_out))
+    for name, images in opened.items():
+        if sets[name][0] in LABELLED:
+            check_labels(name, images, opener.classes)
+    return opened, left_out
+
+
+def agree_on_sets(store: RunStore, sets: Sets, opened: dict[str, ImageSet]) -> list[str]:
+    """Add the sets to the run, or hold them to those that are there.
+
+    Sets whose images have changed are taken out of ``opened``, unless none would be left.
+
+    Returns:
+        What was wrong with those left out.
+
+    Raises:
+        RunError: If a set has another role.
+        DataError: If the images of every set have changed.
+    """
+    left_out = []
+    for name, images in list(opened.items()):
+        try:
+            agree_on_set(store, name, sets[name][0], images)
+        except DataError as error:
+            left_out.append(f"Set {name} was left out: {error}")
+            del opened[name]
+    if not opened:
+        raise DataError(" ".join(left_out))
+    return left_out
 
 
 def check_labels(name: str, images: ImageSet, classes: int) -> None:
@@ -145,7 +223,8 @@ def agree_on_set(store: RunStore, name: str, role: str | None, images: ImageSet)
     More images are taken on where the run's are the first of them, as under a larger limit.
 
     Raises:
-        RunError: If the set there differs in role, number of images or list.
+        RunError: If the set there has another role.
+        DataError: If its images are not the first of these.
     """
     known = store.sets.get(name)
     if known is None:
@@ -153,12 +232,21 @@ def agree_on_set(store: RunStore, name: str, role: str | None, images: ImageSet)
             SetInfo(name, role, images.source, images.sha256, len(images), images.notice)
         )
         return
-    what = f"Set {name} of the run"
-    require_equal(what, "role", known.role, role)
-    longer = known.rows < len(images)
-    if longer and images.beginning_sha256(known.rows) == known.manifest_sha256:
-        known.rows, known.manifest_sha256 = len(images), images.sha256
-        known.notice = images.notice
+    require_equal(f"Set {name} of the run", "role", known.role, role)
+    if known.manifest_sha256 == images.sha256:
         return
-    require_equal(what, "rows", known.rows, len(images))
-    require_equal(what, "manifest_sha256", known.manifest_sha256, images.sha256)
+    more = len(images) - known.rows
+    if more > 0 and images.beginning_sha256(known.rows) == known.manifest_sha256:
+        known.rows, known.manifest_sha256, known.notice = len(images), images.sha256, images.notice
+        return
+    remove = remove_command(store.path, name)
+    if more < 0 and images.source == known.source:
+        raise DataError(
+            f"Set {name} of the run {store.path} has {known.rows:,} images, got {len(images):,}; "
+            f"give --limit {known.rows} or more, or forget the set with {remove}."
+        )
+    raise DataError(
+        f"The images of set {name} have changed since they were recorded: {known.rows:,} of "
+        f"{known.source} then, {len(images):,} of {images.source} now; bring them back, or forget "
+        f"the set with {remove} and record it anew."
+    )

@@ -12,9 +12,9 @@ from torch import Tensor
 from gradscore.data import Batch, ImageSet, decoding_processes, load_batches
 from gradscore.errors import DataError, InvalidArgument, NotRecorded
 from gradscore.extraction.batching import AUTO
-from gradscore.extraction.identity import Subject, require_equal
+from gradscore.extraction.identity import require_equal
 from gradscore.extraction.network import Network
-from gradscore.extraction.opening import check_labels, open_sets
+from gradscore.extraction.opening import Opener, check_labels
 from gradscore.extraction.progress import Progress, piece_of_work
 from gradscore.extraction.stage_fit import (
     IMAGES,
@@ -79,9 +79,7 @@ def open_fit_set(
     run: Path,
     name: str,
     opened: Mapping[str, ImageSet],
-    subject: Subject,
-    classes: int,
-    max_pixels: int | None,
+    opener: Opener,
 ) -> ImageSet:
     """Return the labelled images to fit to: of the sets given, or of the run's.
 
@@ -89,9 +87,7 @@ def open_fit_set(
         run: The run's directory.
         name: The set's name.
         opened: The sets given.
-        subject: The model.
-        classes: Number of the model's classes.
-        max_pixels: Pictures of more are refused; None leaves Pillow's own limit.
+        opener: Opens another.
 
     Raises:
         NotRecorded: If there is no such set.
@@ -105,14 +101,13 @@ def open_fit_set(
                 f"Unknown set {name!r} to fit to; give it, too, as --data {name}=PATH."
             )
         entry = known[name]
-        sets = {name: (entry.role, entry.source)}
-        images = open_sets(sets, entry.rows, subject, classes, max_pixels)[name]
+        images = opener(entry.source, entry.role, entry.rows)
     if images.labels.max() < 0:
         raise DataError(
             f"Method mahalanobis learns from labels, but no image of set {name!r} has one; give a "
             "list with labels."
         )
-    check_labels(name, images, classes)
+    check_labels(name, images, opener.classes)
     return images
 
 

@@ -9,6 +9,7 @@ from gradscore.run.advice import (
     keep_options,
     mahalanobis_options,
     odin_options,
+    remove_command,
 )
 from gradscore.run.checking import Problem, check
 from gradscore.run.damage import remedy
@@ -51,6 +52,7 @@ __all__ = [
     "pass_field",
     "read_fit",
     "remedy",
+    "remove_command",
     "require_newest",
     "require_openable",
     "write_fit",

@@ -38,6 +38,11 @@ def extract_command(run: Any, *options: str) -> str:
     return command("extract", run.path, *naming_options(run.info), *options)
 
 
+def remove_command(run: str | os.PathLike, set_name: str) -> str:
+    """Return the command that forgets a set of a run, between backticks."""
+    return f"`{shlex.join(('gradscore', 'run', 'remove', set_name, '--run', os.fspath(run)))}`"
+
+
 def new_run_command(run: str | os.PathLike) -> str:
     """Return the command that makes a run, but for what only the user knows."""
     sets = ("--id", "NAME=PATH", "--ood", "NAME=PATH")

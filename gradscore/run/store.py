@@ -159,6 +159,37 @@ class RunStore(RunReader):
         entry.failed.extend(failed)
         self.save()
 
+    def remove_set(self, name: str) -> list[str]:
+        """Forget a set, what was learned from it, and the passes that rest on that.
+
+        Their files are deleted last: killed in between, files are left that nothing names.
+
+        Returns:
+            The fits and passes of other sets that went with it.
+
+        Raises:
+            RunError: If there is no such set, or the run was not opened for writing.
+        """
+        writer, info = self.writer, self.info
+        if name not in info.sets:
+            known = ", ".join(info.sets) or "no sets"
+            raise RunError(f"Expected a set of the run {self.path} ({known}), got {name!r}.")
+        fits = [key for key, fit in info.fits.items() if name in fit.sets]
+        resting = {key for key, entry in info.passes.items() if entry.details.get("fit") in fits}
+        files = [names.fit_file(key) for key in fits]
+        for entry in info.sets.values():
+            gone = entry.passes.keys() if entry.name == name else entry.passes.keys() & resting
+            files += [shard.file for key in sorted(gone) for shard in entry.passes[key]]
+            entry.passes = {key: entry.passes[key] for key in entry.passes if key not in gone}
+        del info.sets[name]
+        info.fits = {key: fit for key, fit in info.fits.items() if key not in fits}
+        held = {key for entry in info.sets.values() for key in entry.passes}
+        info.passes = {key: entry for key, entry in info.passes.items() if key in held}
+        self.save()
+        for file in files:
+            writer.delete(file)
+        return [*fits, *sorted(resting)]
+
     def save(self) -> None:
         """Write ``run.json``."""
         self.writer.write(names.RUN_FILE, encoding.encode(self.info))

@@ -63,14 +63,11 @@ class Writer:
             raise
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            pid = os.read(self._lock, 20).decode(errors="replace").strip() or "unknown"
+        except OSError as error:
+            pid = os.read(self._lock, 20).decode(errors="replace").strip()
             os.close(self._lock)
             os.close(self._root)
-            raise RunError(
-                f"The run {directory} is being written by another process (pid {pid}); "
-                "wait for it to end, or choose another directory."
-            ) from None
+            raise RunError(_not_locked(directory, pid, error)) from None
         _held.update((self._lock, self._root))
         with contextlib.suppress(OSError):  # a full disk must not keep the lock from being held
             os.ftruncate(self._lock, 0)
@@ -102,6 +99,19 @@ class Writer:
                 os.fsync(folder)
         except OSError as error:
             raise cannot_write(self.directory / file, error) from error
+
+    def delete(self, file: str) -> None:
+        """Delete a file of the run, and the folders that are empty then; an absent one is none.
+
+        Args:
+            file: Its path below the run, parts joined by ``/``.
+        """
+        *folders, name = file.split("/")
+        with contextlib.suppress(OSError), self._folder(folders) as folder:
+            os.unlink(name, dir_fd=folder)
+        for depth in range(len(folders), 0, -1):
+            with contextlib.suppress(OSError), self._folder(folders[: depth - 1]) as folder:
+                os.rmdir(folders[depth - 1], dir_fd=folder)
 
     def write_arrays(self, file: str, arrays: Mapping[str, NDArray]) -> str:
         """Write named arrays (safetensors); equal ones give equal bytes.
@@ -161,6 +171,20 @@ class Writer:
             yield descriptor
         finally:
             os.close(descriptor)
+
+
+def _not_locked(directory: Path, pid: str, error: OSError) -> str:
+    """Return why a lock was not had: another holds it, or the disk has none to give."""
+    if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+        return (
+            f"The disk of {directory} gives no locks ({error.strerror}), so that two processes "
+            "might write one run; choose a directory on another disk."
+        )
+    who = f"another process (pid {pid})" if pid else "another process"
+    return (
+        f"The run {directory} is being written by {who}; wait for it to end, or choose another "
+        "directory."
+    )
 
 
 def _open_lock(root: int, path: Path) -> int:

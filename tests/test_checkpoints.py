@@ -174,7 +174,7 @@ def test_a_whole_pickled_model_is_named(tmp_path):
         load_weights(tmp_path / "w.pth")
 
 
-@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*deprecated")
 def test_a_scripted_program_is_named(tmp_path):
     torch.jit.save(torch.jit.trace(network(), torch.zeros(1, 4)), tmp_path / "w.pt")
     with pytest.raises(WeightsError, match="TorchScript program, which is never run"):

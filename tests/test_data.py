@@ -44,6 +44,11 @@ def test_modes_become_eight_bits(mode):
     np.testing.assert_array_equal(np.asarray(result), np.asarray(picture.convert(expected)))
 
 
+def test_a_library_without_one_format_reads_the_others(monkeypatch):
+    monkeypatch.delitem(Image.OPEN, "AVIF")
+    assert decode_image(encoded(Image.fromarray(COLOURS)), "x").mode == "RGB"
+
+
 def test_sixteen_bits_are_scaled_not_clipped():
     values = np.array([[0, 255, 256, 65535]], np.uint16)
     result = decode_image(encoded(Image.fromarray(values)), "x")

@@ -53,10 +53,12 @@ def decode_image(content: bytes, name: str) -> Image.Image:
         DataError: If it is no image, truncated, damaged, of more than ``Image.MAX_IMAGE_PIXELS``
             pixels, or of a mode without a known scale (floating point).
     """
+    # A library may have been built without some of them.
+    known = [kind for kind in FORMATS if kind in Image.OPEN]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with _open(io.BytesIO(content), formats=FORMATS) as picture:
+            with _open(io.BytesIO(content), formats=known) as picture:
                 picture.load()
                 ImageOps.exif_transpose(picture, in_place=True)
                 return _eight_bits(picture)

@@ -18,6 +18,7 @@ from gradscore.data.decode import decode_image
 from gradscore.errors import DataError
 from gradscore.manifest import read_manifest
 
+AVIF = pytest.mark.skipif("AVIF" not in Image.OPEN, reason="this Pillow has no AVIF")
 COLOURS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
 
@@ -64,7 +65,7 @@ def test_links_that_go_round_end(tmp_path):
         ("x.JPE", "JPEG"),
         ("x.mpo", "MPO"),
         ("x.jpg", "MPO"),
-        ("x.avif", "AVIF"),
+        pytest.param("x.avif", "AVIF", marks=AVIF),
         ("x.webp", "WEBP"),
         ("x.tif", "TIFF"),
         ("x.gif", "GIF"),
@@ -90,6 +91,16 @@ def test_what_is_passed_over_is_counted_by_ending(tmp_path):
     (folder / "a" / "1.png").unlink()
     with pytest.raises(DataError, match=r"No images .* there are 4 hidden, 2 .heic, 1 .txt"):
         open_set(folder)
+
+
+def test_folders_of_packed_images_and_packed_folders_say_how(tmp_path):
+    (tmp_path / "s-000.tar").write_bytes(b"")
+    with pytest.raises(
+        DataError, match=rf"there are 1 .tar, which are named as {tmp_path}/\*.tar"
+    ):
+        open_set(tmp_path)
+    with pytest.raises(DataError, match=r"No set of images at .* Unpack it to a folder."):
+        open_set(tmp_path / "images.zip")
 
 
 def test_paths_of_lists_from_elsewhere(tmp_path):

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from gradscore.cli import cli
-from gradscore.errors import DataError, RunError
+from gradscore.errors import DataError
 from gradscore.extraction import extract
 from gradscore.models.class_names import known_class_names
 from gradscore.models.preprocessing import Preprocessing
@@ -104,6 +104,8 @@ def test_imagenets_classes_have_names_and_identities():
     names = known_class_names(model, 1000)
     assert (names["n01440764"], names["n15075141"], names["tench"]) == (0, 999, 0)
     assert known_class_names(model, 10) is None
+    model.pretrained_cfg = {"label_names": ["emu", "dog"]}
+    assert known_class_names(model, 2) == {"emu": 0, "dog": 1}
     model.class_names = ["crane", "dog", "crane"]
     assert known_class_names(model, 3) == {"dog": 1}
 
@@ -162,5 +164,5 @@ def test_a_larger_limit_extends_a_run(tmp_path):
     assert grown.tolist() == whole.tolist()
     np.testing.assert_allclose(logits, expected, rtol=1e-6)
     (folder / "0" / "new.png").write_bytes((folder / "0" / "1.png").read_bytes())
-    with pytest.raises(RunError, match="Set a of the run has rows 11, got 15"):
+    with pytest.raises(DataError, match="images of set a have changed since they were recorded"):
         extract(model, sets, tmp_path / "run", limit=15, **how)

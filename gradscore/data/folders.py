@@ -14,6 +14,8 @@ from gradscore.manifest_formats import IMAGE_SUFFIXES
 
 MACOS = "__MACOSX"
 """Folder that macOS adds to archives, with a shadow of each file."""
+PACKED = (".tar", ".tgz", ".parquet")
+"""Files that hold images, and are a set of their own."""
 DIGITS = 9
 """A name of more digits is no class number, but a date or an identity."""
 NESTED_LINKS = 3
@@ -50,6 +52,8 @@ def find_images(folder: str | Path) -> Listing:
         raise DataError(f"Cannot read {error.filename!r}: {error.strerror}.") from error
     if not found:
         there = f"; there are {counted(others)}" if others else ""
+        packed = next((kind for kind in PACKED if others[kind]), None)
+        there += f", which are named as {folder}/*{packed}" if packed else ""
         endings = " ".join(IMAGE_SUFFIXES)
         raise DataError(f"No images ({endings}) in the folder {folder!r}{there}.")
     return Listing(sorted(found), f"passed over: {counted(others)}" if others else "")
@@ -72,7 +76,7 @@ def _files(
     for entry in ordered:
         if entry.name.startswith(".") or entry.name == MACOS:
             others["hidden"] += 1
-        elif not os.path.isdir(entry.path):  # a link that leads nowhere is none
+        elif not _is_folder(entry):
             yield prefix + entry.name
         else:
             identity, nested = _identity(entry.path), links + entry.is_symlink()
@@ -81,6 +85,13 @@ def _files(
             else:
                 inner = f"{prefix}{entry.name}/"
                 yield from _files(entry.path, inner, (*above, identity), nested, others)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def _identity(folder: str) -> tuple[int, int]:

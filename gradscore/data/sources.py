@@ -144,7 +144,8 @@ def _opener(text: str) -> Callable[[str, Wanted], Opened]:
         return _open_list
     if Path(text).is_dir():
         return _open_folder
-    raise DataError(f"No set of images at {text!r}; expected {FORMS}.")
+    unpack = " Unpack it to a folder." if lower.endswith((".zip", ".7z", ".rar")) else ""
+    raise DataError(f"No set of images at {text!r}; expected {FORMS}.{unpack}")
 
 
 def _open_list(text: str, wanted: Wanted) -> Opened:

@@ -12,8 +12,9 @@ IMAGENET_CLASSES = 1000
 def known_class_names(model: nn.Module, classes: int) -> dict[str, int] | None:
     """Return the number of each class by its name, or None where no names are known.
 
-    Names are those of the model's ``class_names`` attribute. The classes of a model of timm or
-    torchvision with 1,000 of them are ImageNet's: WordNet's identities and torchvision's names.
+    Names are those of the model's ``class_names`` attribute, or of timm's ``pretrained_cfg``. The
+    classes of a model of timm or torchvision with 1,000 of them are ImageNet's: WordNet's
+    identities and torchvision's names.
     A name that two classes share stands for neither.
 
     Args:
@@ -21,6 +22,8 @@ def known_class_names(model: nn.Module, classes: int) -> dict[str, int] | None:
         classes: The number of its classes.
     """
     names = getattr(model, "class_names", None)
+    if names is None:
+        names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
     if isinstance(names, Mapping):
         names = [str(names[place]) for place in range(classes)] if 0 in names else list(names)
     if names is not None and len(names) == classes:

@@ -26,10 +26,19 @@ class Content(io.RawIOBase):
 
     Attributes:
         size: Their number.
+        sha256: Their SHA-256.
     """
 
     def __init__(self, size: int) -> None:
         self.size, self._place = size, 0
+        digest = hashlib.sha256()
+        for offset in range(0, size, PART):
+            digest.update(self._fetch(offset, min(PART, size - offset)))
+        self.sha256 = digest.hexdigest()
+
+    def _fetch(self, offset: int, size: int) -> memoryview:
+        """Return the bytes from ``offset`` on for the first time."""
+        return self.at(offset, size)
 
     def at(self, offset: int, size: int) -> memoryview:
         """Return the bytes from ``offset`` on, fewer where the file ends."""
@@ -38,13 +47,6 @@ class Content(io.RawIOBase):
     def unchanged(self) -> bool:
         """Return whether they are still those that were hashed."""
         return True
-
-    def sha256(self) -> str:
-        """Return the SHA-256 of all of them."""
-        digest = hashlib.sha256()
-        for offset in range(0, self.size, PART):
-            digest.update(self.at(offset, PART))
-        return digest.hexdigest()
 
     def readable(self) -> bool:
         """Say so to HDF5."""
@@ -74,12 +76,18 @@ class Content(io.RawIOBase):
 
 class _InMemory(Content):
     def __init__(self, file: io.RawIOBase, room: memoryview) -> None:
+        self._file, self._content = file, room
         super().__init__(len(room))
-        self._content = room
-        while room and (count := file.readinto(room)):
+
+    def _fetch(self, offset: int, size: int) -> memoryview:
+        # Hashed part by part, as long as each is in the processor's cache.
+        room = part = self._content[offset : offset + size]
+        while room:
+            count = self._file.readinto(room)
+            if not count:
+                raise OSError("it ends before its size")
             room = room[count:]
-        if room:
-            raise OSError("it ends before its size")
+        return part
 
     def at(self, offset: int, size: int) -> memoryview:
         return self._content[offset : offset + size]
@@ -87,8 +95,8 @@ class _InMemory(Content):
 
 class _OnDisk(Content):
     def __init__(self, descriptor: int, size: int) -> None:
-        super().__init__(size)
         self._descriptor, self._state = descriptor, _state(descriptor)
+        super().__init__(size)
 
     def at(self, offset: int, size: int) -> memoryview:
         size = max(0, min(size, self.size - offset))
@@ -131,7 +139,7 @@ class HashedFiles:
         with open(descriptor, "rb", buffering=0) as opened:
             with damage(path):
                 content = self._content(opened, descriptor)
-                if content.sha256() != sha256:
+                if content.sha256 != sha256:
                     raise DamagedFile(path, "is damaged: its SHA-256 is not the recorded one")
             yield content
 

@@ -1,5 +1,6 @@
 """A model run so that nothing remains of it: on a deep copy, or on itself and put back."""
 
+import random
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from torch.nn.utils import parametrize
 @contextmanager
 def plainly(image: Tensor) -> Iterator[None]:
     """Record graphs, run what is compiled as it was written, and leave random numbers alone."""
+    numpy = sys.modules.get("numpy")
+    draws, others = random.getstate(), numpy and numpy.random.get_state()
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else None
     cached, parametrize._cache_enabled = parametrize._cache_enabled, 0
     try:
@@ -27,6 +30,9 @@ def plainly(image: Tensor) -> Iterator[None]:
             yield
     finally:
         parametrize._cache_enabled = cached
+        random.setstate(draws)
+        if numpy is not None:
+            numpy.random.set_state(others)
 
 
 def copied(model: nn.Module) -> nn.Module:

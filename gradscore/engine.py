@@ -230,7 +230,8 @@ class Recording:
             for position, edge in enumerate(forward.uses[number].edges)
         ]
         # What uncovered parameters get on the way is not used.
-        ends = [forward.start, *(forward.edges[name] for name in forward.uncovered)]
+        uncovered = [forward.edges[n] for n in forward.uncovered if n in forward.edges]
+        ends = [forward.start, *uncovered]
         run_backward(forward.logits, ends, listeners, cotangent, retain=not last)
         collector.finish()
 

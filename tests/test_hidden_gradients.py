@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import threading
 import types
 
 import pytest
@@ -11,8 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from gradscore import GradNorm
 from gradscore.engine import gradient_norms
 from gradscore.errors import ModelError
+from gradscore.models.head import find_head
+from gradscore.reference import one_backward_a_sample
+from gradscore.uses import as_written
 
 SHAPES = {"w": (5, 5), "u": (4, 5)}
 
@@ -284,3 +289,44 @@ def test_checkpointed_blocks_are_as_if_they_were_not(reentrant, first, layers):
         Model(plain, **SHAPES, v=(5, 5), b=(5, 5)), images(3, 5), layers=layers
     )
     torch.testing.assert_close(got.norms, expected.norms, rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_the_last_layer_behind_checkpointed_blocks_has_its_closed_form(reentrant):
+    model = nn.Sequential(checkpointed(reentrant), nn.Linear(4, 3).double()).eval()
+    assert find_head(model, images(3, 5)).closed_form
+    expected = one_backward_a_sample(model, images(3, 5), layers="1.weight").norms[:, 0]
+    torch.testing.assert_close(GradNorm(model)(images(3, 5)), expected)
+
+
+def test_checkpointing_of_timm_is_as_if_it_were_off():
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    small = {"embed_dim": 12, "depth": 2, "num_heads": 2, "img_size": 16, "patch_size": 8}
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=3, **small).double().eval()
+    x = images(3, 3, 16, 16)
+    expected = gradient_norms(model, x)
+    model.set_grad_checkpointing(True)
+    got = gradient_norms(model, x)
+    assert got.rules == expected.rules
+    torch.testing.assert_close(got.norms, expected.norms, rtol=1e-8, atol=1e-12)
+
+
+def test_other_threads_keep_their_checkpointing():
+    kept = []
+
+    def train():
+        x = torch.ones(2, requires_grad=True)
+        y = checkpoint(lambda x: x.exp().exp(), x, use_reentrant=True)
+        with torch.autograd.graph.save_on_cpu():
+            y = y.exp()
+        kept.append(y.grad_fn.next_functions[0][0].name())
+        y.sum().backward()
+
+    with as_written():
+        thread = threading.Thread(target=train)
+        thread.start()
+        thread.join()
+    assert kept == ["CheckpointFunctionBackward"]
+    train()
+    assert kept == ["CheckpointFunctionBackward"] * 2

@@ -1,8 +1,11 @@
 """Nothing of our forwards remains in a model, and nothing that it keeps hides a parameter."""
 
 import copy
+import random
 import threading
+import types
 
+import numpy as np
 import pytest
 import torch
 from test_uses import Model, hold_to_reference, images
@@ -10,9 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
-from gradscore import GradNorm
+from gradscore import GradNorm, verify
 from gradscore.engine import gradient_norms
 from gradscore.errors import ModelError
+from gradscore.models.head import find_head
 from gradscore.reference import one_backward_a_sample
 from gradscore.uses import undisturbed
 
@@ -144,6 +148,123 @@ def test_a_model_that_begins_to_write_into_its_input_is_refused_or_served():
     unseen.append(1)
     with pytest.raises(ModelError, match="leaves its input as it is"):
         gradient_norms(model, images(3, 5))
+
+
+def noted(m, x):
+    m.calls += 1
+    m.noted.last = len(x)
+    m.noted.features = x * 2
+    m.trace.append(x.mean())
+    m.lazy = nn.Tanh()
+    m.register_forward_hook(lambda module, args, output: output)
+    return F.linear(x, m.w)
+
+
+def drawing(m, x):
+    random.random()
+    np.random.rand()
+    return F.linear(x + 0 * torch.randn_like(x), m.w)
+
+
+def bounding(m, x):
+    index = (x.abs() * 2).long() % 4
+    return F.linear(F.embedding(index, m.table, max_norm=0.5).mean(1), m.w)
+
+
+def clamping(m, x):
+    m.w.data.clamp_(-0.1, 0.1)
+    return F.linear(x, m.w)
+
+
+def subtracting(m, x):
+    return F.linear(x.sub_(0.5).tanh(), m.w)
+
+
+CHANGING = {
+    "notes": (noted, {"w": (4, 5)}),
+    "draws": (drawing, {"w": (4, 5)}),
+    "bounded table": (bounding, {"w": (4, 5), "table": (4, 5)}),
+    "clamped weight": (clamping, {"w": (4, 5)}),
+    "input": (subtracting, {"w": (4, 5)}),
+}
+
+
+def changing(name):
+    model = Model(CHANGING[name][0], **CHANGING[name][1])
+    model.calls, model.trace, model.noted = 0, [], types.SimpleNamespace(last=0)
+    return model
+
+
+def seen_of(model, x):
+    """Return all that a forward may change."""
+    return {
+        "values": {name: value.tolist() for name, value in model.state_dict().items()},
+        "images": x.tolist(),
+        "notes": (model.calls, len(model.trace), vars(model.noted).copy(), sorted(vars(model))),
+        "parts": (sorted(model._modules), len(model._forward_hooks)),
+        "draws": (torch.get_rng_state().tolist(), random.getstate()),
+        "numpy": np.random.get_state()[1].tolist(),
+    }
+
+
+ENTRIES = {
+    "norms": gradient_norms,
+    "one": lambda model, x: gradient_norms(model, x[:1]),
+    "score": lambda model, x: GradNorm(model, layers="w")(x),
+    "head": lambda model, x: find_head(model, x),
+    "reference": one_backward_a_sample,
+    "verify": verify,
+}
+
+
+@pytest.mark.parametrize("way", ENTRIES)
+@pytest.mark.parametrize("name", CHANGING)
+def test_all_is_left_as_it_was(name, way):
+    model, x = changing(name), images(3, 5)
+    before = seen_of(model, x)
+    for _ in range(2):
+        ENTRIES[way](model, x)
+    assert seen_of(model, x) == before
+
+
+@pytest.mark.parametrize("name", ["bounded table", "clamped weight", "input"])
+def test_what_a_forward_changes_is_scored_with_what_it_changes_it_to(name):
+    model, x = changing(name), images(3, 5)
+    hold_to_reference(model, x)
+    twin = copy.deepcopy(model)
+    twin(x.clone())  # what it changes, it has changed
+    torch.testing.assert_close(gradient_norms(model, x).norms, gradient_norms(twin, x).norms)
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_the_closed_form_is_one_forward_of_the_model(name):
+    model, x = changing(name), images(3, 5)
+    x.requires_grad_(name != "input")
+    model.head = nn.Linear(4, 3).double()
+    run = model.run
+    model.run = lambda m, x: m.head(run(m, x))
+    torch.manual_seed(0)
+    logits, _ = GradNorm(model).logits_and_scores(x)
+    assert not logits.requires_grad
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    alone = changing(name)
+    alone(images(3, 5))
+    assert torch.equal(torch.rand(1), drawn)
+    assert model.calls == alone.calls
+    assert torch.equal(x, images(3, 5))
+
+
+def test_tensors_that_a_class_keeps_are_put_back():
+    class Noting(Model):
+        latest = None
+
+    def forward(m, x):
+        Noting.latest = Noting.first = x
+        return F.linear(x, m.w)
+
+    gradient_norms(Noting(forward, w=(4, 5)), images(3, 5))
+    assert (Noting.latest, hasattr(Noting, "first")) == (None, False)
 
 
 def test_threads_may_share_a_model():

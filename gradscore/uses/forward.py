@@ -22,7 +22,12 @@ from gradscore.uses.proof import placed_forward
 from gradscore.uses.recorder import Recorder
 from gradscore.uses.state import state_of
 from gradscore.uses.trial import trial_images
-from gradscore.uses.undisturbed import ONE_AT_A_TIME, undisturbed, without_tables
+from gradscore.uses.undisturbed import (
+    ONE_AT_A_TIME,
+    undisturbed,
+    without_tables,
+    writes_parameters,
+)
 from gradscore.uses.use import Use
 
 HOOKED = (
@@ -81,6 +86,9 @@ def record_forward(model: nn.Module, images: Tensor, selected: Mapping[str, Tens
     if images.is_inference():
         images = images.clone()
     with requiring_grad(model, selected), without_tables(model, images):
+        own_images(model, images)  # a forward that tells, too, whether parameters are changed
+        if writes_parameters(model):
+            return _unrecorded(model, images, selected)
         recorder, layouts = _recorded(model, images, selected)
         logits = recorder.logits
         names = {id(parameter): name for name, parameter in selected.items()}
@@ -105,6 +113,25 @@ def record_forward(model: nn.Module, images: Tensor, selected: Mapping[str, Tens
         coarsest=_coarsest(recorder),
         moves_by_value=recorder.moves_by_value,
         forget=recorder.forget,
+    )
+
+
+def _unrecorded(model: nn.Module, images: Tensor, selected: Mapping[str, Tensor]) -> Forward:
+    """Return a forward that tells the logits alone, for a model that changes its parameters.
+
+    They are put back after it, so that no graph of it would have the values that it had.
+    """
+    with trial_images(model, images) as own:
+        logits = logits_of(model(own), len(images))
+    return Forward(
+        logits=logits,
+        start=logits,
+        uses=[],
+        layouts=[],
+        edges={},
+        uncovered=frozenset(selected),
+        differentiates=True,
+        coarsest=logits.dtype,
     )
 
 

@@ -1,8 +1,8 @@
 """Where a model can keep something between two forwards, and how that is put back.
 
 Attributes of modules, and what is in containers and plain objects there. Outside of the model,
-where its own code keeps something: variables that functions close over, and global variables. Of
-these only tensors are put back, since anything else may be the caller's own notes.
+where its own code keeps something: variables that functions close over, attributes of classes,
+global variables. Of these only tensors are put back: anything else may be the caller's own notes.
 """
 
 import dis
@@ -90,7 +90,27 @@ class Names:
                 setattr(self.owner, name, then)
 
 
-Holder = Container | Names
+class Attributes:
+    """Attributes of a class of modules, of which tensors are put back.
+
+    Args:
+        kind: The class.
+    """
+
+    def __init__(self, kind: type) -> None:
+        self.kind, self.before = kind, dict(vars(kind))
+
+    def restore(self) -> None:
+        """Put back what was there where it is another tensor now."""
+        for name, now in list(vars(self.kind).items()):
+            if isinstance(now, Tensor) and self.before.get(name) is not now:
+                if name in self.before:
+                    setattr(self.kind, name, self.before[name])
+                else:
+                    delattr(self.kind, name)
+
+
+Holder = Container | Names | Attributes
 
 
 def is_own_hook(hook: Any) -> bool:
@@ -121,6 +141,7 @@ def holders_of(model: nn.Module) -> list[Holder]:
         ]
         kinds.add(type(module))
     pending += [(function, True) for kind in kinds for function in _code_of(kind)]
+    found |= {kind: Attributes(kind) for kind in kinds if not _is_foreign(kind)}
     seen: set[int] = set()
     while pending:
         value, outside = pending.pop()

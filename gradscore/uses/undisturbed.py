@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from gradscore.errors import ModelError
 from gradscore.outputs import logits_of
 from gradscore.uses.holders import Container, holders_of, is_own_hook
 
@@ -25,6 +26,9 @@ ONE_AT_A_TIME = threading.RLock()
 
 _MODULES_OWN = frozenset(vars(nn.Module()))
 _HOOKS = tuple(name for name in vars(nn.Module()) if "hooks" in name)
+
+_WRITTEN: WeakKeyDictionary[nn.Module, dict[int, Tensor]] = WeakKeyDictionary()
+"""Parameters that a forward was seen to change, by model and identity."""
 
 _COPIES: WeakKeyDictionary[nn.Module, dict[int, tuple[Tensor, int, Tensor]]] = WeakKeyDictionary()
 """Buffers that were copied before, with the version of which the copy is."""
@@ -35,13 +39,18 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Put back on the way out what a forward changed in a model, or around it.
 
     That is: attributes of modules and what is in them, hooks, buffers, tensors that its code keeps
-    elsewhere, and the states of random generators. Of weights that
+    elsewhere, and the states of random generators. Parameters are all copied in the first forward
+    of a model, and later those that it changed then. Of weights that
     ``torch.nn.utils.parametrize.cached`` keeps, nothing is seen inside.
 
     Args:
         model: The model that is run inside.
+
+    Raises:
+        ModelError: If the forward changed a parameter in place that it did not change before.
     """
     with ONE_AT_A_TIME:
+        parameters = _copied_parameters(model)
         holders = [*holders_of(model), Container(parametrize._cache, False)]
         hooks = {id(part): set(part) for part in _hooks_of(model)}
         buffers = _copied_buffers(model)
@@ -60,6 +69,54 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                     buffers[key] = (buffer, buffer._version, copy)
             for restore, state in generators:
                 restore(state)
+            late = _put_back(model, parameters)
+        if late:
+            raise ModelError(
+                "Expected a forward that leaves parameters as they are, as it did before, got one "
+                f"that changed one {list(late[0].shape)} in place; let it compute with a copy."
+            )
+
+
+def writes_parameters(model: nn.Module) -> bool:
+    """Say whether forwards change parameters in place, as far as was seen."""
+    return bool(_WRITTEN.get(model))
+
+
+Copied = list[tuple[Tensor, int, Tensor | None]]
+
+
+def _copied_parameters(model: nn.Module) -> Copied:
+    """Return parameters with their versions, and copies of those that a forward may change."""
+    written = _WRITTEN.get(model)
+    return [
+        (x, x._version, x.detach().clone() if written is None or id(x) in written else None)
+        for x in model.parameters()
+        if not x.is_inference()
+    ]
+
+
+def _put_back(model: nn.Module, parameters: Copied) -> list[Tensor]:
+    """Restore parameters, note which were changed, and return those that cannot be restored."""
+    first, late = model not in _WRITTEN, []
+    if first:
+        _WRITTEN[model] = {
+            id(module.weight): module.weight
+            for module in model.modules()
+            if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None
+        }
+    for parameter, version, copy in parameters:
+        changed = parameter._version != version
+        if copy is None:
+            late += [parameter] if changed else []
+        elif changed or not _same(parameter, copy):  # a change through .data has no version
+            _WRITTEN[model][id(parameter)] = parameter
+            with torch.no_grad():
+                parameter.copy_(copy)
+    return late
+
+
+def _same(x: Tensor, y: Tensor) -> bool:
+    return torch.equal(x, y) or torch.equal(x.nan_to_num(), y.nan_to_num())
 
 
 def _copied_buffers(model: nn.Module) -> dict[int, tuple[Tensor, int, Tensor]]:

@@ -91,7 +91,7 @@ def _copied_parameters(model: nn.Module) -> Copied:
     return [
         (x, x._version, x.detach().clone() if written is None or id(x) in written else None)
         for x in model.parameters()
-        if not x.is_inference()
+        if not (x.is_inference() or x.is_meta)
     ]
 
 

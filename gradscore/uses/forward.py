@@ -132,6 +132,8 @@ def _unrecorded(model: nn.Module, images: Tensor, selected: Mapping[str, Tensor]
         uncovered=frozenset(selected),
         differentiates=True,
         coarsest=logits.dtype,
+        moves_by_value=True,
+        forget=lambda: None,
     )
 
 

@@ -30,6 +30,8 @@ from gradscore.uses import (
     record_forward,
     run_backward,
     sends_by_value,
+    unrecorded_forward,
+    writes_parameters,
 )
 
 SAFE = 1e-10
@@ -119,7 +121,8 @@ def record(model: nn.Module, images: Tensor, selected: Mapping[str, Tensor]) -> 
         except ModelError:
             record_forward(model, images, selected)  # it may know the layer at fault
             raise
-        forward = record_forward(model, images, selected)
+        run = unrecorded_forward if writes_parameters(model) else record_forward
+        forward = run(model, images, selected)
         if forward.moves_by_value:
             sends_by_value(model)
         straighten_batch_norms(forward.logits)

@@ -6,11 +6,16 @@ from gradscore.uses.bundle import Bundle, bundles_of
 from gradscore.uses.checks import check_eval_mode, check_images, check_model, taking
 from gradscore.uses.collector import Collector
 from gradscore.uses.elsewhere import tensors_from_elsewhere
-from gradscore.uses.forward import Forward, own_images, record_forward
+from gradscore.uses.forward import (
+    Forward,
+    own_images,
+    record_forward,
+    unrecorded_forward,
+)
 from gradscore.uses.independence import check_independence, sends_by_value
 from gradscore.uses.state import State, state_of
 from gradscore.uses.trial import structure_of, trial_images
-from gradscore.uses.undisturbed import undisturbed, without_tables
+from gradscore.uses.undisturbed import undisturbed, without_tables, writes_parameters
 
 __all__ = [
     "Bundle",
@@ -33,5 +38,7 @@ __all__ = [
     "tensors_from_elsewhere",
     "trial_images",
     "undisturbed",
+    "unrecorded_forward",
     "without_tables",
+    "writes_parameters",
 ]

@@ -26,7 +26,6 @@ from gradscore.uses.undisturbed import (
     ONE_AT_A_TIME,
     undisturbed,
     without_tables,
-    writes_parameters,
 )
 from gradscore.uses.use import Use
 
@@ -86,9 +85,6 @@ def record_forward(model: nn.Module, images: Tensor, selected: Mapping[str, Tens
     if images.is_inference():
         images = images.clone()
     with requiring_grad(model, selected), without_tables(model, images):
-        own_images(model, images)  # a forward that tells, too, whether parameters are changed
-        if writes_parameters(model):
-            return _unrecorded(model, images, selected)
         recorder, layouts = _recorded(model, images, selected)
         logits = recorder.logits
         names = {id(parameter): name for name, parameter in selected.items()}
@@ -116,10 +112,13 @@ def record_forward(model: nn.Module, images: Tensor, selected: Mapping[str, Tens
     )
 
 
-def _unrecorded(model: nn.Module, images: Tensor, selected: Mapping[str, Tensor]) -> Forward:
+def unrecorded_forward(
+    model: nn.Module, images: Tensor, selected: Mapping[str, Tensor]
+) -> Forward:
     """Return a forward that tells the logits alone, for a model that changes its parameters.
 
     They are put back after it, so that no graph of it would have the values that it had.
+    Arguments are those of :func:`record_forward`.
     """
     with trial_images(model, images) as own:
         logits = logits_of(model(own), len(images))

@@ -92,6 +92,7 @@ SERVED = {
 COARSE = {"autocast": 0.05, "autocast, float": 0.05}
 
 
+@pytest.mark.filterwarnings("ignore:That no image:gradscore.errors.GradScoreWarning")
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("name", SERVED)
 def test_served(name, batch):

@@ -103,6 +103,19 @@ def test_a_table_that_such_a_model_fills_hides_no_weights():
     torch.testing.assert_close(gs.gradient_norms(model, IMAGES).norms, expected)
 
 
+def test_a_model_of_transformers_is_taken_as_it_is():
+    transformers = pytest.importorskip("transformers", reason="the extra hf is not installed")
+    torch.manual_seed(0)
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_labels": 3}
+    config = transformers.ViTConfig(**small, intermediate_size=8, image_size=8, patch_size=4)
+    model = transformers.ViTForImageClassification(config).double().eval()
+    images = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    assert find_head(model, images).closed_form
+    scores = gs.GradNorm(model)(images)
+    expected = one_backward_a_sample(model, images, layers="classifier.weight").norms[:, 0]
+    torch.testing.assert_close(scores, expected)
+
+
 REFUSED = {
     "tuple": (lambda y: (y, y * 2), "a tuple", "output[0]"),
     "list": (lambda y: [y[:, 0], y], "a list", "output[1]"),

@@ -48,7 +48,8 @@ class Head:
 
     Attributes:
         module: Name of the Linear or 1x1 convolution whose output is the logits, or None.
-        weights: Names of the parameters that make up the group ``last``.
+        weights: Names of the parameters that make up the group ``last``: the weight; of one to
+            which an adapter adds, that one; of one that is computed, what it is computed from.
         bias: Name of its bias, or None.
         closed_form: Whether ``logits = W x + b`` was proved, so that Eq. 9 holds.
         reason: Why it was not; empty if it was.

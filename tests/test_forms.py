@@ -203,18 +203,43 @@ def test_the_backward_of_batch_norm_is_given_all_that_cuda_reads(dtype):
         torch.testing.assert_close(found.float(), saved.float(), rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("norms", ["conv", "linear"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-def test_norms_without_entries_are_where_the_gradients_are(norms, dtype):
-    g = torch.empty(2, 0, 4, device="meta", dtype=dtype)
-    x = torch.empty(2, 3, 4, device="meta", dtype=dtype)
-    if norms == "conv":
-        geometry = Geometry(torch.Size((0, 3, 1)), (1,), (0,), (1,))
+@pytest.mark.parametrize("form", ["conv", "linear"])
+def test_a_weight_without_entries_has_norms_of_zero(form):
+    x, g = torch.randn(2, 0, 4), torch.randn(2, 3, 4)
+    if form == "conv":
+        geometry = Geometry(torch.Size((3, 0, 1)), (1,), (0,), (1,))
         found = conv_weight_norms(x, g, geometry, 2, ORDERS)
     else:
         found = linear_weight_norms(x.transpose(1, 2), g.transpose(1, 2), ORDERS)
-    assert (found.device.type, found.shape) == ("meta", (2, len(ORDERS)))
-    assert found.dtype == torch.promote_types(dtype, torch.float32)
+    assert torch.equal(found, torch.zeros(2, len(ORDERS)))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation", "shape"),
+    [
+        ((3, 2), (1, 1), (1, 1), (2, 1, 2 * 3, 7 * 8)),  # a row more at either end
+        ((3, 2), (2, 1), (1, 1), (2, 2, 2 * 3, 6 * 8)),
+        ((2, 1), (3, 1), (1, 1), (2, 2, 3, 5 * 8)),  # the third remainder is never read
+        ((3, 1), (2, 1), (2, 1), (2, 2, 3, 7 * 8)),
+    ],
+)
+def test_shifted_inputs_take_no_more_than_is_read(kernel, stride, dilation, shape):
+    geometry = Geometry(torch.Size((4, 3, *kernel)), stride, (0, 0), dilation)
+    assert conv_forms._shifted(torch.randn(2, 3, 20, 9), geometry, 5, 8).shape == shape
+
+
+def test_a_folded_convolution_computes_nothing_but_its_weight_gradient():
+    class Masks(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.convolution_backward.default:
+                seen.append(args[-1])
+            return func(*args, **(kwargs or {}))
+
+    seen = []
+    geometry = Geometry(torch.Size((4, 1, 3)), (1,), (0,), (1,), groups=4)
+    with Masks():
+        conv_forms.folded_gradient(torch.randn(2, 4, 6), torch.randn(2, 4, 4), geometry, 2)
+    assert seen == [[False, True, False]]
 
 
 NORMALIZATIONS = [
@@ -256,7 +281,7 @@ def test_standardised_weight_equals_autograd(size, stride):
     g = torch.randn_like(F.conv2d(x, made.detach(), stride=stride))
     form = conv_form(x, g, Geometry(weight.shape, (stride,) * 2, (0, 0), (1, 1)), 3)
     pull_back = Standardisation.of(made).pull_back
-    norms = tile_forms.reduce_tiles(form(), g, 3, ORDERS, pull_back)
+    norms = tile_forms.reduce_tiles(form(), ORDERS, pull_back)
     expected = sample_gradients(
         lambda a, w: F.conv2d(a, standardised(w), stride=stride), weight, x, g, 3
     )

@@ -6,11 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradscore import gradient_norms
 from gradscore.errors import InvalidArgument
 from gradscore.norms import vector_norm
+from gradscore.reference import one_backward_a_sample
 from gradscore.rules import RULES, Call, Rule, find_rule, register_rule, signature
 from gradscore.uses.arguments import Arguments
 
@@ -230,6 +232,67 @@ def test_equals_autograd(case):
     _, function, args, kwargs = case
     by_frequency = kwargs.get("scale_grad_by_freq", False)
     assert hold_to_autograd(function, args, kwargs) > 0 or by_frequency
+
+
+class Routed(nn.Module):
+    """Sends each sample to one of two experts, by its first entry."""
+
+    def __init__(self, expert):
+        super().__init__()
+        self.expert, self.head = expert, nn.Linear(4, 3)
+
+    def forward(self, x):
+        chosen = x[:, 0, 0] > 0
+        x = x.index_put((chosen,), self.expert(x[chosen]))
+        return self.head(x.mean(dim=2))
+
+
+class Multiplied(nn.Module):
+    """Multiplies with a bare parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, 5))
+
+    def forward(self, x):
+        return x @ self.weight + self.weight[0]
+
+
+EXPERTS = {
+    "batch norm": lambda: nn.BatchNorm1d(4),
+    "group norm": lambda: nn.GroupNorm(2, 4),
+    "layer norm": lambda: nn.LayerNorm(5),
+    "rms norm": lambda: nn.RMSNorm(5),
+    "prelu": lambda: nn.PReLU(4),
+    "one slope": lambda: nn.PReLU(),
+    "linear": lambda: nn.Linear(5, 5),
+    "conv": lambda: nn.Conv1d(4, 4, 3, padding=1),
+    "transposed conv": lambda: nn.ConvTranspose1d(4, 4, 3, padding=1),
+    "product": Multiplied,
+}
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("expert", EXPERTS)
+def test_an_expert_that_no_sample_is_sent_to_has_norms_of_zero(expert, batch):
+    torch.manual_seed(0)
+    model = Routed(EXPERTS[expert]()).double().eval()
+    x = draw(batch, 4, 5)
+    x[:, 0, 0] = -1
+    found = gradient_norms(model, x)
+    norms = dict(zip(found.parameters, found.norms.unbind(1), strict=True))
+    expected = one_backward_a_sample(model, x)
+    torch.testing.assert_close(found.norms, expected.norms, rtol=1e-9, atol=1e-12)
+    assert all(not norms[name].any() for name in norms if name.startswith("expert"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"weight": draw(5)}, {"bias": draw(3, 4)}, {"weight": draw(5), "bias": torch.tensor(1.0)}],
+)
+def test_a_product_that_is_no_layer_has_no_layers_rule(change):
+    arguments = {"input": draw(N, 5), "weight": draw(4, 5)} | change
+    assert find_rule(F.linear, "weight", arguments) is None
 
 
 def test_rows_of_a_table_may_be_scaled_by_frequency():

@@ -71,7 +71,7 @@ def conv_weight_norms(
     Returns:
         Norms, shape ``[samples, len(orders)]``.
     """
-    return reduce_tiles(conv_form(x, g, geometry, samples)(), g, samples, orders)
+    return reduce_tiles(conv_form(x, g, geometry, samples)(), orders)
 
 
 def conv_form(
@@ -181,7 +181,7 @@ def _shifted(x: Tensor, geometry: Geometry, height: int, width: int) -> Tensor:
 
 def folded_tiles(x: Tensor, g: Tensor, geometry: Geometry, samples: int) -> Iterator[Tile]:
     """Yield the library's weight gradients, the samples being groups of one image."""
-    k, shape = len(x) // max(1, samples), geometry.shape
+    k, shape = len(x) // samples, geometry.shape
     first_layer = shape[1] <= FEW_CHANNELS and geometry.groups == 1
     # The library copies what it reads, so that a part's input should stay in cache as well.
     each = max(shape.numel(), x[:k].numel() // 2)

@@ -26,8 +26,6 @@ def weight_gradient(call: Call, argument: str, grad: Tensor) -> Tensor:
     A sample's weight gradient is that of a grouped convolution over a single image which holds
     all samples side by side in its channels, one block of groups a sample.
     """
-    if not call.samples:
-        return grad.new_zeros(0, *call.arguments[argument].shape)
     return folded_gradient(*_operands(call, argument, grad), call.samples)
 
 
@@ -64,7 +62,7 @@ def bias_gradient(call: Call, argument: str, grad: Tensor) -> Tensor:
     grad = unbatched(grad, call.arguments["weight"])
     rows, channels = grad.shape[:2]
     by_row = grad.reshape(rows, channels, grad.shape[2:].numel()).sum(dim=2)
-    return by_row.reshape(call.samples, rows // max(1, call.samples), channels).sum(dim=1)
+    return by_row.reshape(call.samples, rows // call.samples, channels).sum(dim=1)
 
 
 def sizes(value: int | tuple[int, ...], dims: int) -> tuple[int, ...]:

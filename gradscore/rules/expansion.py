@@ -19,8 +19,6 @@ SIGNATURES = {
 def gradient(call: Call, argument: str, grad: Tensor) -> Tensor:
     """Return the output gradient summed over copies, shape ``[samples, *parameter.shape]``."""
     shape = call.arguments[argument].shape
-    if not shape.numel():
-        return grad.new_zeros(call.samples, *shape)
     sizes = [1] * (grad.ndim - len(shape)) + list(shape)
     copies = [out // size for out, size in zip(grad.shape[1:], sizes[1:], strict=True)]
     split = [part for pair in zip(copies, sizes[1:], strict=True) for part in pair]

@@ -32,7 +32,7 @@ def bias_gradient(call: Call, argument: str, grad: Tensor) -> Tensor:
 
 def _positions(x: Tensor, call: Call) -> Tensor:
     """Bring a tensor to ``[samples, positions, features]``."""
-    return x.reshape(call.samples, x.shape[:-1].numel() // max(1, call.samples), x.shape[-1])
+    return x.reshape(call.samples, x.shape[:-1].numel() // call.samples, x.shape[-1])
 
 
 def is_layer(arguments: Mapping[str, Any]) -> bool:

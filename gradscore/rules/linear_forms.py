@@ -26,7 +26,7 @@ def linear_weight_norms(x: Tensor, g: Tensor, orders: Sequence[float]) -> Tensor
         return torch.stack(
             [vector_norm(x, p, dim=(1, 2)) * vector_norm(g, p, dim=(1, 2)) for p in orders], dim=1
         )
-    return reduce_tiles(product_tiles(g.transpose(1, 2), x), g, len(x), orders)
+    return reduce_tiles(product_tiles(g.transpose(1, 2), x), orders)
 
 
 def product_tiles(left: Tensor, right: Tensor) -> Iterator[Tile]:

@@ -121,13 +121,13 @@ def _over_positions(product: Tensor, call: Call) -> Tensor:
     """Sum ``[samples * k, channels, *positions]`` to ``[samples, channels]``."""
     rows, channels = product.shape[:2]
     by_channel = product.reshape(rows, channels, product.shape[2:].numel()).sum(dim=2)
-    return by_channel.reshape(call.samples, rows // max(1, call.samples), channels).sum(dim=1)
+    return by_channel.reshape(call.samples, rows // call.samples, channels).sum(dim=1)
 
 
 def _over_leading(product: Tensor, call: Call) -> Tensor:
     shape = tuple(call.arguments["normalized_shape"])
     leading = product.shape[: product.ndim - len(shape)].numel()
-    return product.reshape(call.samples, leading // max(1, call.samples), *shape).sum(dim=1)
+    return product.reshape(call.samples, leading // call.samples, *shape).sum(dim=1)
 
 
 def _pair(

@@ -19,7 +19,8 @@ class Call:
             detached and batch-first, ``[samples * k, ...]``, the ``k`` rows of a sample side by
             side (``k > 1`` where a network folds windows or patches into the batch); parameters
             and constants are as they were passed.
-        samples: Number of samples.
+        samples: Number of samples, at least one. A call without rows, as that of a part of a
+            network that no sample is sent to, meets no rule: its gradient is zero.
         memo: What the rules of several arguments share, such as the scale's and the shift's
             gradient, which one reading of input and output gradient gives.
     """

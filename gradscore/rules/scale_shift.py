@@ -49,7 +49,7 @@ def prelu_gradient(call: Call, argument: str, grad: Tensor) -> Tensor:
     if channels == 1:
         return product.reshape(call.samples, -1).sum(dim=1).reshape(-1, *slopes.shape)
     product = product.reshape(*product.shape[:2], -1).sum(dim=2)
-    rows = len(product) // max(1, call.samples)
+    rows = len(product) // call.samples
     return product.reshape(call.samples, rows, channels).sum(dim=1)
 
 
@@ -66,7 +66,7 @@ def sum_to_argument(product: Tensor, call: Call, argument: str) -> Tensor:
     """
     target = call.arguments[argument]
     shape = target.shape if isinstance(target, Tensor) else torch.Size()
-    rows = len(product) // max(1, call.samples)
+    rows = len(product) // call.samples
     product = product.reshape(call.samples, rows, *product.shape[1:])
     sizes = [1] * (product.ndim - 1 - len(shape)) + list(shape)
     dims = tuple(

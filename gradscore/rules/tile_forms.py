@@ -65,14 +65,14 @@ class Tiling(NamedTuple):
         threads = torch.get_num_threads() if x.device.type == "cpu" else 1
         budget = tile_elements(x)
         each = max(1, budget // max(1, channels * columns))
-        at_once = max(1, min(samples, threads * _even(-(-samples // threads), each)))
+        at_once = min(samples, threads * _even(-(-samples // threads), each))
         band = max(LEAST_BAND, budget // max(1, columns))
-        return cls(at_once, max(1, _even(channels, band)))
+        return cls(at_once, _even(channels, band))
 
 
 def _even(total: int, most: int) -> int:
     """Return the size of as few parts of a total as ``most`` allows, all of about one size."""
-    return -(-total // max(1, -(-total // most)))
+    return -(-total // -(-total // most))
 
 
 def spans(total: int, step: int) -> Iterator[slice]:
@@ -117,30 +117,23 @@ def abs_norms(gradient: Tensor, orders: Sequence[float]) -> Tensor:
 
 def reduce_tiles(
     tiles: Iterable[Tile],
-    like: Tensor,
-    samples: int,
     orders: Sequence[float],
     pull_back: Callable[[Tile], Tensor] | None = None,
 ) -> Tensor:
     """Return the norms of per-sample gradients that come in tiles.
 
     Args:
-        tiles: The tiles, which together hold every entry once.
-        like: The output gradient, in whose type and on whose device a gradient without entries
-            has its norms.
-        samples: Number of samples ``n``.
+        tiles: The tiles, at least one, which together hold every entry once.
         orders: Orders of the norm.
         pull_back: What to make of a tile's gradient before it is reduced, shaped as it.
 
     Returns:
-        Norms, shape ``[n, len(orders)]``.
+        Norms, shape ``[samples, len(orders)]``.
     """
     parts: dict[int, list[Tensor]] = {}
     for tile in tiles:
         gradient = pull_back(tile) if pull_back else tile.gradient
         parts.setdefault(tile.samples.start, []).append(abs_norms(gradient, orders))
-    if not parts:
-        return abs_norms(like.new_zeros(samples, 0), orders)
     wholes = [parts[start] for start in sorted(parts)]
     if all(len(whole) == 1 for whole in wholes):
         return torch.cat([whole[0] for whole in wholes])

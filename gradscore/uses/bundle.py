@@ -135,7 +135,7 @@ class Bundle:
         if rule.tiles is None:
             return None
         tiles = rule.tiles(call, argument, grad)
-        return reduce_tiles(tiles, grad, samples, orders, made_by.pull_back)
+        return reduce_tiles(tiles, orders, made_by.pull_back)
 
     def _by_chunks(
         self,

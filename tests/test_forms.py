@@ -70,6 +70,7 @@ def test_convolutions_equal_autograd(case):
     expected = sample_gradients(lambda a, w: convolve(a, w, **how), weight, x, g, case["samples"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(tile_forms.TILE_ELEMENTS, "cpu", case["tile"])
+        patch.setattr(tile_forms, "LEAST_BAND", 1)
         norms = conv_weight_norms(x, g, Geometry(weight.shape, **how), case["samples"], ORDERS)
     torch.testing.assert_close(norms, naive_norms(expected), rtol=1e-9, atol=1e-12)
 
@@ -151,6 +152,7 @@ def test_products_equal_autograd_at_one_and_at_many_positions(n, positions, inne
     g = torch.randn(n, positions, outer, dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(tile_forms.TILE_ELEMENTS, "cpu", tile)
+        patch.setattr(tile_forms, "LEAST_BAND", 1)
         norms = linear_weight_norms(x, g, ORDERS)
     expected = naive_norms(torch.einsum("npo,npi->noi", g, x))
     torch.testing.assert_close(norms, expected, rtol=1e-9, atol=1e-12)

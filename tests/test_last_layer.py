@@ -197,6 +197,18 @@ def test_an_empty_batch_has_no_scores(target):
     assert score.shape == (0,)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("p", [0.5, 1.0, 3.0, math.inf])
+def test_the_form_for_graphs_is_the_same(p, target, monkeypatch):
+    x, weight, bias = drawn(5, 7, 4, torch.float32)
+    how = {"p": p, "temperature": 2.0, "target": target}
+    expected = last_layer_score(x, linear(x, weight, bias), **how)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    found = last_layer_score(x, linear(x, weight, bias), **how)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=2e-5, atol=0)
+
+
 def test_parts_multiply_to_the_score():
     x, weight, bias = drawn(5, 7, 4)
     logits = linear(x, weight, bias)

@@ -357,6 +357,12 @@ def test_linear_layers_drawn(samples, positions, width, out):
     assert hold_to_autograd(F.linear, (x, draw(out, width), draw(out)), {}, samples) == 2
 
 
+@pytest.mark.parametrize("function", [F.layer_norm, torch.layer_norm])
+def test_a_lone_sample_may_come_without_an_axis_to_sum_over(function):
+    args = draw(4, 5), (4, 5), draw(4, 5), draw(4, 5)
+    assert hold_to_autograd(function, args, {}, samples=1) == 2
+
+
 def test_a_second_rule_for_an_argument_is_refused():
     rule = Rule("mine", lambda call, argument, grad: grad)
     with pytest.raises(InvalidArgument, match="'weight' of linear, which is served by 'linear'"):

@@ -167,3 +167,20 @@ def test_every_mode_will_do(mode):
     model, images = model_and_images()
     with mode():
         assert verify(model, images + 0).max_relative_error < 1e-9
+
+
+def test_a_small_part_of_a_gradient_is_held_to_itself(monkeypatch):
+    def doubled(call, argument, grad):
+        return 2 * grad
+
+    monkeypatch.setitem(RULES, (F.linear, "bias"), Rule("wrong", doubled))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3)).eval()
+    found = verify(model, 1e4 * torch.rand(2, 4), temperature=1e5)
+    assert found.errors["0.bias"] == pytest.approx(1.0)
+    assert found.total_error < 1e-3
+
+
+def test_another_precision_may_be_asked_for():
+    model, images = model_and_images()
+    assert 1e-12 < verify(model, images, dtype=torch.float32).max_relative_error < 1e-4

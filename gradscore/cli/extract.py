@@ -42,7 +42,7 @@ class BatchSize(click.ParamType):
         return int(value)
 
 
-@click.command(short_help="Run a model over image sets, record the answers.")
+@click.command(short_help="Run a model over image sets and record its outputs.")
 @chained(model_options, run_option)
 @click.option("--id", "ids", metavar="NAME=PATH", type=Pair("PATH"), multiple=True, help="ID set.")
 @click.option(
@@ -67,7 +67,12 @@ class BatchSize(click.ParamType):
     "glob.",
 )
 @click.option(
-    "-p", "p", metavar="P", type=ORDER, multiple=True, help="Order, repeatable; default 1."
+    "-p",
+    "p",
+    metavar="P",
+    type=ORDER,
+    multiple=True,
+    help="Order of the norm, default 1. May be repeated.",
 )
 @click.option(
     "-T",
@@ -75,16 +80,21 @@ class BatchSize(click.ParamType):
     metavar="T",
     type=TEMPERATURE,
     multiple=True,
-    help="Repeatable; default 1, for odin 1000.",
+    help="Softmax temperature, default 1, for odin 1000. May be repeated.",
 )
 @click.option(
     "--target",
     type=click.Choice([*TARGET.choices, "all-ones"]),
     multiple=True,
-    help="Repeatable; default uniform. all-ones (with -p 2) is what the method lee_alregib reads.",
+    help="Target distribution of the loss, default uniform; all-ones (every class is "
+    "the label; with -p 2) is for the method lee_alregib. May be repeated.",
 )
 @click.option(
-    "--keep", metavar="MODULE", multiple=True, help="Store what enters this module, to ask later."
+    "--keep",
+    metavar="MODULE",
+    multiple=True,
+    help="Store the input of this module: scores of it and of what follows, with any settings, "
+    "then need no images.",
 )
 @click.option(
     "--keep-dtype",
@@ -96,8 +106,8 @@ class BatchSize(click.ParamType):
     "--record",
     type=click.Choice(["odin", "mahalanobis"]),
     multiple=True,
-    help="Store what this method reads: odin the logits of perturbed inputs (--epsilon), "
-    "mahalanobis every stage's confidence (--fit). Repeatable.",
+    help="Run what a method needs beside the forward: odin, perturbed images (--epsilon); "
+    "mahalanobis, the confidences of every stage (--fit). May be repeated.",
 )
 @click.option(
     "--epsilon",

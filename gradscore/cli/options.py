@@ -136,7 +136,7 @@ def repeatable(*names: str, help: str, **how: Any) -> Callable:
         *names,
         multiple=True,
         callback=lambda ctx, param, values: values or None,
-        help=f"{help} Repeatable: each is answered.",
+        help=f"{help} May be repeated.",
         **how,
     )
 
@@ -172,8 +172,9 @@ question_options = chained(
         "methods",
         metavar="M",
         multiple=True,
-        help="gradnorm, u, v, kl, msp, max_logit, energy, odin, mahalanobis, mahalanobis_stages "
-        "or lee_alregib; repeatable.",
+        help="gradnorm; its factors u (norm of the features) and v (distance of the softmax from "
+        "uniform); kl, msp, max_logit, energy, odin, mahalanobis, mahalanobis_stages, or "
+        "lee_alregib (a classifier of squared gradient norms). May be repeated.",
     ),
     repeatable("--layers", metavar="L", help="last, block1, ..., all, or a glob over names."),
     repeatable("-p", "p", metavar="P", type=ORDER, help="Order of the norm; inf is allowed."),

@@ -82,10 +82,8 @@ def check(path) -> None:
         raise click.exceptions.Exit(1)
     about = RunStore(path).info
     shards = sum(len(s) for e in about.sets.values() for s in e.passes.values())
-    verified = counted(shards, "shard") + (
-        f" and {counted(len(about.fits), 'fit')}" if about.fits else ""
-    )
-    say(f"{path}: sound; {verified} verified.")
+    verified = counted(shards + len(about.fits), "file")
+    say(f"{path}: no damage found in {verified}.")
 
 
 @run.command(short_help="Forget a set of a run.")

@@ -20,12 +20,18 @@ from gradscore.cli.options import (
 from gradscore.errors import GradScoreError, GradScoreWarning
 
 
-@click.command(short_help="Hold the gradient norms to autograd.")
+@click.command(short_help="Compare the gradient norms with plain autograd.")
 @chained(model_options, preprocessing_options)
 @click.option("--data", metavar="PATH", help="Images to verify on. Default: noise.")
 @click.option("--layers", metavar="L", default="all", show_default=True, help="Parameters.")
 @click.option(
-    "-p", "p", metavar="P", type=ORDER, multiple=True, default=(1.0,), help="Repeatable."
+    "-p",
+    "p",
+    metavar="P",
+    type=ORDER,
+    multiple=True,
+    default=(1.0,),
+    help="Order of the norm. May be repeated.",
 )
 @click.option("-T", "--temperature", metavar="T", type=TEMPERATURE, default=1.0)
 @click.option("--target", type=TARGET, default="uniform")

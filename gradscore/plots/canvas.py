@@ -25,7 +25,7 @@ def check_figure(path: str | os.PathLike) -> None:
     check_output(path, ENDINGS)
     if importlib.util.find_spec("matplotlib") is None:
         raise GradScoreError(
-            "Figures need matplotlib; install it with `pip install 'gradscore[plots]'`."
+            "Figures need matplotlib; install it beside gradscore: `pip install matplotlib`."
         )
 
 

@@ -124,8 +124,8 @@ class RunReader:
             if not entry.complete(name):
                 command = extract_command(self, *pass_options(self.info, name))
                 raise NotRecorded(
-                    f"Pass {name} of set {set_name} is unfinished: {entry.done(name)} of "
-                    f"{entry.rows} images; finish it with {command}."
+                    f"{set_name}: {_what(name)} of {entry.done(name):,} of {entry.rows:,} images "
+                    f"are recorded; go on with {command}."
                 )
         return entry
 
@@ -205,3 +205,8 @@ def read_info(path: Path) -> RunInfo:
         raise RunError(f"No run in {path}; make one with {new_run_command(path)}.")
     with told(path, None):
         return encoding.decode(read_below(path, names.RUN_FILE, encoding.LARGEST), file)
+
+
+def _what(name: str) -> str:
+    """Return what a pass holds, in a word for messages."""
+    return "features and logits" if name == BASE else name

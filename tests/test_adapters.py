@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
 import gradscore as gs
+from gradscore.data import open_set
 from gradscore.errors import ModelError
 from gradscore.models.head import find_head
 
@@ -212,3 +213,22 @@ def test_what_is_no_adapter_keeps_its_weights(make, weights):
 def test_only_the_layers_nearest_to_the_logits_are_last():
     model = Net(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU()))
     assert find_head(model.double().eval(), IMAGES).weights == ("head.2.weight",)
+
+
+def test_a_run_records_the_weight_that_merging_leaves(tmp_path):
+    def classifier(head):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), head).eval()
+        model.preprocessing = gs.create_model("digits").preprocessing
+        return model
+
+    model = classifier(LoRA())
+    merged = nn.Sequential(*model[:2], model[2].double().merged()).float().eval()
+    model, sets = model.float(), {"digits": ("ood", "digits:test")}
+    store = gs.extract(model, sets, tmp_path / "run", layers="last", limit=6)
+    images = open_set("digits:test", limit=6)
+    batch = torch.stack([model.preprocessing(images[k]) for k in range(6)])
+    scores = gs.Run(store.path).score("digits", layers="last").float()
+    torch.testing.assert_close(scores, gs.GradNorm(merged)(batch), rtol=1e-5, atol=0)
+    with pytest.raises(ModelError, match="merge the adapter into the weight first"):
+        gs.extract(classifier(Magnitude()), sets, tmp_path / "other", layers="last", limit=6)

@@ -1,0 +1,279 @@
+"""The trials of damage.py: each is drawn at random, and returns what it did and its outcome.
+
+They share a small run of the embedded digits with every kind of pass, in several shards.
+"""
+
+import contextlib
+import io
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+
+from hostile_files import KINDS as HOSTILE
+from hostile_files import forge
+
+import gradscore.engine
+import gradscore.plots.figures  # noqa: F401  what the children need is loaded before they fork
+from gradscore.cli import main as command_line
+from gradscore.errors import GradScoreError
+from gradscore.extraction import extract
+from gradscore.run import RunStore, check
+
+FAILURES = ("different", "executed", "outside", "hung", "traceback", "lost")
+HANGS_AFTER_S = 60
+PIECE = 2000
+"""Bytes of the systematic trials that make one trial."""
+SETS = {"a": ("id", "digits:train"), "b": ("ood", "digits:noise")}
+QUESTION = (
+    *("--method", "gradnorm", "--layers", "last", "--layers", "block4", "-p", "1", "-p", "2"),
+    *("--method", "odin", "--epsilon", "0.1", "--method", "mahalanobis"),
+    *("--method", "mahalanobis_stages", "--fit", "a"),
+)
+"""It reads every pass of the run, replays a part of the model, and reads what was learned."""
+
+
+def record(run: Path, limit: int = 24) -> None:
+    """Extract two sets in small shards, with every kind of pass."""
+    how = {"limit": limit, "batch_size": 8, "shard_rows": 8}
+    extract("digits", SETS, run, layers="last", record="odin", epsilon=(0.1,), **how)
+    extract("digits", SETS, run, layers="last", record="mahalanobis", fit="a", **how)
+    extract("digits", SETS, run, layers="block3.*,block4.*", keep=("block4",), **how)
+
+
+def ask(run: Path, output: Path) -> tuple[str, ...]:
+    """Return the command that reads everything."""
+    return ("score", "--run", str(run), *QUESTION, "-o", str(output), "-q")
+
+
+def call(*arguments: str) -> tuple[int | str, str]:
+    """Run a command in this process; return its exit code, ``hung`` or ``traceback``, and text."""
+
+    def late(number: int, frame: object) -> None:
+        raise TimeoutError
+
+    printed = io.StringIO()
+    before, sys.argv = sys.argv, ["gradscore", *arguments]
+    signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, HANGS_AFTER_S)
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            command_line()
+    except SystemExit as stop:
+        return stop.code or 0, printed.getvalue()
+    except TimeoutError:
+        return "hung", printed.getvalue()
+    except BaseException as error:
+        return "traceback", f"{type(error).__name__}: {error}"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.argv = before
+    return 0, printed.getvalue()
+
+
+def end(*arguments: str) -> None:
+    """Run a command to its end in a process of its own, which ends with its exit code."""
+    code, _ = call(*arguments)
+    sys.exit(code if isinstance(code, int) else 3)
+
+
+class Trials:
+    """What every trial starts from: a sound run, its scores, and another run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.sound, self.other = folder, folder / "sound", folder / "other"
+        record(self.sound)
+        record(self.other, limit=16)
+        self.scores = folder / "scores.csv"
+        for run in (self.sound, self.other):
+            code, told = call(*ask(run, self.scores))  # also stores what methods learn
+            assert code == 0, told
+        call(*ask(self.sound, self.scores))
+        self.commands = {
+            "score": (ask(self.sound, folder / "out.csv"), ["out.csv"]),
+            "evaluate": (
+                ("evaluate", "--run", str(self.sound), "-o", str(folder / "out.csv"), "-q"),
+                ["out.csv"],
+            ),
+            "ablate": (
+                ("ablate", "p", "--run", str(self.sound), "-o", str(folder / "out.md"), "-q"),
+                ["out.md"],
+            ),
+            "plot": (
+                ("ablate", "kl", "--run", str(self.sound), "--plot", str(folder / "o.png"), "-q"),
+                ["o.png", "o-scores.png"],
+            ),
+        }
+        self.expected = {}
+        for name, (words, outputs) in self.commands.items():
+            began = time.perf_counter()
+            assert self._child(end, *words) == 0
+            seconds = time.perf_counter() - began
+            self.expected[name] = seconds, [(folder / one).read_bytes() for one in outputs]
+        began = time.perf_counter()
+        self._child(record, folder / "timed")
+        self.seconds = time.perf_counter() - began
+        self.files = sorted(
+            path.relative_to(self.sound).as_posix()
+            for path in self.sound.rglob("*")
+            if path.is_file() and path.name != ".lock"
+        )
+
+    def _child(self, work: Callable, *arguments: object, killed_after: float = 0) -> int:
+        child = get_context("fork").Process(target=work, args=arguments)
+        child.start()
+        if killed_after:
+            time.sleep(killed_after)
+            os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        return child.exitcode
+
+    def kill(self, rng: random.Random, number: int) -> tuple[str, str]:
+        """Kill an extraction, or a command that reads, and do it again."""
+        name = ("extract", "extract", *self.commands)[number % (2 + len(self.commands))]
+        if name == "extract":
+            return self._kill_extraction(rng)
+        seconds, expected = self.expected[name]
+        words, outputs = self.commands[name]
+        places = [self.folder / one for one in outputs]
+        for place in places:
+            place.unlink(missing_ok=True)
+        delay = rng.uniform(0, seconds)
+        self._child(end, *words, killed_after=delay)
+        pairs = zip(places, expected, strict=True)
+        half = any(place.exists() and place.read_bytes() != whole for place, whole in pairs)
+        code = self._child(end, *words)
+        again = [place.read_bytes() for place in places] == expected
+        left = list(self.folder.rglob("*.part"))
+        fine = not half and code == 0 and again and not left and not check(self.sound)
+        return f"{name} after {delay:.2f} s", "same" if fine else "lost"
+
+    def _kill_extraction(self, rng: random.Random) -> tuple[str, str]:
+        run = self.folder / "killed"
+        shutil.rmtree(run, ignore_errors=True)
+        delays = [rng.uniform(0, self.seconds) for _ in range(rng.choice((1, 1, 2)))]
+        sound = True
+        for delay in delays:
+            self._child(record, run, killed_after=delay)
+            sound = sound and not ((run / "run.json").exists() and check(run))
+        ended = self._child(record, run)
+        code, _ = call(*ask(run, self.folder / "k.csv"))
+        same = code == 0 and (self.folder / "k.csv").read_bytes() == self.scores.read_bytes()
+        fine = sound and ended == 0 and same and not check(run) and not list(run.rglob("*.part"))
+        when = " and ".join(f"{delay:.2f} s" for delay in delays)
+        return f"extract after {when}", "same" if fine else "lost"
+
+    def judged(self, run: Path) -> str:
+        """Return what the commands make of a damaged run."""
+        output = self.folder / "judged.csv"
+        output.unlink(missing_ok=True)
+        code, told = call(*ask(run, output))
+        checked, _ = call("run", "check", str(run))
+        worst = next((one for one in (code, checked) if isinstance(one, str)), None)
+        if worst:
+            return worst
+        if code:
+            lines = [line for line in told.splitlines() if line.startswith("Error: ")]
+            return "refused" if len(lines) == 1 else "traceback"
+        return "same" if output.read_bytes() == self.scores.read_bytes() else "different"
+
+    def flip(self, rng: random.Random, number: int) -> tuple[str, str]:
+        """Flip a bit of a file, every byte of the run as likely."""
+        sizes = [(self.sound / file).stat().st_size for file in self.files]
+        (file,) = rng.choices(self.files, sizes)
+        place, bit = rng.randrange((self.sound / file).stat().st_size), rng.randrange(8)
+        return f"{file}: bit {bit} of byte {place}", self._flipped(file, place, bit, self.judged)
+
+    def _flipped(self, file: str, place: int, bit: int, judge: Callable[[Path], str]) -> str:
+        run = self.folder / "damaged"
+        if not run.exists():
+            shutil.copytree(self.sound, run)
+        content = (self.sound / file).read_bytes()
+        changed = bytearray(content)
+        changed[place] ^= 1 << bit
+        (run / file).write_bytes(changed)
+        found = judge(run)
+        (run / file).write_bytes(content)
+        return found
+
+    def shards(self) -> list[str]:
+        """Return the two shards whose every byte is damaged: of the base, and of norms."""
+        return [
+            next(file for file in self.files if file.startswith(start))
+            for start in ("a/base/", "b/norms-")
+        ]
+
+    def command(self, rng: random.Random, number: int) -> tuple[str, str]:
+        """Flip the bit of a byte that the systematic trials flip too, through the command."""
+        file = self.shards()[number % 2]
+        place = rng.randrange((self.sound / file).stat().st_size)
+        told = f"{file}: bit {place % 8} of byte {place}"
+        return told, self._flipped(file, place, place % 8, self.judged)
+
+    def systematic(self, rng: random.Random, number: int) -> tuple[str, str]:
+        """Flip one bit of each byte of a piece of a shard, and read it as the commands do."""
+        pieces = self.pieces()
+        file, start, stop = pieces[number]
+        set_name, pass_name, _ = file.split("/")
+        norms = [] if pass_name == "base" else [pass_name]
+
+        def read(run: Path) -> str:
+            try:
+                blocks = list(store.blocks(set_name, norms=norms))
+            except GradScoreError:
+                return "refused"
+            except Exception:
+                return "traceback"
+            texts = [value.tolist() for block in blocks for value in block.values()]
+            return "same" if texts == sound else "different"
+
+        self._flipped(file, 0, 0, lambda run: "")
+        store = RunStore(self.folder / "damaged")
+        sound = [v.tolist() for b in store.blocks(set_name, norms=norms) for v in b.values()]
+        found = Counter(self._flipped(file, at, at % 8, read) for at in range(start, stop))
+        worst = next((one for one in FAILURES if found[one]), "refused")
+        return f"{file}: bytes {start} to {stop}: {dict(found)}", worst
+
+    def pieces(self) -> list[tuple[str, int, int]]:
+        """Return the pieces of both shards, a trial each."""
+        sizes = [(file, (self.sound / file).stat().st_size) for file in self.shards()]
+        return [
+            (file, start, min(start + PIECE, size))
+            for file, size in sizes
+            for start in range(0, size, PIECE)
+        ]
+
+    def change(self, rng: random.Random, number: int) -> tuple[str, str]:
+        """Change a whole file."""
+        run = self.folder / "changed"
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.copytree(self.sound, run)
+        kinds = ("exchange", "copy", "truncate", "delete", "foreign", "append", "empty", "link")
+        kind, file, partner = kinds[number % len(kinds)], *rng.sample(self.files, 2)
+        path, content = run / file, (run / file).read_bytes()
+        foreign = self.other / file
+        if kind == "exchange":
+            path.write_bytes((run / partner).read_bytes())
+            (run / partner).write_bytes(content)
+        elif kind in ("delete", "link"):
+            path.unlink()
+        elif kind == "foreign" and foreign.exists():
+            path.write_bytes(foreign.read_bytes())
+        else:
+            kept = content[: rng.randrange(len(content))]
+            extra = content + rng.randbytes(rng.randrange(1, 99))
+            copied = (run / partner).read_bytes()
+            path.write_bytes({"truncate": kept, "append": extra, "copy": copied}.get(kind, b""))
+        if kind == "link":
+            path.symlink_to(rng.choice([self.sound / file, foreign, "/etc/passwd", "/dev/zero"]))
+        return f"{kind}: {file}, {partner}", self.judged(run)
+
+    def hostile(self, rng: random.Random, number: int) -> tuple[str, str]:
+        """Give the command a file that was made to harm."""
+        return forge(self.folder, list(HOSTILE)[number % len(HOSTILE)], rng, call)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gradscore import manifest_formats
-from gradscore.data.declared import read_declaration
+from gradscore.data.declared import problems, read_declaration
 from gradscore.errors import DataError
 from gradscore.manifest import read_manifest
 
@@ -144,3 +144,15 @@ def test_hostile_benchmark_files_are_refused(tmp_path, name):
     (tmp_path / "b.json").write_text(content)
     refused(read_declaration, tmp_path / "b.json", match=told)
     assert csv.field_size_limit() == 131072  # the bound that hostile lists meet
+
+
+@pytest.mark.parametrize("pattern", ["", "**x/*.png", "a\0*"])
+def test_patterns_that_are_none_are_refused(tmp_path, pattern):
+    words = ("name", "role", "title", "source", "citation", "licence")
+    entry = dict.fromkeys(words, "x") | {"count": 1, "files": pattern}
+    (tmp_path / "b.json").write_text(json.dumps({"sets": [entry]}))
+    (declared,) = read_declaration(tmp_path / "b.json")
+    try:
+        assert next(problems(declared, tmp_path)).startswith("no image matches")
+    except DataError as error:
+        assert "Set x: cannot look for" in str(error)  # noqa: PT017  it depends on Python's version

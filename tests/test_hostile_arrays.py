@@ -229,3 +229,16 @@ def test_parts_of_a_folder_are_files_in_it(tmp_path):
         index.write_text(text)
         with pytest.raises(WeightsError, match=r"a weight_map of file names|got the folder"):
             load_weights(tmp_path / "w")
+
+
+def test_a_checkpoint_that_unfolds_to_far_more_is_refused_unread(tmp_path, monkeypatch):
+    monkeypatch.setattr("gradscore.models.checkpoint.FEW_BYTES", 1000)
+    torch.save({"weight": torch.zeros(10**5)}, tmp_path / "w.pth")
+    assert load_weights(tmp_path / "w.pth").tensors["weight"].shape == (10**5,)
+    with zipfile.ZipFile(tmp_path / "w.pth") as whole:
+        members = {name: whole.read(name) for name in whole.namelist()}
+    with zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in members.items():
+            packed.writestr(name, content)
+    with pytest.raises(WeightsError, match="would unfold to 40"):
+        load_weights(tmp_path / "w.pth")

@@ -128,7 +128,7 @@ def _reason(error: BaseException) -> str | None:
         if error.filename is None and error.errno in FULL:
             return f"Cannot write to standard output: {error.strerror}."
         if error.filename is not None:
-            return f"{os.fsdecode(error.filename)}: {error.strerror or error}."
+            return f"{error.filename}: {error.strerror or error}."
     return None
 
 

@@ -76,8 +76,16 @@ class DeclaredSet:
                 raise ValueError(f"unverified names {name!r}, which is no field of a set")
 
     def images(self, root: Path) -> list[Path]:
-        """Return the images below ``root``, relative to it, in sorted order."""
-        return sorted(path.relative_to(root) for path in root.glob(self.files) if path.is_file())
+        """Return the images below ``root``, relative to it, in sorted order.
+
+        Raises:
+            DataError: If ``files`` is no pattern, or a folder cannot be read.
+        """
+        try:
+            found = [path for path in root.glob(self.files) if path.is_file()]
+            return sorted(path.relative_to(root) for path in found)
+        except (OSError, ValueError, NotImplementedError) as error:  # of a pattern that is none
+            raise DataError(f"Set {self.name}: cannot look for {self.files!r}: {error}") from error
 
 
 def read_declaration(path: str | Path) -> list[DeclaredSet]:

@@ -15,14 +15,8 @@ from PIL import Image, ImageOps
 from gradscore.errors import DataError
 from gradscore.files import SCARCE, read_regular
 
-Image.init()  # registers the formats that PIL does not load by itself
-FORMATS = tuple(
-    name
-    for name in ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-    if name in Image.OPEN
-)
-"""Formats that are decoded here, where the installed Pillow has them; others, such as EPS, would
-run further programs."""
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Formats that are decoded here; others, such as EPS, would run further programs."""
 LARGEST_FILE = 1 << 29
 """Bytes of an image file: more than the most pixels in any of these formats."""
 _replacing = threading.RLock()
@@ -39,6 +33,7 @@ class UnknownScale(ValueError):
 
 
 _open = Image.open
+Image.init()  # registers the formats that PIL does not load by itself
 
 
 def decode_image(content: bytes, name: str) -> Image.Image:

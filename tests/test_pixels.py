@@ -199,6 +199,14 @@ def test_labels_stand_beside_an_array(tmp_path, images, labels):
     assert open_set(tmp_path / f"{images}.npy").labels.tolist() == [0, 1, 2, 3, 4]
 
 
+def test_labels_beside_that_are_of_another_array(tmp_path):
+    np.save(tmp_path / "noise.npy", COLOURS)
+    np.save(tmp_path / "labels.npy", np.arange(9))
+    images = open_set(tmp_path / "noise.npy")
+    assert images.labels.tolist() == [-1] * 5
+    assert images.notice == "labels are unknown: 9 stand beside 5 images"
+
+
 def test_pictures_are_what_the_libraries_take_them_for():
     """Grey, palettes, transparency and CMYK become RGB as by Pillow's own conversion."""
     import io

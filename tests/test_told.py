@@ -118,6 +118,14 @@ def test_images_that_grow_are_told_of(tmp_path):
     assert re.fullmatch(expected, told[1])
 
 
+def test_images_that_are_padded_are_told_of(tmp_path):
+    folder = folder_of(tmp_path / "a", "0/1.png", side=4)
+    model = make_model(Preprocessing(None, 8, 0.5, 0.5, mode="L"))
+    told = told_of(model, {"a": ("ood", folder)}, tmp_path)
+    expected = "a: images of 4 x 4 pixels are padded with black to the crop of 8 x 8"
+    assert told[1].startswith(expected)
+
+
 def test_each_id_set_has_its_own_accuracy(tmp_path):
     run, table = str(tmp_path / "run"), tmp_path / "e.json"
     (tmp_path / "none").mkdir()

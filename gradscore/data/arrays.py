@@ -56,6 +56,9 @@ def open_arrays(text: str, wanted: Wanted) -> Opened:
         images = array_in(path, key, check=True)
     except (OSError, ValueError) as error:
         raise DataError(f"Cannot read {source!r}: {error}") from error
+    if key is None and labels is not None and len(labels) != len(images):
+        notices = [f"labels are unknown: {len(labels):,} stand beside {len(images):,} images"]
+        labels = None
     first = _channels_first(images, source)
     rows = slice(0, len(images))
     if key is None and part:

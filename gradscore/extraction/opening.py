@@ -193,12 +193,20 @@ def _described(images: ImageSet, classes: int) -> str:
 
 
 def _growth(name: str, images: ImageSet, preprocessing: Preprocessing) -> Iterator[str]:
-    """Yield that the first image that can be read grows several times, where it does."""
-    target = preprocessing.resize
+    """Yield that the first image that can be read grows several times, or is padded."""
+    target, crop = preprocessing.resize, preprocessing.crop
     picture = _first(images)
-    if target is None or picture is None:
+    if picture is None:
         return
     height, width = picture.shape[1:] if isinstance(picture, np.ndarray) else picture.size[::-1]
+    if target is None:
+        rows, columns = crop if isinstance(crop, tuple) else (crop or 0, crop or 0)
+        if rows > height or columns > width:
+            yield (
+                f"{name}: images of {height} x {width} pixels are padded with black to the crop "
+                f"of {rows} x {columns}; --resize scales them."
+            )
+        return
     short = target if isinstance(target, int) else min(target)
     if short >= GROWTH * min(height, width):
         factor, side = short / min(height, width), min(height, width)

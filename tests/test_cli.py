@@ -502,7 +502,7 @@ class TestMistakes:
 
     def test_a_file_where_the_run_should_be(self, capsys, tmp_path):
         (tmp_path / "file").write_text("x")
-        assert "directory" in fails(capsys, "extract", "--run", tmp_path / "file")
+        assert "directory" in fails(capsys, "extract", "-q", "--run", tmp_path / "file")
 
     def test_sets_without_a_model(self, capsys, tmp_path):
         sets = ("--id", "a=digits:test", "--run", tmp_path / "r")
@@ -510,7 +510,7 @@ class TestMistakes:
 
     def test_a_model_of_other_channels_into_the_run(self, run, capsys):
         model = ("--model", "cifar:resnet20", "--weights", "random")
-        message = fails(capsys, "extract", *model, "--data", "x=digits:test", "--run", run)
+        message = fails(capsys, "extract", "-q", *model, "--data", "x=digits:test", "--run", run)
         assert "cifar:resnet20" in message
         assert "digits" in message
 
@@ -533,7 +533,7 @@ class TestMistakes:
     def test_another_model_into_the_run(self, run, capsys):
         message = fails(
             capsys,
-            *("extract", "--model", "digits", "--weights", "random"),
+            *("extract", "-q", "--model", "digits", "--weights", "random"),
             *("--data", "x=digits:test", "--run", run),
         )
         assert "weights_sha256" in message
@@ -573,7 +573,13 @@ def test_a_model_beside_the_user_is_found_and_its_preprocessing_told(tmp_path):
 def test_the_formats_of_sets_are_in_the_help(capsys):
     assert call("extract", "--help") == 0
     shown = capsys.readouterr().out
-    for word in (*SUFFIXES, ".npz", "images [n, h, w, c] uint8", "columns path, label", "LIST@"):
+    for word in (
+        *SUFFIXES,
+        ".npz",
+        "images [n, h, w, c] or [n, c, h, w], uint8",
+        "columns path, label",
+        "LIST@",
+    ):
         assert word in shown
 
 

@@ -168,7 +168,7 @@ def test_a_damaged_fit_is_refused_by_name(tmp_path):
 def test_recorded_norms_are_those_of_the_confounding_label(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.Tanh(), nn.Linear(6, 4)).eval()
-    images = np.random.default_rng(0).normal(size=(5, 3, 2, 2)).astype(np.float32)
+    images = np.random.default_rng(0).random((5, 3, 2, 2), dtype=np.float32)
     np.savez(tmp_path / "images.npz", images=images)
     store = extract(
         model,

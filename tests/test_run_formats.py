@@ -154,3 +154,19 @@ def test_a_fit_that_is_not_of_its_run_is_refused(old):
         assert problem.reason == "is damaged: no mahalanobis of this run is like it"
         with pytest.raises(RunError, match="no mahalanobis of this run is like it"):
             Run(old).score("unseen", "mahalanobis", fit="digits")
+
+
+def test_a_set_to_fit_to_is_recorded_with_its_role(tmp_path):
+    run = str(tmp_path / "run")
+    how = ["--model", "digits", "--limit", "6", "--batch-size", "6", "--workers", "0", "-q"]
+    sets = ["--id", "a=digits:test", "--ood", "b=digits:noise", "--fit-set", "t=digits:train"]
+    words = ["extract", *how, *sets, "--run", run, "--layers", "last"]
+    done = CliRunner().invoke(cli, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert {name: entry.role for name, entry in RunStore(run).sets.items()} == {
+        "a": "id",
+        "b": "ood",
+        "t": "fit",
+    }
+    evaluation = evaluate_run(run, [Question("mahalanobis", fit="t")], replicates=0)
+    assert [(row["id"], row["ood"]) for row in evaluation.rows] == [("a", "b"), ("a", "mean")]

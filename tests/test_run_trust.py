@@ -418,7 +418,13 @@ def put(value, *keys):
 
 
 SHARD = ("sets", "digits", "passes", "base", 0)
+CONFIDENCES = {
+    **{"name": "mahalanobis-x", "kind": "mahalanobis", "parameters": [], "rules": {}},
+    **dict.fromkeys(("target", "temperature", "p", "gradients")),
+    "details": {"fit": "x", "magnitude": 0.0, "stages": {"block1": "block1"}},
+}
 SAID = {
+    "confidences of no fit": put(CONFIDENCES, "passes", "mahalanobis-x"),
     "nothing of the model": delete("model"),
     "nothing of a shard's rows": delete(*SHARD, "rows"),
     "more": put(1, "more"),
@@ -648,6 +654,13 @@ def test_libraries_data_sets_that_a_run_names_are_not_opened(kept, tmp_path, mon
     assert isinstance(error, RunError), error
     assert "add `--id digits=torchvision:MNIST:test@evil` if you trust it" in str(error)
     assert opened == []
+
+
+def test_a_source_that_no_path_can_be_is_one_line(kept, tmp_path):
+    run = shutil.copytree(kept, tmp_path / "run")
+    alter(run, put("a" * 5000, "sets", "digits", "source"))
+    error = CliRunner().invoke(cli, ["extract", "--run", str(run), "-p", "2", "-q"]).exception
+    assert isinstance(error, GradScoreError), error
 
 
 @pytest.mark.parametrize("argument", ["checkpoint_path=x.pth", "pretrained_cfg_overlay={}"])

@@ -1,5 +1,6 @@
 """Opening a set: from the text that names it to its images, labels and identity."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,9 +141,9 @@ def _opener(text: str) -> Callable[[str, Wanted], Opened]:
         return archives.open_archives
     if tables.holds_images(text):
         return tables.open_tables
-    if split_root(text)[0].suffix.lower() in SUFFIXES and not Path(text).is_dir():
+    if split_root(text)[0].suffix.lower() in SUFFIXES and not os.path.isdir(text):
         return _open_list
-    if Path(text).is_dir():
+    if os.path.isdir(text):  # False, not an error, for what no name can be
         return _open_folder
     unpack = " Unpack it to a folder." if lower.endswith((".zip", ".7z", ".rar")) else ""
     raise DataError(f"No set of images at {text!r}; expected {FORMS}.{unpack}")

@@ -129,9 +129,11 @@ def _check_pass(info: RunInfo, entry: PassInfo) -> None:
         known = isinstance(epsilon, int | float) and epsilon > 0 and entry.temperature is not None
         _expect(known, f"epsilon and temperature {what}")
     elif entry.kind == "mahalanobis":
-        stages = details.get("stages")
+        stages, fit = details.get("stages"), details.get("fit")
         _expect(isinstance(stages, Mapping) and stages, f"stages {what}")
-        _expect(isinstance(details.get("fit"), str), f"a fit {what}")
+        known = info.fits.get(fit) if isinstance(fit, str) else None
+        _expect(known and known.method == "mahalanobis_stages", f"a fit of the run {what}")
+        _expect(known.settings.get("stages") == stages, f"the stages of its fit {what}")
     else:
         channels = details.get("channels")
         known = isinstance(channels, Mapping) and _is_shape(list(channels.values()))

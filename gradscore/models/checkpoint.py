@@ -8,6 +8,7 @@ objects of a pickle whose classes are not torch's own become empty mappings.
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -149,7 +150,8 @@ def _read_torch(path: Path) -> Any:
     while True:
         stand_ins = [(stand_in, name) for name, stand_in in inert.items()]
         try:
-            with torch.serialization.safe_globals(stand_ins):
+            with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of odd tensors, which are refused by name
                 return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             refused = _REFUSED.search(str(error))

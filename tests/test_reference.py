@@ -312,3 +312,18 @@ def test_only_the_samples_asked_for_are_run():
     for order, p in enumerate((1.0, 2.0)):
         expected = one_backward_a_sample(model, drawn(4, 5), p=p).norms[[2, 0]]
         torch.testing.assert_close(got[order], expected, rtol=0, atol=0)
+
+
+def test_a_copy_that_unties_parameters_counts_all_of_them():
+    class Untying(Net):
+        def __deepcopy__(self, memo):
+            copy = Net(self.run)
+            copy.again = nn.Parameter(copy.w.detach().clone())
+            return copy
+
+    model, run = Untying(ODD["tied"][0].run), ODD["tied"][1]
+    model.again = model.w
+    got = one_backward_a_sample(model, drawn(2, 5))
+    assert got.parameters == ("w", "u")
+    expected = expected_norms(model, run, drawn(2, 5), got.parameters)
+    torch.testing.assert_close(got.norms, expected, rtol=1e-12, atol=0)

@@ -27,6 +27,7 @@ from gradscore.uses import (
     check_eval_mode,
     check_images,
     check_independence,
+    one_state,
     record_forward,
     run_backward,
     sends_by_value,
@@ -75,24 +76,25 @@ def gradient_norms(
     check_target(target)
     check_images(images)
     check_eval_mode(model)
-    parameters = differentiable_parameters(model)
-    groups = ModelGroups(model, images)
-    names = select(tuple(parameters), groups, layers)
-    if not len(images):
-        dtype = torch.promote_types(images.dtype, torch.float32)
-        empty = images.new_zeros(0, len(names), dtype=dtype)
-        return GradientNorms(names, empty, p, dict.fromkeys(names, "no samples"), groups)
-    selected = {name: parameters[name] for name in names}
-    norms, rules, watch = [], {}, OutputWatch()
-    for part in parts_of(model, images, len(names) / len(parameters)):
-        recording = record(model, part, selected)
-        check_classes(recording.logits)
-        if told := watch.told(recording.logits):
-            warnings.warn(f"{type(model).__name__}: {told}.", GradScoreWarning, stacklevel=2)
-        cotangent = logit_gradient(recording.logits, temperature, target)
-        norms.append(recording.norms(cotangent, (p,), last=True)[0])
-        rules = rules or recording.rules
-    return GradientNorms(names, torch.cat(norms), p, rules, groups)
+    with one_state(model):
+        parameters = differentiable_parameters(model)
+        groups = ModelGroups(model, images)
+        names = select(tuple(parameters), groups, layers)
+        if not len(images):
+            dtype = torch.promote_types(images.dtype, torch.float32)
+            empty = images.new_zeros(0, len(names), dtype=dtype)
+            return GradientNorms(names, empty, p, dict.fromkeys(names, "no samples"), groups)
+        selected = {name: parameters[name] for name in names}
+        norms, rules, watch = [], {}, OutputWatch()
+        for part in parts_of(model, images, len(names) / len(parameters)):
+            recording = record(model, part, selected)
+            check_classes(recording.logits)
+            if told := watch.told(recording.logits):
+                warnings.warn(f"{type(model).__name__}: {told}.", GradScoreWarning, stacklevel=2)
+            cotangent = logit_gradient(recording.logits, temperature, target)
+            norms.append(recording.norms(cotangent, (p,), last=True)[0])
+            rules = rules or recording.rules
+        return GradientNorms(names, torch.cat(norms), p, rules, groups)
 
 
 def record(model: nn.Module, images: Tensor, selected: Mapping[str, Tensor]) -> "Recording":
@@ -113,7 +115,7 @@ def record(model: nn.Module, images: Tensor, selected: Mapping[str, Tensor]) -> 
     check_images(images)
     if not len(images):
         raise InvalidArgument("Expected at least one image, got an empty batch.")
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), one_state(model):
         images = images.clone() if images.is_inference() else images.detach()
         crosscheck.check_no_graph_kept(model, images)
         try:

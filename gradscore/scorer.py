@@ -17,6 +17,7 @@ from gradscore.uses import (
     check_images,
     check_independence,
     check_model,
+    one_state,
     own_images,
 )
 
@@ -83,10 +84,11 @@ class GradNorm(nn.Module):
             with torch.no_grad():
                 logits = logits_of(self.model(images), 0)
             return logits, logits.new_zeros(0, dtype=torch.float32)
-        if self.layers == "last" and (head := self._head(images)).closed_form:
-            logits, scores = self._closed_form(images, head)
-        else:
-            logits, scores = self._by_rules(images)
+        with one_state(self.model):
+            if self.layers == "last" and (head := self._head(images)).closed_form:
+                logits, scores = self._closed_form(images, head)
+            else:
+                logits, scores = self._by_rules(images)
         check_classes(logits)
         if told := self._watch.told(logits):
             warnings.warn(f"{type(self.model).__name__}: {told}.", GradScoreWarning, stacklevel=2)

@@ -13,7 +13,7 @@ from gradscore.uses.forward import (
     unrecorded_forward,
 )
 from gradscore.uses.independence import check_independence, sends_by_value
-from gradscore.uses.state import State, state_of
+from gradscore.uses.state import State, one_state, state_of
 from gradscore.uses.trial import structure_of, trial_images
 from gradscore.uses.undisturbed import undisturbed, without_tables, writes_parameters
 
@@ -28,6 +28,7 @@ __all__ = [
     "check_images",
     "check_independence",
     "check_model",
+    "one_state",
     "own_images",
     "record_forward",
     "run_backward",

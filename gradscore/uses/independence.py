@@ -20,7 +20,7 @@ from gradscore.errors import GradScoreWarning, ModelError
 from gradscore.objective import logit_gradient
 from gradscore.outputs import logits_of
 from gradscore.uses.companies import Company, alone, extremes, rearranged, substitutes
-from gradscore.uses.state import Contents, contents_of, leave_out, state_of
+from gradscore.uses.state import Contents, contents_of, leave_out, one_state, state_of
 from gradscore.uses.trial import trial_images
 from gradscore.uses.twin import Float64, Types, float64_twin, widened
 
@@ -66,8 +66,12 @@ def check_independence(
     Raises:
         ModelError: If they do, or if they are random.
     """
-    if not len(images):
-        return
+    if len(images):
+        with one_state(model):
+            _check(model, images, selected)
+
+
+def _check(model: nn.Module, images: Tensor, selected: Collection[Tensor]) -> None:
     found = state_of(model).found
     kind = check_independence, images.shape[1:], images.dtype, images.device
     proved: dict[int, set[Scope | None]] = found.setdefault(kind, {})
@@ -154,7 +158,7 @@ def _tell(reasons: list[str]) -> None:
             "That no image's logits depend on the rest of the batch was checked only to within "
             f"what rounding allows, for the model does not run in float64: {reasons.pop()}",
             GradScoreWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -6,10 +6,12 @@ a forward; weights are not read, but for those of a few elements.
 """
 
 import itertools
+import threading
 import types
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Container, Hashable, Sequence
+from collections.abc import Container, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,15 +19,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from gradscore.uses.glance import PLAIN, Glance, marks_of
 from gradscore.uses.holders import is_own_hook
 from gradscore.uses.undisturbed import ONE_AT_A_TIME
 
 MOST_STATES = 8
 """How many states of a model are remembered; going back to one finds what was known of it."""
-
-FEW = 4
-"""Tensors of up to so many elements, such as gates, are told by their values as well: a change
-through ``.data`` leaves no other trace."""
 
 MOST_ENTRIES = 64
 """Larger containers that a module keeps are told by their identity and length alone."""
@@ -36,10 +35,6 @@ Contents = Sequence[dict[str, Any]]
 Place = tuple[int, str]
 """Where something is in the contents: number of the module, and name in it."""
 
-_PLAIN = frozenset(
-    {int, float, complex, bool, str, bytes, type(None)}
-    | {torch.Size, torch.dtype, torch.device, torch.memory_format}
-)
 _CONTAINERS = (list, tuple, dict, set, frozenset, deque)
 _EMPTY = frozenset({dict, OrderedDict, set})
 _WITHOUT_SETTINGS = (type, types.ModuleType, types.FunctionType, types.MethodType, torch.Generator)
@@ -62,8 +57,13 @@ _STATES: WeakKeyDictionary[nn.Module, list[State]] = WeakKeyDictionary()
 _WRITTEN: WeakKeyDictionary[nn.Module, frozenset[Place]] = WeakKeyDictionary()
 """What a forward itself changes, such as counters and caches: it is no part of a state."""
 
+_GLANCES: WeakKeyDictionary[nn.Module, Glance | None] = WeakKeyDictionary()
+
 _SERIALS: dict[int, tuple[weakref.ref, int]] = {}
 _NUMBERS = itertools.count()
+
+_HELD = threading.local()
+"""States of models, by identity, that :func:`one_state` holds."""
 
 
 def state_of(model: nn.Module) -> State:
@@ -77,9 +77,17 @@ def state_of(model: nn.Module) -> State:
     Args:
         model: The model.
     """
+    held = _HELD.__dict__.get(id(model))
+    if held is not None:
+        return held
     with ONE_AT_A_TIME:
-        contents = contents_of(model, _WRITTEN.get(model, ()))
         states = _STATES.setdefault(model, [])
+        glance = _GLANCES.get(model)
+        if states and glance and states[0].contents[0] == _surroundings() and glance.holds():
+            return states[0]
+        contents, modules = _walk(model, _WRITTEN.get(model, ()))
+        scripted = any(isinstance(module, torch.jit.ScriptModule) for module in modules)
+        _GLANCES[model] = None if scripted else Glance(modules, lambda x: _of(x, [], set()))
         state = next((known for known in states if known.contents == contents), None)
         if state is None:
             state = State(contents)
@@ -90,6 +98,26 @@ def state_of(model: nn.Module) -> State:
         states.insert(0, state)
         del states[MOST_STATES:]
         return state
+
+
+@contextmanager
+def one_state(model: nn.Module) -> Iterator[None]:
+    """Look at a model once for all that asks for its state inside, on this thread.
+
+    What our own forwards change for a while, such as autocast, is then no other state.
+
+    Args:
+        model: The model, of which the caller changes nothing inside.
+    """
+    key = id(model)
+    if key in _HELD.__dict__:
+        yield
+        return
+    _HELD.__dict__[key] = state_of(model)
+    try:
+        yield
+    finally:
+        del _HELD.__dict__[key]
 
 
 def leave_out(model: nn.Module, before: Contents, after: Contents) -> None:
@@ -115,8 +143,10 @@ def leave_out(model: nn.Module, before: Contents, after: Contents) -> None:
             return
         state = state_of(model)
         _WRITTEN[model] = known | changed
-        state.contents = contents_of(model, _WRITTEN[model])
+        around = state.contents[0]
+        state.contents = [around, *contents_of(model, _WRITTEN[model])[1:]]
         _STATES[model] = [state]
+        _GLANCES.pop(model, None)
 
 
 def contents_of(model: nn.Module, without: Container[Place] = ()) -> Contents:
@@ -126,15 +156,20 @@ def contents_of(model: nn.Module, without: Container[Place] = ()) -> Contents:
         model: The model.
         without: What to leave out.
     """
-    contents = [_surroundings()]
+    return _walk(model, without)[0]
+
+
+def _walk(model: nn.Module, without: Container[Place]) -> tuple[Contents, list[nn.Module]]:
+    contents, modules = [_surroundings()], []
     pending, seen = [model], {id(model)}
     while pending:
-        entries = _entries_of(pending.pop(), pending, seen)
+        modules.append(pending.pop())
+        entries = _entries_of(modules[-1], pending, seen)
         if without:
             number = len(contents)
             entries = {name: x for name, x in entries.items() if (number, name) not in without}
         contents.append(entries)
-    return contents
+    return contents, modules
 
 
 def _surroundings() -> dict[str, Any]:
@@ -152,7 +187,7 @@ def _entries_of(module: nn.Module, pending: list[nn.Module], seen: set[int]) -> 
     entries: dict[str, Any] = {"": _serial(module)}
     for name, value in module.__dict__.items():
         kind = value.__class__
-        if kind in _PLAIN:
+        if kind in PLAIN:
             entries[name] = value
         elif kind in _EMPTY and not value:
             continue
@@ -173,7 +208,7 @@ def _entries_of(module: nn.Module, pending: list[nn.Module], seen: set[int]) -> 
 
 def _of(value: Any, pending: list[nn.Module], seen: set[int]) -> Any:
     """Return what tells a value from others, and from itself after a change."""
-    if value.__class__ in _PLAIN:
+    if value.__class__ in PLAIN:
         return value
     if isinstance(value, Tensor):
         return _of_tensor(value)
@@ -194,14 +229,7 @@ def _of(value: Any, pending: list[nn.Module], seen: set[int]) -> Any:
 
 def _of_tensor(tensor: Tensor) -> tuple[Any, ...]:
     """Return what tells a tensor from others, and from itself after a change."""
-    try:
-        version = -1 if tensor.is_inference() else tensor._version
-        memory = tensor.data_ptr()
-        if tensor.numel() <= FEW and tensor.device.type == "cpu":
-            return _serial(tensor), version, memory, tensor.tolist()
-    except (RuntimeError, ValueError):  # some have no memory of their own, or none yet
-        return _serial(tensor), 0, 0
-    return _serial(tensor), version, memory
+    return _serial(tensor), *marks_of(tensor)
 
 
 def _serial(thing: Any) -> int:

@@ -1,0 +1,102 @@
+"""A quick look at a model, which tells that nothing changed since the last long one.
+
+Nothing is read but identities, version counters, addresses and the values of small tensors.
+"""
+
+import weakref
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradscore.uses.holders import is_own_hook
+
+FEW = 4
+"""Tensors of up to so many elements, such as gates, are told by their values as well: a change
+through ``.data`` leaves no other trace."""
+
+PLAIN = frozenset(
+    {int, float, complex, bool, str, bytes, type(None)}
+    | {torch.Size, torch.dtype, torch.device, torch.memory_format}
+)
+_PARTS = ("_parameters", "_buffers", "_modules")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_STANDARD = frozenset(vars(nn.Module()))
+
+
+def _is_plain(value: Any) -> bool:
+    """Say whether a value cannot change, such as a number, or sizes in a tuple."""
+    kind = value.__class__
+    return kind in PLAIN or (kind is tuple and all(map(_is_plain, value)))
+
+
+def marks_of(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what a change of a tensor in place changes."""
+    try:
+        version = -1 if tensor.is_inference() else tensor._version
+        memory = tensor.data_ptr()
+        if tensor.numel() <= FEW and tensor.device.type == "cpu":
+            return version, memory, tensor.tolist()
+    except RuntimeError:  # not every kind of tensor has memory of its own
+        return (0, 0)
+    return version, memory
+
+
+class Glance:
+    """What a quick look at a model saw.
+
+    Args:
+        modules: The modules of a model.
+        tell: Tells a value that is neither plain, a tensor nor a module from others.
+    """
+
+    def __init__(self, modules: Collection[nn.Module], tell: Callable[[Any], Any]) -> None:
+        self._tell = tell
+        # References keep plain values alive: an id that is taken stands for one object.
+        self._plain: list[Any] = []
+        self._modules = [weakref.ref(module) for module in modules]
+        self._tensors: list[weakref.ref] = []
+        self._others: list[weakref.ref] = []
+        self._special: list[tuple[weakref.ref, str]] = []
+        for module, reference in zip(modules, self._modules, strict=True):
+            tensors = [*module._parameters.values(), *module._buffers.values()]
+            for name, value in module.__dict__.items():
+                if _is_plain(value):
+                    self._plain.append(value)
+                elif isinstance(value, Tensor):
+                    tensors.append(value)
+                elif name not in _STANDARD:
+                    self._special.append((reference, name))
+            for tensor in tensors:
+                if tensor is not None:
+                    common = len(marks_of(tensor)) == 2 and not tensor.is_inference()
+                    kind = self._tensors if common else self._others
+                    kind.append(weakref.ref(tensor))
+        self._seen = self._look()
+
+    def holds(self) -> bool:
+        """Say whether a look at the model sees the same as the first."""
+        try:
+            return self._look() == self._seen
+        except (AttributeError, KeyError, RuntimeError, TypeError):  # something is gone
+            return False
+
+    def _look(self) -> list[Any]:
+        seen: list[Any] = []
+        extend = seen.extend
+        for reference in self._modules:
+            attributes = reference().__dict__
+            extend(map(id, attributes.values()))
+            for name in _PARTS:
+                if part := attributes[name]:
+                    extend(map(id, part.values()))
+            for name in _HOOKS:
+                if part := attributes[name]:
+                    extend([key for key, hook in part.items() if not is_own_hook(hook)])
+        for reference in self._tensors:
+            tensor = reference()
+            extend((tensor._version, tensor.data_ptr()))
+        extend([marks_of(reference()) for reference in self._others])
+        extend([self._tell(getattr(module(), name)) for module, name in self._special])
+        return seen

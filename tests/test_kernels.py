@@ -43,7 +43,7 @@ def from_logits(shape, dtype, orders, temperatures, scales=(0.01, 1.0, 20.0)):
     for target, scale in itertools.product(("uniform", "one-hot"), scales):
         x = framed(rows((batch, in_features), 1, 1).to(dtype))
         f = framed(rows((batch, classes), scale, 2).to(dtype))
-        f[0, :2] = f[0].max()
+        f[0, :2] = f[0, -2] = f[0].max()
         f[-1, -1] = -math.inf
         for p, temperature in itertools.product(orders, temperatures):
             how = {"p": p, "temperature": temperature, "target": target}

@@ -90,7 +90,7 @@ def ablate(
 
 
 def compare(
-    runs: Sequence[str | PathLike],
+    runs: Sequence[Run | str | PathLike],
     questions: Sequence[Question],
     *,
     sets: Iterable[str] | None = None,
@@ -99,7 +99,7 @@ def compare(
     """Return several runs' evaluations side by side (the paper's Table 4).
 
     Args:
-        runs: Directories of the runs, such as one a model.
+        runs: The runs or their directories, such as one a model.
         questions: What to score by.
         sets: Names of the sets to use, the same in every run; by default those with a role.
         replicates: Bootstrap replicates; 0 leaves the intervals out.
@@ -119,7 +119,7 @@ def compare(
     for path in runs:
         store = open_store(path)
         evaluation = evaluate_run(store, questions, sets=sets, replicates=replicates)
-        about = {"run": fspath(path), "model": store.info.model}
+        about = {"run": fspath(store.path), "model": store.info.model}
         for row in evaluation.rows:
             right = evaluation.accuracies[row["id"]].share
             rows.append({**about, "id_accuracy": right, **row})

@@ -63,7 +63,7 @@ def test_an_unknown_ablation_is_refused(run):
 
 
 def test_layers_need_recorded_norms(tmp_path):
-    with pytest.raises(NotRecorded, match=r"--run .*run --layers all"):
+    with pytest.raises(NotRecorded, match=r"--run .*run --model python:tests:drawn --layers all"):
         ablate(make_run(tmp_path / "run", passes=()), "layers")
 
 

@@ -159,16 +159,16 @@ def test_groups_that_the_run_answers_end_with_last(run, tmp_path):
     assert recorded_groups(run) == ["stem", "block1", "all", "last"]
     bare = RunStore(make_run(tmp_path / "run", passes=()))
     with pytest.raises(
-        NotRecorded, match=r"record them with `gradscore extract --run .*run --layers all`"
+        NotRecorded,
+        match=r"record them with `.*run --model python:tests:drawn --layers all`",
     ):
         recorded_groups(bare)
 
 
 def test_what_is_not_recorded_names_the_option_that_records_it(run):
     question = Question("gradnorm", layers="block1", p=0.5, temperature=2)
-    expected = (
-        rf"`gradscore extract --run {run.path} --layers block1 -p 0.5 -T 2 --target uniform`"
-    )
+    named = rf"`gradscore extract --run {run.path} --model python:tests:drawn"
+    expected = rf"{named} --layers block1 -p 0.5 -T 2 --target uniform`"
     with pytest.raises(NotRecorded, match=expected):
         next(iterate_scores(run, ["noise"], [question]))
 

@@ -53,8 +53,15 @@ def ablate(kind, run_path, model, sets, output, plot, quiet) -> None:
 @click.command(short_help="Evaluate several runs side by side.")
 @click.argument("runs", metavar="RUN RUN...", nargs=-1)
 @click.option("--run", "named", metavar="DIR", multiple=True, help="A run, as RUN.")
+@click.option(
+    "--model",
+    "models",
+    metavar="SPEC",
+    multiple=True,
+    help="As for score; repeatable.",
+)
 @chained(question_options, written, plot_option, quiet_option)
-def compare(runs, named, sets, methods, output, plot, quiet, **options) -> None:
+def compare(runs, named, models, sets, methods, output, plot, quiet, **options) -> None:
     """Evaluate several runs side by side, such as one a model (Table 4)."""
     from gradscore.ablation import compare as side_by_side
     from gradscore.run import RunStore
@@ -69,12 +76,15 @@ def compare(runs, named, sets, methods, output, plot, quiet, **options) -> None:
         from gradscore.plots import check_figure, plot_comparison
 
         check_figure(plot)
-    questions = ask(RunStore(runs[0]), methods, options, quiet=quiet)
-    rows = side_by_side(runs, questions, sets=sets or None)
+    stores = [RunStore(path) for path in runs]
+    for store in stores:
+        store.model = store.info.model if store.info.model in models else None
+    questions = ask(stores[0], methods, options, quiet=quiet)
+    rows = side_by_side(stores, questions, sets=sets or None)
     seen = evaluated_sets(rows)
     notice_fits(questions, seen, quiet=quiet)
-    for path in runs:
-        notice_outputs(RunStore(path), seen, quiet=quiet)
+    for store in stores:
+        notice_outputs(store, seen, quiet=quiet)
     if output:
         write_rows(output, rows)
         notice(f"Wrote {output}.", quiet=quiet)

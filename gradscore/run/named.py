@@ -32,8 +32,8 @@ def must_be_named(model: str) -> bool:
 
 
 def naming_options(info: RunInfo) -> tuple[str, ...]:
-    """Return the options that name a run's model where it must be named."""
-    if not must_be_named(info.model):
+    """Return the options that name a run's model where it must be named, and is no module."""
+    if not must_be_named(info.model) or not set(":?") & set(info.model):
         return ()
     return ("--model", info.model, *(("--weights", info.weights) if info.weights else ()))
 
@@ -57,7 +57,8 @@ def model_of(
         raise RunError(
             f"The run {path} names the model {info.model!r}, which could run code or fetch files, "
             "and is built only where you name it, too: add "
-            f"`{shlex.join(naming_options(info))}` if you trust it."
+            f"`{shlex.join(naming_options(info) or ('--model', 'SPEC'))}` if you trust it (in "
+            "Python `Run(PATH, MODEL)`)."
         )
     if named not in (None, info.model):
         raise RunError(f"Expected the run's model {info.model!r}, got {named!r}.")

@@ -167,8 +167,6 @@ def extract(
     recorded = RunStore(run).sets if Path(run, RUN_FILE).exists() else {}
     opened, left_out = open_sets(sets, limit, opener, recorded)
     labelled = open_fit_set(Path(run), fit, opened, opener) if fit is not None else None
-    for sentence in what_to_know(subject, opened, info.classes):
-        tell(progress, sentence)
     asked = norm_passes(info, layers, p, temperature or (1.0,), target, gradients)
     kept = keep_passes(keep, keep_dtype)
     prove_replay(network.model, kept, image_there)
@@ -180,7 +178,7 @@ def extract(
     ):
         passes = agree_on_passes(store.info, [*asked, *kept, *perturbed])
         left_out += agree_on_sets(store, sets, opened)
-        for sentence in left_out:
+        for sentence in (*left_out, *what_to_know(subject, opened, info.classes)):
             tell(progress, sentence)
         if labelled is not None:
             agree_on_set(store, fit, store.sets[fit].role, labelled)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 import gradscore as gs
 from gradscore.errors import GradScoreWarning, ModelError
+from gradscore.models.preprocessing import Preprocessing
 from gradscore.reference import one_backward_a_sample
 from gradscore.uses import check_independence, state_of
 from gradscore.uses import independence as module
@@ -175,6 +176,16 @@ class Colours(nn.Module):
 def test_the_mean_colour_of_a_batch_is_refused(batch):
     with pytest.raises(ModelError, match=REFUSED):
         gs.gradient_norms(Colours(), torch.rand(batch, 3, 8, 8))
+
+
+@pytest.mark.parametrize(("batch", "layers"), [(1, "all"), (2, "all"), (3, "last")])
+def test_extraction_records_nothing_of_a_batch(tmp_path, batch, layers):
+    model = nn.Sequential(nn.Flatten(), Net(COMPANY["largest"]))
+    model[1].body = nn.Linear(64, 5)
+    model.preprocessing = Preprocessing(None, None, (0.5,), (0.5,), mode="L")
+    sets = {"digits": ("id", "digits:test")}
+    with pytest.raises(ModelError, match=REFUSED):
+        gs.extract(model.eval(), sets, tmp_path, batch_size=batch, layers=layers, limit=6)
 
 
 def test_what_acts_on_large_batches_alone_is_seen_at_the_first_of_them():

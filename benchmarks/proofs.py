@@ -1,0 +1,120 @@
+"""What it costs to prove that no sample depends on its company: first call, second kind, later.
+
+python benchmarks/proofs.py -o benchmarks/results/proofs-cpu.csv
+
+Later calls stand beside an engine in which the check does nothing, in turns and in one process.
+"""
+
+import argparse
+import csv
+import gc
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+import gradscore as gs
+from gradscore.bench.timing import interleaved
+
+MODELS = {"timm:resnet18": 224, "timm:vit_tiny_patch16_224": 224, "cifar:resnet20": 32}
+BATCHES = (8, 64)
+CHECKED = ("gradscore.engine", "gradscore.scorer", "gradscore.models.head")
+
+Call = Callable[[Tensor], object]
+
+
+def unchecked(call: Call, images: Tensor) -> None:
+    """Run a call with the check patched out."""
+    patches = [mock.patch(f"{name}.check_independence") for name in CHECKED]
+    for patch in patches:
+        patch.start()
+    try:
+        call(images)
+    finally:
+        for patch in patches:
+            patch.stop()
+
+
+def seconds(call: Call, images: Tensor) -> float:
+    """Return the processor's time that one call takes, which a busy machine moves little."""
+    start = time.process_time()
+    call(images)
+    return time.process_time() - start
+
+
+def kept_bytes() -> int:
+    """Return the bytes of all tensors that are alive."""
+    gc.collect()
+    return sum(x.nbytes for x in gc.get_objects() if issubclass(type(x), Tensor))
+
+
+def measure(name: str, size: int, batch: int, layers: str) -> dict[str, object]:
+    """Return the figures of one model, batch size and choice of layers."""
+    torch.manual_seed(0)
+    model: nn.Module = gs.create_model(name, "random").eval()
+    images = torch.randn(batch + 1, 3, size, size)
+    first, second = images[:batch], images
+    calls: dict[str, Call] = {
+        "last": gs.GradNorm(model),
+        "all": lambda x: gs.gradient_norms(model, x),
+    }
+    call = calls[layers]
+    before = kept_bytes()
+    figures = {"first_s": seconds(call, first)}
+    figures["kept_bytes"] = kept_bytes() - before
+    forwards: list[int] = []
+    hook = nn.modules.module.register_module_forward_pre_hook(
+        lambda module, args: forwards.append(1) if type(module) is type(model) else None
+    )
+    figures["second_kind_s"] = seconds(call, second)
+    hook.remove()
+    figures["second_kind_forwards"] = len(forwards)
+    taken = interleaved(
+        {"checked": lambda: call(first), "unchecked": lambda: unchecked(call, first)},
+        repeats=9,
+        seconds=30,
+        clock=time.process_time,
+    )
+    ratios = [a / b for a, b in zip(taken["checked"], taken["unchecked"], strict=True)]
+    return {
+        "model": name,
+        "layers": layers,
+        "batch": batch,
+        **{key: round(value, 3) for key, value in figures.items()},
+        "later_s": round(statistics.median(taken["checked"]), 4),
+        "later_ratio": round(statistics.median(ratios), 4),
+        "later_ratio_low": round(min(ratios), 4),
+        "later_ratio_high": round(max(ratios), 4),
+        "rounds": len(ratios),
+        "threads": torch.get_num_threads(),
+        "device": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+    }
+
+
+def main() -> None:
+    """Measure, print and write a CSV."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--all-up-to", type=int, default=64, help="batch size, for all layers")
+    options = parser.parse_args()
+    rows = []
+    for name, size in MODELS.items():
+        for batch in BATCHES:
+            for layers in ("last", "all") if batch <= options.all_up_to else ("last",):
+                rows.append(measure(name, size, batch, layers))
+                print(*rows[-1].values(), sep="  ", flush=True)
+    if options.output is not None:
+        with open(options.output, "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

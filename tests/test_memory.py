@@ -14,7 +14,7 @@ from gradscore.extraction.network import OutOfMemory, memory_for
 from gradscore.uses import derivation, generic
 
 CPU = torch.device("cpu")
-IMAGE = torch.rand(1, 1, 2, 2)
+IMAGE = torch.rand(1, 3, 2, 2)
 SAYINGS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     torch.AcceleratorError("CUDA error: out of memory"),

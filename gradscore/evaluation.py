@@ -1,6 +1,7 @@
 """From scores to figures: one pair of score vectors, or every OOD set of a run."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, fields
 from os import PathLike
 from typing import Any, NamedTuple
@@ -22,6 +23,10 @@ COLUMNS = (
 """Columns of an evaluation, in order; figures are fractions."""
 
 Row = dict[str, Any]
+FEWEST_LABELLED = 30
+"""Labelled images of which an accuracy can be called chance."""
+CHANCE_LEVEL = 0.01
+"""An accuracy that guessing reaches more often than this is chance."""
 
 
 class Estimate(NamedTuple):
@@ -65,6 +70,17 @@ class Accuracy(NamedTuple):
     def share(self) -> float | None:
         """The share of labelled images predicted right, or None where none is labelled."""
         return self.right / self.labelled if self.labelled else None
+
+    def is_chance(self, classes: int) -> bool:
+        """Say whether guessing among ``classes`` would do as well: a one-sided binomial test.
+
+        Of few labelled images nothing is said.
+        """
+        from scipy.stats import binom
+
+        if self.labelled < FEWEST_LABELLED or classes < 2:
+            return False
+        return bool(binom.sf(self.right - 1, self.labelled, 1 / classes) > CHANCE_LEVEL)
 
 
 @dataclass(frozen=True)
@@ -177,6 +193,31 @@ def choose_sets(store: Any, sets: Iterable[str] | None = None) -> tuple[list[str
                 f"{', '.join(names) or 'no sets'}; add one with {command}."
             )
     return by_role["id"], by_role["ood"]
+
+
+def chance_accuracies(store: Any, sets: Iterable[str]) -> dict[str, Accuracy]:
+    """Return the accuracy of each ID set among ``sets`` where it is no better than guessing.
+
+    A set is read no further than to the row where its accuracy can no longer be chance.
+    """
+    found, classes = {}, store.info.classes
+    for name in sorted(store.sets.keys() & set(sets)):
+        entry = store.sets[name]
+        if entry.role != "id":
+            continue
+        right = labelled = 0
+        rows = entry.recorded()
+        with closing(store.blocks(name, fields=("logits", "label"))) as blocks:
+            for block in blocks:
+                label = np.asarray(block["label"])
+                labelled += int((label >= 0).sum())
+                right += int((np.asarray(block["logits"]).argmax(axis=1) == label).sum())
+                if not Accuracy(right, rows, rows).is_chance(classes):
+                    break
+        figure = Accuracy(right, labelled, rows)
+        if figure.is_chance(classes):
+            found[name] = figure
+    return found
 
 
 def accuracy(scores: Scores) -> Accuracy:

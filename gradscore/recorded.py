@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from gradscore.run import RunStore
-from gradscore.scores import Question
 from gradscore.scores.answer import known_sets, score_sets
+from gradscore.scores.question import make_question
 
 
 class Run:
@@ -69,7 +69,7 @@ class Run:
                 option of ``gradscore extract`` that would.
             RunError: If the run is damaged or a recorded value is not finite.
         """
-        (scores,) = score_sets(self.store, [name], [Question(method, **how)]).values()
+        (scores,) = score_sets(self.store, [name], [make_question(method, **how)]).values()
         (column,) = scores.columns.values()
         return torch.from_numpy(column)
 

@@ -56,6 +56,8 @@ def select(
 
 
 def _items(layers: str | Sequence[str]) -> list[str]:
+    if not isinstance(layers, str | Sequence):
+        raise InvalidArgument(f"Expected layers as text, or several, got {layers!r}.")
     parts = (
         layers.split(",") if isinstance(layers, str) else [p for i in layers for p in _items(i)]
     )

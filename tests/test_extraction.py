@@ -258,7 +258,7 @@ def folder(tmp_path):
 def test_a_broken_image_fails_by_name_or_is_skipped(tmp_path, folder, workers):
     sets, run = {"mine": (None, folder)}, tmp_path / "run"
     how = {"batch_size": 4, "shard_rows": 4, "workers": workers}
-    with pytest.raises(DataError, match=r"10.png: damaged image: .*--on-error skip"):
+    with pytest.raises(DataError, match=r"10.png: damaged image: .*`on_error='skip'`"):
         extract(make_model(), sets, run, layers="last", **how)
     assert RunStore(run).sets["mine"].done("base") == 8
     store = extract(make_model(), sets, run, layers="last", on_error="skip", **how)

@@ -193,7 +193,7 @@ def test_tables_without_what_is_needed(tmp_path):
 def test_pictures_beyond_the_limit_of_pixels(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     folder_of(tmp_path / "set", "1.png")
-    expected = "at most 20 pixels, got 54; --max-pixels N raises the limit"
+    expected = "at most 20 pixels, got 54; `max_pixels=N` raises the limit"
     with pytest.raises(DataError, match=expected):
         open_set(tmp_path / "set")[0]
     assert open_set(tmp_path / "set", max_pixels=54)[0].size == (9, 6)
@@ -205,7 +205,7 @@ def test_pictures_beyond_the_limit_of_pixels(tmp_path, monkeypatch):
     asked = ["extract", "--model", "digits", "--data", f"a={tmp_path}/set", "--layers", "last"]
     asked += ["--resize", "8x8", "--crop", "8", "--run", str(tmp_path / "run")]
     done = CliRunner().invoke(cli, asked)
-    assert "got 72; --max-pixels N" in str(done.exception)
+    assert "got 72; `max_pixels=N`" in str(done.exception)
     done = CliRunner().invoke(cli, [*asked, "--max-pixels", "72"])
     assert done.exit_code == 0, done.output
 

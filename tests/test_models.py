@@ -85,7 +85,7 @@ def test_specs_have_one_canonical_text(text, canonical, arguments):
         ("timm:test_resnet?nonsense=2", "Cannot build timm:test_resnet. TypeError: .*nonsense"),
         ("torchvision:resnet17", "torchvision knows no classifier 'resnet17'; .*resnet18"),
         ("torchvision:fcn_resnet50", "torchvision knows no classifier"),
-        ("torchvision:resnet18?weights=DEFAULT", "from --weights alone"),
+        ("torchvision:resnet18?weights=DEFAULT", "from `weights='FILE'` alone"),
         ("python:nothing", "Expected python:package.module:factory, got 'python:nothing'"),
         ("python:no.such:make", "Cannot import 'no.such'"),
         ("python:torch.nn:Nothing", "Module 'torch.nn' has no 'Nothing'"),
@@ -101,7 +101,7 @@ def test_a_wrong_spec_is_told_in_one_line(spec, message):
 
 @pytest.mark.parametrize("spec", ["cifar:resnet20", "bit:BiT-S-R50x1"])
 def test_families_without_weights_of_their_own_ask_for_a_file(spec):
-    with pytest.raises(WeightsError, match="give --weights FILE"):
+    with pytest.raises(WeightsError, match="give `weights='FILE'`"):
         create_model(spec)
 
 
@@ -112,7 +112,7 @@ def test_a_failed_download_says_what_to_do():
     with pytest.raises(WeightsError) as caught:
         libraries._created(create, "timm:resnet18", pretrained=True)
     assert str(caught.value) == (
-        "Cannot fetch the pretrained weights of timm:resnet18: give --weights FILE, or "
+        "Cannot fetch the pretrained weights of timm:resnet18: give `weights='FILE'`, or "
         "--weights random. OSError: Name or service not known"
     )
 

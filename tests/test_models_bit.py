@@ -197,7 +197,7 @@ def test_preprocessing_is_that_of_the_paper():
 
 
 def test_without_weights_the_error_says_what_to_give():
-    with pytest.raises(WeightsError, match=r"--weights FILE \(Google's BiT-S-R101x1.npz"):
+    with pytest.raises(WeightsError, match=r"`weights='FILE'` \(Google's BiT-S-R101x1.npz"):
         create_model("bit:BiT-S-R101x1")
 
 

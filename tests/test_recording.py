@@ -317,7 +317,7 @@ def test_images_that_cannot_be_read_are_left_out_of_the_fit(tmp_path):
     (tmp_path / "list.csv").write_text("path,label\n" + rows)
     (tmp_path / "5.png").write_bytes(b"broken")
     sets = {"train": (None, tmp_path / "list.csv")}
-    with pytest.raises(DataError, match=r"5\.png: not an image.*--on-error skip"):
+    with pytest.raises(DataError, match=r"5\.png: not an image.*`on_error='skip'`"):
         extract(Staged(), sets, tmp_path / "run", **STAGES, **SMALL)
     store = extract(Staged(), sets, tmp_path / "run", on_error="skip", **STAGES, **SMALL)
     assert store.sets["train"].recorded() == 11

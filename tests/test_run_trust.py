@@ -665,7 +665,9 @@ def test_a_source_that_no_path_can_be_is_one_line(kept, tmp_path):
 
 @pytest.mark.parametrize("argument", ["checkpoint_path=x.pth", "pretrained_cfg_overlay={}"])
 def test_timm_loads_nothing_by_arguments(argument):
-    with pytest.raises(ModelError, match="takes its weights from --weights alone, not from"):
+    with pytest.raises(
+        ModelError, match="takes its weights from `weights='FILE'` alone, not from"
+    ):
         create_model(f"timm:resnet18?{argument}", "random")
 
 

@@ -114,7 +114,8 @@ def test_images_that_grow_are_told_of(tmp_path):
     folder = folder_of(tmp_path / "a", "0/1.png", "1/2.png", side=4)
     model = make_model(Preprocessing(12, 8, 0.5, 0.5, mode="L"))
     told = told_of(model, {"a": ("id", folder)}, tmp_path)
-    expected = "a: images of 4 x 4 pixels are enlarged 3 times; .* give --resize 4 --crop 4."
+    give = "give `preprocessing={'resize': 4, 'crop': 4}`."
+    expected = f"a: images of 4 x 4 pixels are enlarged 3 times; .* {give}"
     assert re.fullmatch(expected, told[1])
 
 

@@ -128,7 +128,7 @@ def test_a_larger_limit_extends_a_set_and_a_smaller_one_says_what_to_give(tmp_pa
     for field in ("features", "logits"):
         parts, at_once = (getattr(Run(path), field)("images") for path in (run, whole.path))
         torch.testing.assert_close(parts, at_once)
-    with pytest.raises(DataError, match=r"has 14 images, got 8; give --limit 14 or more"):
+    with pytest.raises(DataError, match=r"has 14 images, got 8; give `limit=14` or more"):
         record(run, images=("id", images), limit=8)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from gradscore.cli.wording import as_options
 from gradscore.escapes import message, printable
 
 PLAIN_LINE_EVERY_S = 10.0
@@ -81,7 +82,7 @@ def notice(text: object, *, quiet: bool = False) -> None:
     """Print one line about what was done or noticed, on stderr; if that is gone, nowhere."""
     if not quiet:
         with contextlib.suppress(OSError):
-            click.echo(message(text), err=True)
+            click.echo(message(as_options(text)), err=True)
 
 
 class Progress:

@@ -12,6 +12,7 @@ from types import FrameType
 
 import click
 
+from gradscore.cli.wording import as_options
 from gradscore.errors import GradScoreError
 from gradscore.escapes import message
 
@@ -117,7 +118,7 @@ def end_with(error: BaseException) -> int:
 
 def _reason(error: BaseException) -> str | None:
     if isinstance(error, GradScoreError):
-        return str(error)
+        return as_options(error)
     text = str(error) or type(error).__name__
     if isinstance(error, MemoryError | OSError | RuntimeError | ImportError):
         for what, (words, help) in LACKING.items():

@@ -12,7 +12,7 @@ from gradscore.cli.options import (
     quiet_option,
     run_option,
 )
-from gradscore.cli.questions import ask, notice_fits, notice_outputs
+from gradscore.cli.questions import ask, notice_chance, notice_fits, notice_outputs
 
 WIDTH_WITH_INTERVALS = 132
 FIGURES = {"AUROC": "auroc", "FPR95": "fpr95", "AUPR-in": "aupr_in", "AUPR-out": "aupr_out"}
@@ -44,6 +44,7 @@ def evaluate(run_path, model, sets, methods, backend, output, quiet, **options) 
     seen = evaluated_sets(evaluation.rows)
     notice_fits(questions, seen, quiet=quiet)
     notice_outputs(run, seen, quiet=quiet)
+    notice_chance(run, seen, quiet=quiet)
     if output:  # before it is printed: a pager that is closed must not take the file along
         write_evaluation(output, evaluation)
         notice(f"Wrote {output}.", quiet=quiet)

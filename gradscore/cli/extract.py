@@ -18,6 +18,7 @@ from gradscore.cli.options import (
     quiet_option,
     run_option,
 )
+from gradscore.cli.questions import notice_chance
 
 EMBEDDED = {
     "digits": ("id", "digits:test"),
@@ -286,6 +287,7 @@ def _report(store, sets: list[str], fit: str | None, quiet: bool) -> None:
     for entry in store.info.fits.values():
         if entry.notice and fit in entry.sets:
             notice(f"{fit}: {entry.notice}.", quiet=quiet)
+    notice_chance(store, sets, quiet=quiet)
     images = sum(store.sets[name].recorded() for name in sets)
     what = f"{counted(images, 'image')} in {counted(len(sets), 'set')} recorded."
     notice(f"{store.path}: {what}", quiet=quiet)

@@ -58,6 +58,23 @@ def notice_outputs(run: Any, sets: Collection[str], *, quiet: bool = False) -> N
         notice(f"{run.info.model}: {told}.", quiet=quiet)
 
 
+def notice_chance(run: Any, sets: Collection[str], *, quiet: bool = False) -> None:
+    """Tell of ID sets whose accuracy is no better than guessing: something does not fit."""
+    from gradscore.evaluation import chance_accuracies
+
+    drawn = run.info.weights == "random"
+    cause = (
+        "the weights are random"
+        if drawn
+        else "the weights, the labels' numbering or the preprocessing do not belong to this model"
+    )
+    for name, figure in chance_accuracies(run, sets).items() if not quiet else ():
+        notice(
+            f"{name}: ID accuracy {figure.share:.1%} of {figure.labelled:,} images is chance for "
+            f"{run.info.classes:,} classes: {cause}."
+        )
+
+
 def notice_fits(questions: Sequence[Any], sets: Collection[str], *, quiet: bool = False) -> None:
     """Tell which of ``sets`` a method has seen before: it knows those better than any others."""
     learners = defaultdict(dict)

@@ -12,7 +12,7 @@ from gradscore.cli.options import (
     quiet_option,
     run_option,
 )
-from gradscore.cli.questions import notice_fits, notice_outputs
+from gradscore.cli.questions import notice_chance, notice_fits, notice_outputs
 
 SHOWN = 5
 
@@ -49,6 +49,7 @@ def score(run_path, model, sets, methods, backend, output, quiet, **options) -> 
         _show(blocks)
     notice_fits(questions, sets, quiet=quiet)
     notice_outputs(run, sets, quiet=quiet)
+    notice_chance(run, sets, quiet=quiet)
 
 
 def _show(blocks) -> None:

@@ -170,7 +170,7 @@ def _refuse_unscaled(images: NDArray, source: str) -> None:
     elif eight_bits:
         remedy = "divide by 255 where 255 is white, or store uint8"
     elif low < 0:
-        remedy = "store them before normalisation; --mean and --std say how they are normalised"
+        remedy = "store them before normalisation, which is the model's `preprocessing`"
     else:
         remedy = "divide by the value that is white, and store floats"
     raise DataError(

@@ -67,7 +67,7 @@ def decode_image(content: bytes, name: str) -> Image.Image:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(
             f"{name}: expected an image of at most {Image.MAX_IMAGE_PIXELS} pixels, got "
-            f"{_pixels_of(error)}; --max-pixels N raises the limit, where the file can be trusted."
+            f"{_pixels_of(error)}; `max_pixels=N` raises the limit, where the file can be trusted."
         ) from None
     except UnknownScale as error:
         raise DataError(f"{name}: {error}") from None

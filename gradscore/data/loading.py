@@ -78,7 +78,8 @@ class _Decoded(Dataset):
         if self.shape is not None and tuple(tensor.shape) != self.shape:
             raise DataError(
                 f"{self.images.paths[place]}: expected {list(self.shape)} after preprocessing, as "
-                f"the first image, got {list(tensor.shape)}; give --resize and --crop."
+                f"the first image, got {list(tensor.shape)}; give "
+                "`preprocessing={'resize': S, 'crop': S}`."
             )
         return tensor
 
@@ -148,7 +149,7 @@ def _check_descriptors(workers: int) -> None:
     if 0 <= allowed < wanted:
         raise DataError(
             f"Expected to be allowed {wanted} open files for {workers} decoding processes, got "
-            f"{allowed}; choose fewer --workers (0 needs none), or raise the limit (ulimit -n)."
+            f"{allowed}; choose fewer `workers=N` (0 needs none), or raise the limit (ulimit -n)."
         )
 
 
@@ -168,8 +169,8 @@ def decoding_processes() -> Iterator[None]:
         if isinstance(error, RuntimeError) and "DataLoader worker" not in text:
             raise
         raise DataError(
-            f"A decoding process ended: {text or type(error).__name__}; use fewer --workers, or "
-            "--workers 0, which shows what ends it."
+            f"A decoding process ended: {text or type(error).__name__}; use fewer `workers=N`, "
+            "or `workers=0`, which shows what ends it."
         ) from error
 
 

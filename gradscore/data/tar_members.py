@@ -36,7 +36,8 @@ def sound_members(archive: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarI
             continue
         if member.issparse():
             raise ValueError(
-                f"member {member.name!r} is stored with holes; pack the archive without --sparse"
+                f"member {member.name!r} is stored with holes; pack the archive anew, no file as "
+                "sparse"
             )
         yield member
 

@@ -41,7 +41,7 @@ from gradscore.extraction.opening import (
     open_sets,
     what_to_know,
 )
-from gradscore.extraction.options import check_options
+from gradscore.extraction.options import check_options, check_sets, several
 from gradscore.extraction.plan import (
     agree_on_passes,
     keep_passes,
@@ -74,13 +74,13 @@ def extract(
     run: str | os.PathLike,
     *,
     layers: str | Sequence[str] = "all",
-    p: Sequence[float] = (1.0,),
-    temperature: Sequence[float] | None = None,
-    target: Sequence[str] = ("uniform",),
-    keep: Sequence[str] = (),
+    p: float | Sequence[float] = (1.0,),
+    temperature: float | Sequence[float] | None = None,
+    target: str | Sequence[str] = ("uniform",),
+    keep: str | Sequence[str] = (),
     keep_dtype: str = "float32",
     record: str | Sequence[str] = (),
-    epsilon: Sequence[float] = (),
+    epsilon: float | Sequence[float] = (),
     fit: str | None = None,
     preprocessing: Preprocessing | Mapping[str, Any] | None = None,
     weights: str | os.PathLike | None = None,
@@ -148,7 +148,10 @@ def extract(
         WeightsError: If the weights cannot be had.
         RunError: If the run differs in a field, is in use or damaged, or cannot be written.
     """
-    check_options(sets, device, precision, workers, on_error, gradients, shard_rows)
+    check_sets(sets, limit, blocks)
+    check_options(device, precision, workers, on_error, gradients, shard_rows)
+    p, target, keep, record = map(several, (p, target, keep, record))
+    temperature, epsilon = several(temperature), several(epsilon)
     check_batch_size(batch_size)
     check_recording(record, epsilon, fit)
     check_format(Path(run))

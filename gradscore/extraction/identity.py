@@ -17,7 +17,7 @@ from gradscore.models import create_model
 from gradscore.models.groups import parameter_groups
 from gradscore.models.head import Head, find_head
 from gradscore.models.libraries import IMAGENET
-from gradscore.models.preprocessing import Preprocessing
+from gradscore.models.preprocessing import CHANGEABLE, Preprocessing
 from gradscore.models.weights import absolute, weights_sha256
 from gradscore.outputs import OutputWatch, check_classes, logits_of
 from gradscore.run import HeadInfo, RunInfo, RunStore, require_newest
@@ -84,16 +84,32 @@ def resolve_model(
     else:
         raise InvalidArgument(f"Expected a model's spec or an nn.Module, got {model!r}.")
     chosen, overrides = getattr(network, "preprocessing", None), {}
-    if isinstance(preprocessing, Mapping):
-        overrides = preprocessing
+    if isinstance(chosen, Mapping):
+        chosen = Preprocessing.from_dict(chosen)
+    if isinstance(preprocessing, Mapping) and chosen is None:
+        chosen = Preprocessing.from_dict(preprocessing)
+    elif isinstance(preprocessing, Mapping):
+        overrides = _known_fields(preprocessing)
     elif preprocessing is not None:
         chosen = preprocessing
     if not isinstance(chosen, Preprocessing):
-        raise InvalidArgument(f"Expected preprocessing with a module of your own, got {chosen!r}.")
+        raise InvalidArgument(
+            "Expected preprocessing with a module of your own, such as `preprocessing={'resize': "
+            f"32, 'crop': 32, 'mean': 0.5, 'std': 0.5}}`, got {chosen!r}."
+        )
     kind = type(network)
     spec = getattr(network, "spec", None) or f"{kind.__module__}.{kind.__qualname__}"
     assumed = chosen is IMAGENET
     return Subject(network, chosen.with_overrides(**overrides), spec, text, assumed)
+
+
+def _known_fields(overrides: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name in overrides:
+        if name not in CHANGEABLE:
+            raise InvalidArgument(
+                f"Expected preprocessing with fields of {', '.join(CHANGEABLE)}, got {name!r}."
+            )
+    return overrides
 
 
 def describe(
@@ -212,7 +228,7 @@ def require_equal(what: str, field: str, old: Any, new: Any) -> None:
                 field, old, new = f"{field}.{key}", old.get(key), new.get(key)
                 break
     raise RunError(
-        f"{what} has {field} {old!r}, got {new!r}; give the same, or choose another --run."
+        f"{what} has {field} {old!r}, got {new!r}; give the same, or choose another run."
     )
 
 

@@ -58,7 +58,7 @@ def device_for(device: str, precision: str) -> torch.device:
     """
     there = torch.cuda.is_available()
     if device == "cuda" and not there:
-        raise ModelError("Expected a CUDA device, found none; use --device cpu.")
+        raise ModelError("Expected a CUDA device, found none; use `device='cpu'`.")
     place = torch.device("cuda" if there and device != "cpu" else "cpu")
     if precision == "tf32" and place.type != "cuda":
         raise ModelError("Expected a CUDA device for precision tf32, got a CPU; use float32.")
@@ -86,6 +86,6 @@ def memory_for(images: Tensor) -> Iterator[None]:
         if not memory_ended(error) and NO_ENGINE not in str(error):
             raise
         raise OutOfMemory(
-            f"Out of memory with {len(images)} images at once; choose a smaller --batch-size, "
-            "or --batch-size auto."
+            f"Out of memory with {len(images)} images at once; choose a smaller "
+            "`batch_size=N`, or `batch_size='auto'`."
         ) from error

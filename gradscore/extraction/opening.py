@@ -12,7 +12,7 @@ from gradscore.data import ImageSet, first_readable, open_set
 from gradscore.errors import DataError
 from gradscore.extraction.identity import Subject, require_equal
 from gradscore.models.class_names import known_class_names
-from gradscore.models.preprocessing import Preprocessing
+from gradscore.models.preprocessing import CHANGEABLE, Preprocessing
 from gradscore.run import RunStore, SetInfo, remove_command
 
 Sets = Mapping[str, tuple[str | None, str | os.PathLike]]
@@ -21,7 +21,6 @@ LABELLED = ("id", "fit")
 GROWTH = 3
 """Images that are enlarged so many times are told of."""
 LOOKED_AT = 3
-CHANGEABLE = ("resize", "crop", "mean", "std", "interpolation")
 
 
 @dataclass(frozen=True)
@@ -169,8 +168,8 @@ def what_to_know(subject: Subject, opened: Mapping[str, ImageSet], classes: int)
         how = ", ".join(f"{name} {fields[name]}" for name in CHANGEABLE)
         assumed = "; what was not given is ImageNet's, as the model has no `preprocessing`"
         yield (
-            f"{subject.spec}: {how}{assumed if subject.assumed else ''}; --resize, --crop, "
-            "--mean, --std and --interpolation change it."
+            f"{subject.spec}: {how}{assumed if subject.assumed else ''}; "
+            "`preprocessing={'resize': S, 'crop': S, 'mean': M, 'std': D}` changes it."
         )
     for name, images in opened.items():
         yield f"{name}: {_described(images, classes)}"
@@ -212,7 +211,8 @@ def _growth(name: str, images: ImageSet, preprocessing: Preprocessing) -> Iterat
         factor, side = short / min(height, width), min(height, width)
         yield (
             f"{name}: images of {height} x {width} pixels are enlarged {factor:.3g} times; if the "
-            f"model learned from images of that size, give --resize {side} --crop {side}."
+            "model learned from images of that size, give "
+            f"`preprocessing={{'resize': {side}, 'crop': {side}}}`."
         )
 
 
@@ -251,7 +251,7 @@ def agree_on_set(store: RunStore, name: str, role: str | None, images: ImageSet)
     if more < 0 and images.source == known.source:
         raise DataError(
             f"Set {name} of the run {store.path} has {known.rows:,} images, got {len(images):,}; "
-            f"give --limit {known.rows} or more, or forget the set with {remove}."
+            f"give `limit={known.rows}` or more, or forget the set with {remove}."
         )
     raise DataError(
         f"The images of set {name} have changed since they were recorded: {known.rows:,} of "

@@ -46,8 +46,8 @@ def norm_passes(
     Raises:
         InvalidArgument: If a value is out of range, or ``layers`` match nothing.
     """
+    parameters = select(list(info.parameters), info.groups, layers)
     text = layers if isinstance(layers, str) else ",".join(layers)
-    parameters = select(list(info.parameters), info.groups, text)
     targets = [check_target(t, RECORDED_TARGETS) for t in dict.fromkeys(target)]
     if info.head.closed_form and set(parameters) == set(info.head.weights):
         targets = [t for t in targets if t == "all-ones"]

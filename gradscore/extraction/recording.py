@@ -57,21 +57,21 @@ def check_recording(
             raise InvalidArgument(f"Expected record {' or '.join(RECORDED)}, got {method!r}.")
     if epsilon and "odin" not in methods:
         raise InvalidArgument(
-            f"Expected epsilon with record odin only, got {epsilon[0]}; add --record odin."
+            f"Expected epsilon with record odin only, got {epsilon[0]}; add `record='odin'`."
         )
     if fit is not None and "mahalanobis" not in methods:
         raise InvalidArgument(
-            f"Expected fit with record mahalanobis only, got {fit!r}; add --record mahalanobis."
+            f"Expected fit with record mahalanobis only, got {fit!r}; add `record='mahalanobis'`."
         )
     if "odin" in methods and not (epsilon and all(check_epsilon(e) for e in epsilon)):
         raise InvalidArgument(
             f"Expected epsilon > 0 to record odin with, got {', '.join(map(str, epsilon)) or None}"
-            "; without perturbation the logits of every run answer it, with it give --epsilon E."
+            "; without perturbation the logits of every run answer it, with it give `epsilon=E`."
         )
     if "mahalanobis" in methods and fit is None:
         raise InvalidArgument(
             "Expected a labelled ID set to fit to, to record mahalanobis with, got none; "
-            "name it with --fit SET."
+            "name it with `fit='SET'`."
         )
 
 
@@ -98,7 +98,7 @@ def open_fit_set(
         known = RunStore(run).sets if (run / RUN_FILE).exists() else {}
         if name not in known:
             raise NotRecorded(
-                f"Unknown set {name!r} to fit to; give it, too, as --data {name}=PATH."
+                f"Unknown set {name!r} to fit to; give its images, too, as a set of that name."
             )
         entry = known[name]
         images = opener(entry.source, entry.role, entry.rows)
@@ -145,7 +145,7 @@ class Reader:
         waiting: list[Batch] = []
         for number, batch in enumerate(loader, start=1):
             if batch.failed and not self.skip:
-                hint = "Leave such images out with --on-error skip."
+                hint = "Leave such images out with `on_error='skip'`."
                 raise DataError(f"{batch.failed[0][1]} {hint}")
             if len(batch.index):
                 waiting.append(batch)

@@ -57,5 +57,5 @@ class SamePictures:
             raise DataError(
                 f"{self._images.paths[place]} (image {place} of {self._set}) is not the picture "
                 f"that was recorded: its logits are {apart[row]:.3g} away from those in the run, "
-                f"more than {bound:.3g}. Put that picture back, or extract to another --run."
+                f"more than {bound:.3g}. Put that picture back, or extract to another run."
             )

@@ -93,7 +93,7 @@ class ShardWriter:
                 already, and so could be read before.
         """
         if failed and (not self._skip or BASE not in self._passes):
-            hint = " Leave such images out with --on-error skip." if not self._skip else ""
+            hint = " Leave such images out with `on_error='skip'`." if not self._skip else ""
             raise DataError(f"{failed[0][1]}{hint}")
 
     def put(self, batch: Computed) -> None:

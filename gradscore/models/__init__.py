@@ -67,7 +67,7 @@ def create_model(spec: str, weights: str | Path | None = None) -> nn.Module:
         rename = RENAMED.get(parsed.family, dict)
         notices = fit_weights(model, load_weights(weights), rename)
     elif weights is None and parsed.family == "python":
-        notices = (f"The weights are those that {parsed} gives; --weights FILE takes others.",)
+        notices = (f"The weights are those that {parsed} gives; `weights='FILE'` takes others.",)
     model = model.float().eval()
     model.preprocessing, model.spec, model.notices = preprocessing, str(parsed), notices
     model.class_names = getattr(model, "class_names", None)

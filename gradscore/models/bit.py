@@ -65,8 +65,8 @@ def build(name: str, arguments: dict, pretrained: bool) -> tuple[nn.Module, Prep
         raise ModelError(f"Expected bit: one of {', '.join(NAMES)}, got {name!r}.")
     if pretrained:
         raise WeightsError(
-            f"bit:{name} comes without weights: give --weights FILE (Google's {name}.npz or the "
-            "paper's .pth.tar), or --weights random."
+            f"bit:{name} comes without weights: give `weights='FILE'` (Google's {name}.npz or "
+            "the paper's .pth.tar), or `weights='random'`."
         )
     model, _ = build_timm(NAMES[name], arguments, pretrained=False)
     for module in model.modules():

@@ -111,7 +111,7 @@ def build(name: str, arguments: dict, pretrained: bool) -> tuple[nn.Module, Prep
         )
     if pretrained:
         raise WeightsError(
-            f"cifar:{name} comes without weights: give --weights FILE, or --weights random."
+            f"cifar:{name} comes without weights: give `weights='FILE'`, or `weights='random'`."
         )
     projected = plain != name
     model = ResNet(DEPTHS[plain], projected=projected, **arguments)

@@ -43,7 +43,9 @@ def build_timm(name: str, arguments: dict, pretrained: bool) -> tuple[nn.Module,
         raise ModelError(f"timm knows no model {name!r}{_suggest(name, known)}")
     own = sorted(LOADING & set(arguments))
     if own:
-        raise ModelError(f"timm:{name} takes its weights from --weights alone, not from {own[0]}.")
+        raise ModelError(
+            f"timm:{name} takes its weights from `weights='FILE'` alone, not from {own[0]}."
+        )
     with cache_alone_if_offline():
         model = _created(
             lambda fetch: timm.create_model(name, pretrained=fetch, **arguments),
@@ -99,7 +101,7 @@ def build_torchvision(
     if not pretrained and name in ("googlenet", "inception_v3"):
         arguments = {"transform_input": True, "init_weights": False, **arguments}
     if "weights" not in accepted or "weights" in arguments:
-        raise ModelError(f"torchvision:{name} takes its weights from --weights alone.")
+        raise ModelError(f"torchvision:{name} takes its weights from `weights='FILE'` alone.")
     model = _created(
         lambda fetch: models.get_model(name, weights=weights if fetch else None, **arguments),
         f"torchvision:{name}",
@@ -179,8 +181,8 @@ def _created(create: Any, spec: str, pretrained: bool) -> nn.Module:
         reason = f"{type(error).__name__}: {reason[0] if reason else 'no reason given'}"
         if pretrained and not isinstance(error, TypeError):
             raise WeightsError(
-                f"Cannot fetch the pretrained weights of {spec}: give --weights FILE, or "
-                f"--weights random. {reason}"
+                f"Cannot fetch the pretrained weights of {spec}: give `weights='FILE'`, or "
+                f"`weights='random'`. {reason}"
             ) from error
         raise ModelError(f"Cannot build {spec}. {reason}") from error
 

@@ -29,6 +29,8 @@ INTERPOLATIONS = {
     for name in ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 }
 CENTRES = ("nearest", "before")
+CHANGEABLE = ("resize", "crop", "mean", "std", "interpolation")
+"""Fields that users set, one by one."""
 
 
 @dataclass(frozen=True)
@@ -237,7 +239,7 @@ def _resized(resize: Size | None, height: int, width: int) -> tuple[int, int]:
     if short < 1 or resize * long > (Image.MAX_IMAGE_PIXELS or math.inf):
         raise InvalidArgument(
             f"Expected a picture of at most {Image.MAX_IMAGE_PIXELS} pixels at a short side of "
-            f"{resize}, got [{height}, {width}]; give --resize HxW."
+            f"{resize}, got [{height}, {width}]; give `preprocessing={{'resize': 'HxW'}}`."
         )
     return (resize, long) if height <= width else (long, resize)
 

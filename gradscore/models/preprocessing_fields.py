@@ -75,8 +75,8 @@ def refuse_padding(resize: Size | None, crop: Size | None) -> None:
     if any(side > there for side, there in zip(wanted, sides, strict=True)):
         raise InvalidArgument(
             f"Expected a crop within the resized image, got resize {_shown(resize)} and crop "
-            f"{_shown(crop)}. An image is first scaled to --resize (its short side, or height x "
-            "width), then --crop is cut from its centre; give both."
+            f"{_shown(crop)}. An image is first scaled (its short side, or to height x width), "
+            "then cropped; give `preprocessing={'resize': S, 'crop': S}`."
         )
 
 

@@ -79,14 +79,14 @@ def load_weights(path: str | Path) -> Weights:
     if chosen is None:
         raise WeightsError(
             f"{str(file)!r} holds several sets of weights: {listed(sorted(entries))}; choose one "
-            f"by --weights '{file}#{min(entries)}'."
+            f"by `weights={f'{file}#{min(entries)}'!r}`."
         )
     others = sorted(entries.keys() - {chosen})
     averaged = [name for name in others if AVERAGED.search(name)]
     kind = "averaged weights" if averaged else "other weights"
     notice = (
         f"{file.name} holds {kind} too ({listed(others)}); taken was {chosen!r}, "
-        f"--weights '{file}#{(averaged or others)[0]}' takes another."
+        f"`weights={f'{file}#{(averaged or others)[0]}'!r}` takes another."
     )
     return Weights(entries[chosen], f"{file}#{chosen}", (notice,))
 

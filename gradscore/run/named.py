@@ -68,7 +68,7 @@ def model_of(
     if weights is not None and os.sep in weights and os.path.abspath(weights) != weights:
         raise RunError(
             f"Expected the absolute path of the model's weights in the run {path}, got "
-            f"{weights!r}; give --weights FILE."
+            f"{weights!r}; give `weights='FILE'`."
         )
     return info.model, weights
 

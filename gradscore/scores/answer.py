@@ -195,7 +195,7 @@ def _kernel_device(backend: str, needs: Sequence[Needs]) -> str | None:
     if asked and not any({"features", "logits"} <= set(n.fields) and n.shared for n in needs):
         raise InvalidArgument(
             "Expected a question that backend 'triton' serves, gradnorm with layers last, "
-            "got none; choose --backend auto."
+            "got none; choose `backend='auto'`."
         )
     return device if asked else None
 

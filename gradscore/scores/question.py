@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -67,7 +67,7 @@ class Question:
                 value = method.options.get(option)
             if value is None and option in method.required:
                 raise InvalidArgument(
-                    f"Method {self.method} needs the option {option}; give --{option}."
+                    f"Method {self.method} needs the option {option}; give `{option}=...`."
                 )
             if value is not None and option in _CHECKS:
                 value = _CHECKS[option](value)
@@ -152,6 +152,17 @@ def column_names(questions: Sequence[Question]) -> list[str]:
     return names
 
 
+def make_question(method: str, **options: Any) -> Question:
+    """Return the question of one method, its options as keywords.
+
+    Raises:
+        InvalidArgument: If an option is unknown; the message lists all. Else as
+            :class:`Question`.
+    """
+    _refuse_unknown(options)
+    return Question(method, **options)
+
+
 def make_questions(methods: Iterable[str], **options: Any) -> list[Question]:
     """Return a question for each method, each with those options that it honours.
 
@@ -166,10 +177,8 @@ def make_questions(methods: Iterable[str], **options: Any) -> list[Question]:
     from gradscore.scores import find_method
 
     chosen = [find_method(name) for name in dict.fromkeys(methods)]
-    known = {entry.name for entry in fields(Question)} - {"method"}
+    _refuse_unknown(options)
     for option, value in options.items():
-        if option not in known:
-            raise InvalidArgument(f"Unknown option {option}; known: {', '.join(OPTIONS)}.")
         if value is not None and not any(option in method.options for method in chosen):
             raise InvalidArgument(
                 f"None of the chosen methods ({', '.join(m.name for m in chosen)}) "
@@ -185,3 +194,9 @@ def make_questions(methods: Iterable[str], **options: Any) -> list[Question]:
         for values in product(*honoured.values()):
             questions.append(Question(method.name, **dict(zip(honoured, values, strict=True))))
     return questions
+
+
+def _refuse_unknown(options: Iterable[str]) -> None:
+    for option in options:
+        if option not in OPTIONS:
+            raise InvalidArgument(f"Unknown option {option}; known: {', '.join(OPTIONS)}.")

@@ -91,7 +91,10 @@ def _remedy(model: nn.Module, images: Tensor) -> str:
         return f"Its parameters are {first.dtype}: convert one to the other."
     if images.ndim == 3:
         return "A lone image has a batch axis, too: images[None]."
-    return "The size of images is set by --resize and --crop, or by the model's `preprocessing`."
+    return (
+        "The size of images is set by `preprocessing={'resize': S, 'crop': S}`, or by the model's "
+        "own `preprocessing`."
+    )
 
 
 def check_eval_mode(model: nn.Module) -> None:

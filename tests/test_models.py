@@ -113,7 +113,7 @@ def test_a_failed_download_says_what_to_do():
         libraries._created(create, "timm:resnet18", pretrained=True)
     assert str(caught.value) == (
         "Cannot fetch the pretrained weights of timm:resnet18: give `weights='FILE'`, or "
-        "--weights random. OSError: Name or service not known"
+        "`weights='random'`. OSError: Name or service not known"
     )
 
 

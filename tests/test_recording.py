@@ -287,7 +287,7 @@ def test_a_set_of_the_run_can_be_fitted_to_later(tmp_path):
         ({"record": "mahalanobis"}, "labelled ID set to fit to, to record mahalanobis with"),
         (
             {"record": "mahalanobis", "fit": "absent"},
-            "Unknown set 'absent' to fit to; give it, too, as --data absent=PATH",
+            "Unknown set 'absent' to fit to; give its images, too, as a set of that name",
         ),
         ({"record": "mahalanobis", "fit": "noise"}, "no image of set 'noise' has one"),
     ],

@@ -83,7 +83,9 @@ def test_a_limit_is_told_of(tmp_path):
 
 def test_labels_beyond_the_classes_are_counted(tmp_path):
     folder = folder_of(tmp_path / "a", "1/a.png", "2/a.png", "3/a.png", "3/b.png")
-    expected = r"Expected labels of 0 to 2 in set 'a', got 3 \(3/a.png\); 2 of 4 .* count from 1"
+    expected = (
+        r"Expected labels of 0 to 2 in set 'a', got 3 \(3/a.png\); 2 of 4 .* number the folders"
+    )
     with pytest.raises(DataError, match=expected):
         extract(make_model(), {"a": ("id", folder)}, tmp_path / "run")
 
@@ -175,3 +177,12 @@ def test_a_larger_limit_extends_a_run(tmp_path):
     (folder / "0" / "new.png").write_bytes((folder / "0" / "1.png").read_bytes())
     with pytest.raises(DataError, match="images of set a have changed since they were recorded"):
         extract(model, sets, tmp_path / "run", limit=15, **how)
+
+
+def test_a_skipped_image_is_named_once(tmp_path):
+    folder = folder_of(tmp_path / "a", "1.png", "2.png")
+    (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:40])
+    how = ["--model", "digits", "--layers", "last", "--run", str(tmp_path / "run")]
+    done = CliRunner().invoke(cli, ["extract", "--ood", f"a={folder}", "--on-error", "skip", *how])
+    (line,) = [line for line in done.stderr.splitlines() if "2.png" in line]
+    assert line.count("2.png") == 1

@@ -283,7 +283,8 @@ def _report(store, sets: list[str], fit: str | None, quiet: bool) -> None:
         if entry.failed:
             notice(f"{name}: {counted(len(entry.failed), 'image')} skipped:")
         for row in entry.failed:
-            notice(f"  {row.path}: {row.reason}")
+            named = row.path in row.reason
+            notice(f"  {row.reason}" if named else f"  {row.path}: {row.reason}")
     for entry in store.info.fits.values():
         if entry.notice and fit in entry.sets:
             notice(f"{fit}: {entry.notice}.", quiet=quiet)

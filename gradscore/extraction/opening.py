@@ -147,7 +147,11 @@ def check_labels(name: str, images: ImageSet, classes: int) -> None:
     if beyond.any():
         place, known = int(beyond.argmax()), images.labels[images.labels >= 0]
         from_one = known.min() == 1 and known.max() == classes
-        hint = " They seem to count from 1; give a list that counts from 0." if from_one else ""
+        hint = (
+            " They seem to count from 1: number the folders from 0, or give a list (path,label) "
+            "that does."
+        )
+        hint = hint if from_one else ""
         raise DataError(
             f"Expected labels of 0 to {classes - 1} in set {name!r}, got {images.labels[place]} "
             f"({images.paths[place]}); {int(beyond.sum()):,} of {len(images):,} images are "

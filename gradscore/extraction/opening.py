@@ -207,7 +207,7 @@ def _growth(name: str, images: ImageSet, preprocessing: Preprocessing) -> Iterat
         if rows > height or columns > width:
             yield (
                 f"{name}: images of {height} x {width} pixels are padded with black to the crop "
-                f"of {rows} x {columns}; --resize scales them."
+                f"of {rows} x {columns}; `preprocessing={{'resize': S}}` scales them."
             )
         return
     short = target if isinstance(target, int) else min(target)

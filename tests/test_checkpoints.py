@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import functools
 import json
 import pathlib
 import pickle
@@ -216,3 +217,56 @@ def test_what_was_chosen_is_said_before_the_first_image(tmp_path):
     told = result.stderr.splitlines()
     recorded = next(i for i, line in enumerate(told) if "recorded" in line)
     assert recorded > max(i for i, line in enumerate(told) if "w.ckpt" in line)
+
+
+def test_arrays_and_optimisers_beside_the_weights_are_not_looked_at(tmp_path):
+    beside = {
+        "history": np.arange(3.0),
+        "rng": np.random.RandomState(0).get_state(),
+        "optimizer": functools.partial(torch.optim.Adam, lr=0.1),
+    }
+    torch.save({"state_dict": state(2.0), "hyper_parameters": beside}, tmp_path / "w.ckpt")
+    assert loaded(tmp_path / "w.ckpt")[0] == 2.0
+
+
+def below(prefix, value):
+    return {f"{prefix}.{name}": tensor for name, tensor in state(value).items()}
+
+
+@pytest.mark.parametrize("entry", ["", "model"])
+def test_a_part_of_the_names_that_fits_is_told_of_and_taken(tmp_path, entry):
+    path = tmp_path / "w.pth"
+    names = {**below("teacher.backbone", 2.0), **below("student.backbone", 3.0)}
+    names["n_averaged"] = torch.tensor(4)
+    torch.save({entry: names, "epoch": 1} if entry else names, path)
+    with pytest.raises(WeightsError) as caught:
+        loaded(path)
+    for part, value in (("teacher.backbone", 2.0), ("student.backbone", 3.0)):
+        assert f"`weights='{path}#{part}'`" in str(caught.value)
+        assert loaded(f"{path}#{part}") == (value, ())
+        if entry:
+            assert loaded(f"{path}#{entry}.{part}")[0] == value
+
+
+def test_a_part_of_one_entry_of_several_has_the_entry_before_it(tmp_path):
+    path = tmp_path / "w.pth"
+    teacher = {**below("backbone", 2.0), "head.weight": torch.zeros(2)}
+    torch.save({"student": state(1.0), "teacher": teacher, "loss": {"c": torch.zeros(1)}}, path)
+    with pytest.raises(WeightsError, match=r"choose one by `weights='.*#teacher'`"):
+        loaded(path)
+    with pytest.raises(WeightsError, match=r"A part of it fits: `weights='.*#teacher\.backbone'`"):
+        loaded(f"{path}#teacher")
+    assert loaded(f"{path}#teacher.backbone")[0] == 2.0
+
+
+def test_a_part_that_does_not_fit_is_not_told_of(tmp_path):
+    torch.save(below("a", 1.0) | {"b.1.weight": torch.zeros(2)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError) as caught:
+        fit_weights(nn.Linear(9, 9), load_weights(tmp_path / "w.pth"))
+    assert "A part of it" not in str(caught.value)
+
+
+def test_a_whole_model_in_an_entry_is_named(tmp_path):
+    torch.save({"epoch": -1, "ema": None, "model": network()}, tmp_path / "best.pt")
+    with pytest.raises(WeightsError, match=r"pickled object under 'model' \(torch\.nn\.modules\."):
+        load_weights(tmp_path / "best.pt")

@@ -152,8 +152,8 @@ model_options = chained(
         "--weights",
         metavar="FILE[#KEY]",
         help="Weight file (.safetensors, .pth, .ckpt, .npz, ...), or `random`. #KEY takes one set "
-        "of a checkpoint that holds several. Default: the pretrained weights of the model's "
-        "library, or those that the python: factory made.",
+        "of a checkpoint that holds several, or the names that begin with KEY. Default: the "
+        "pretrained weights of the model's library, or those that the python: factory made.",
     ),
 )
 

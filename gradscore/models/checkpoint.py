@@ -37,9 +37,11 @@ _REFUSED = re.compile(r"GLOBAL (\S+) was not an allowed global")
 _CLASS = re.compile(r"\w+(\.\w+)*\.[A-Z_]\w*")
 """Full name of a class, by the convention that functions begin in lower case."""
 _VALUES = re.compile(
-    r"numpy\.(dtype|dtypes\.\w+|(_core|core)\.multiarray\.scalar)|_codecs\.encode"
+    r"numpy\.(dtype|dtypes\.\w+|ndarray|(_core|core)\.multiarray\.(scalar|_reconstruct))"
+    r"|_codecs\.encode|functools\.partial"
 )
-"""What NumPy's numbers are pickled by, such as the best accuracy of a training."""
+"""What pickles call for values beside the weights: NumPy's numbers and arrays, such as the best
+accuracy or the state of a generator, and optimisers with their settings."""
 _FOREIGN = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself: fetch it with git lfs "
     "pull",
@@ -216,6 +218,12 @@ def _entries(content: Any, path: Path) -> dict[str, dict[str, Tensor]]:
                 found[inner_name] = dict(inner)
     if found:
         return found
+    for name in sorted(content, key=lambda name: name not in PLAIN):
+        if whole := getattr(content[name], "pickled_class", ""):
+            raise WeightsError(
+                f"{str(path)!r} holds a whole pickled object under {name!r} ({whole}), which is "
+                f"never loaded; save its weights alone where it was made: {SAVE}."
+            )
     strays = [
         name for name, value in content.items() if not isinstance(value, Tensor | Mapping)
     ] or [f"{name!r} (no text)" for name in content if not isinstance(name, str)]

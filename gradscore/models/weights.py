@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from gradscore.models.checkpoint import AVERAGED, PLAIN, listed, read_entries
 Renaming = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 DEEPEST = 16
 """Parts of a prefix that are tried; names of files may be of any length."""
+MOST_PARTS = 32
+"""Prefixes of a file's names that are tried where the whole does not fit."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,13 @@ class Weights:
         tensors: On the CPU, in the types that the file holds.
         source: What errors call them: the file, and the entry taken.
         notices: What the user should know of the choice, in sentences.
+        place: What the ``FILE#KEY`` of a prefix of their names begins with.
     """
 
     tensors: dict[str, Tensor]
     source: str
     notices: tuple[str, ...] = ()
+    place: str = ""
 
 
 def split_key(path: str | Path) -> tuple[Path, str | None]:
@@ -56,7 +61,8 @@ def load_weights(path: str | Path) -> Weights:
     """Return the named tensors of a weight file.
 
     A checkpoint's weights as trained are taken out of their entry (``state_dict``, ``model``,
-    ...); ``FILE#KEY`` takes another. Pickled code is never run.
+    ...); ``FILE#KEY`` takes another, or the names that begin with KEY alone. Pickled code is
+    never run.
 
     Args:
         path: A .safetensors, .npz or PyTorch file (.pth, .pt, .th, .tar, .bin, .ckpt), a folder
@@ -69,17 +75,20 @@ def load_weights(path: str | Path) -> Weights:
     file, key = split_key(path)
     entries = read_entries(file)
     if key is not None:
+        if key not in entries and (below := _below(entries, key)):
+            return Weights(below, f"{file}#{key}", place=f"{file}#{key}.")
         if key not in entries:
             known = listed(sorted(name or "no entries: leave out the key" for name in entries))
             raise WeightsError(f"Expected an entry of {str(file)!r}, got {key!r}; it has {known}.")
-        return Weights(entries[key], f"{file}#{key}")
+        return Weights(entries[key], f"{file}#{key}", place=f"{file}#{key}.")
     if len(entries) == 1:
-        return Weights(next(iter(entries.values())), str(file))
+        return Weights(next(iter(entries.values())), str(file), place=f"{file}#")
     chosen = next((name for name in PLAIN if name in entries), None)
     if chosen is None:
+        largest = max(sorted(entries), key=lambda name: len(entries[name]))
         raise WeightsError(
             f"{str(file)!r} holds several sets of weights: {listed(sorted(entries))}; choose one "
-            f"by `weights={f'{file}#{min(entries)}'!r}`."
+            f"by `weights={f'{file}#{largest}'!r}`."
         )
     others = sorted(entries.keys() - {chosen})
     averaged = [name for name in others if AVERAGED.search(name)]
@@ -88,7 +97,23 @@ def load_weights(path: str | Path) -> Weights:
         f"{file.name} holds {kind} too ({listed(others)}); taken was {chosen!r}, "
         f"`weights={f'{file}#{(averaged or others)[0]}'!r}` takes another."
     )
-    return Weights(entries[chosen], f"{file}#{chosen}", (notice,))
+    return Weights(entries[chosen], f"{file}#{chosen}", (notice,), f"{file}#{chosen}.")
+
+
+def _below(entries: Mapping[str, dict[str, Tensor]], key: str) -> dict[str, Tensor]:
+    """Return the tensors of an entry, or of the only one, whose names begin with ``key``."""
+    for entry, tensors in entries.items():
+        heads = ["", f"{entry}."] if len(entries) == 1 else [f"{entry}."]
+        for head in heads:
+            prefix = f"{key.removeprefix(head)}." if key.startswith(head) else ""
+            found = {
+                name.removeprefix(prefix): tensor
+                for name, tensor in tensors.items()
+                if prefix and name.startswith(prefix)
+            }
+            if found:
+                return found
+    return {}
 
 
 def fit_weights(model: nn.Module, weights: Weights, rename: Renaming = dict) -> tuple[str, ...]:
@@ -122,7 +147,24 @@ def fit_weights(model: nn.Module, weights: Weights, rename: Renaming = dict) -> 
         if fewest is None or count < fewest[0]:
             fewest = count, faults
     assert fewest is not None, "the names as they are were tried"
-    raise WeightsError(f"The weights of {weights.source} do not fit the model. {fewest[1]}.")
+    raise WeightsError(
+        f"The weights of {weights.source} do not fit the model. {fewest[1]}."
+        f"{_fitting_part(own, weights, rename)}"
+    )
+
+
+def _fitting_part(own: Mapping[str, Tensor], weights: Weights, rename: Renaming) -> str:
+    """Return how to take the names below a prefix alone, where these fit: a part of the file."""
+    times: Counter[str] = Counter()
+    for name in weights.tensors:
+        parts = name.split(".")[:DEEPEST]
+        times.update(".".join(parts[:deep]) for deep in range(1, len(parts)))
+    fitting = []
+    for prefix, count in times.most_common(MOST_PARTS) if weights.place else ():
+        tensors = _below({"": weights.tensors}, prefix)
+        if count >= len(own) // 2 and not _faults(own, rename(tensors))[0]:
+            fitting.append(f"`weights={weights.place + prefix!r}`")
+    return f" A part of it fits: {' or '.join(fitting)}." if fitting else ""
 
 
 def _without_prefixes(tensors: dict[str, Tensor]) -> list[tuple[str, dict[str, Tensor]]]:

@@ -16,6 +16,10 @@ from gradscore.cli.wording import as_options
 from gradscore.escapes import message, printable
 
 PLAIN_LINE_EVERY_S = 10.0
+NARROWEST = 12
+"""Characters of a text that a column always shows."""
+BETWEEN, EDGES = "   ", "  "
+"""Blanks between two columns, and beside all."""
 
 
 def print_table(
@@ -23,20 +27,31 @@ def print_table(
 ) -> None:
     """Print a table; the first ``left`` columns are text, the others are right-aligned numbers.
 
-    In a terminal it fits the width. In a pipe or a file nothing is cut or wrapped.
+    In a terminal it fits the width, where that holds every number and the beginning of every
+    text. In a pipe or a file nothing is cut or wrapped.
     """
     from rich import box
     from rich.table import Table
 
     title = printable(title) or None
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    rows = list(rows)
+    least = len(EDGES)
     for place, column in enumerate(columns):
         text = place < left
-        justify = "left" if text else "right"
-        table.add_column(printable(column), justify=justify, overflow="fold", no_wrap=not text)
+        longest = max(len(printable(cell)) for cell in (column, *(row[place] for row in rows)))
+        shown = min(longest, NARROWEST) if text else longest
+        least += shown + len(BETWEEN)
+        table.add_column(
+            printable(column),
+            justify="left" if text else "right",
+            overflow="fold",
+            no_wrap=not text,
+            min_width=shown,
+        )
     for row in rows:
         table.add_row(*map(printable, row))
-    _print(table)
+    _print(table, least - len(BETWEEN))
 
 
 def print_facts(facts: Mapping[str, str]) -> None:
@@ -51,13 +66,15 @@ def print_facts(facts: Mapping[str, str]) -> None:
     _print(table)
 
 
-def _print(table: Any) -> None:
-    """Print a table as wide as the terminal, or as it is where there is none."""
+def _print(table: Any, least: int = 0) -> None:
+    """Print a table as wide as the terminal and ``least``, or as it is where there is none."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 10_000
     # Cells are text: neither [red] nor :warning: in a name means anything.
     console = Console(width=width, highlight=False, markup=False, emoji=False)
+    # Rich would drop whole columns where they do not fit; a terminal wraps long lines itself.
+    console.width = max(console.width, least)
     with console.capture() as captured:
         console.print(table)
     click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))

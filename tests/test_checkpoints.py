@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import datetime
 import functools
 import json
 import pathlib
@@ -224,6 +225,7 @@ def test_arrays_and_optimisers_beside_the_weights_are_not_looked_at(tmp_path):
         "history": np.arange(3.0),
         "rng": np.random.RandomState(0).get_state(),
         "optimizer": functools.partial(torch.optim.Adam, lr=0.1),
+        "when": datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc),
     }
     torch.save({"state_dict": state(2.0), "hyper_parameters": beside}, tmp_path / "w.ckpt")
     assert loaded(tmp_path / "w.ckpt")[0] == 2.0

@@ -38,7 +38,7 @@ _CLASS = re.compile(r"\w+(\.\w+)*\.[A-Z_]\w*")
 """Full name of a class, by the convention that functions begin in lower case."""
 _VALUES = re.compile(
     r"numpy\.(dtype|dtypes\.\w+|ndarray|(_core|core)\.multiarray\.(scalar|_reconstruct))"
-    r"|_codecs\.encode|functools\.partial"
+    r"|_codecs\.encode|functools\.partial|datetime\.\w+"
 )
 """What pickles call for values beside the weights: NumPy's numbers and arrays, such as the best
 accuracy or the state of a generator, and optimisers with their settings."""

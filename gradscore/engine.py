@@ -30,7 +30,6 @@ from gradscore.uses import (
     one_state,
     record_forward,
     run_backward,
-    sends_by_value,
     unrecorded_forward,
     writes_parameters,
 )
@@ -125,8 +124,6 @@ def record(model: nn.Module, images: Tensor, selected: Mapping[str, Tensor]) -> 
             raise
         run = unrecorded_forward if writes_parameters(model) else record_forward
         forward = run(model, images, selected)
-        if forward.moves_by_value:
-            sends_by_value(model)
         straighten_batch_norms(forward.logits)
     return Recording(model, images, selected, forward)
 

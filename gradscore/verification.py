@@ -145,14 +145,15 @@ def _converted(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             for x in (*model.parameters(), *model.buffers())
             if (x.is_floating_point() or x.is_complex()) and not x.is_inference()
         ]
-        before = [x.data for x in tensors]
+        before = [(x.data, x.grad) for x in tensors]
         try:
             for x in tensors:
+                x.grad = None  # of another type it would be dropped
                 x.data = x.data.to(dtype.to_complex() if x.is_complex() else dtype)
             yield
         finally:
-            for x, data in zip(tensors, before, strict=True):
-                x.data = data
+            for x, (data, gradient) in zip(tensors, before, strict=True):
+                x.data, x.grad = data, gradient
 
 
 def _closed_form_error(

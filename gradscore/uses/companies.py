@@ -69,6 +69,16 @@ def substitutes(images: Tensor, *, wild: bool) -> Iterator[Company]:
             yield batch, order[kept], kept
 
 
+def strangers(images: Tensor) -> Tensor | None:
+    """Return samples unlike those of a batch, ``[7, ...]``, or None where none can be made.
+
+    What only certain values set off, in a sample of the batch or in another, may show in them.
+    """
+    if not (_is_continuous(images) and images[0].numel()):
+        return None
+    return _companions(images, wild=True)
+
+
 def _is_continuous(images: Tensor) -> bool:
     """Say whether images take values that they have not, as token ids do not."""
     return images.is_floating_point() or images.is_complex()

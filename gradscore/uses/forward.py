@@ -17,6 +17,7 @@ from gradscore.outputs import logits_of
 from gradscore.uses.as_written import as_written
 from gradscore.uses.checks import check_eval_mode, check_unhooked, taking
 from gradscore.uses.derivation import leaves_below
+from gradscore.uses.independence import sends_by_value
 from gradscore.uses.layout import UseLayout
 from gradscore.uses.proof import placed_forward
 from gradscore.uses.recorder import Recorder
@@ -50,7 +51,6 @@ class Forward:
         differentiates: Whether the model takes gradients of its own: none of ours is then told
             apart from those.
         coarsest: The coarsest floating type among what the calls made.
-        moves_by_value: Whether where samples are may depend on the values of data.
         forget: Forgets the layouts, for whoever finds that they were not told.
     """
 
@@ -62,7 +62,6 @@ class Forward:
     uncovered: frozenset[str]
     differentiates: bool
     coarsest: torch.dtype
-    moves_by_value: bool
     forget: Callable[[], object]
 
 
@@ -98,6 +97,8 @@ def record_forward(model: nn.Module, images: Tensor, selected: Mapping[str, Tens
             if id(leaf) in names
         }
         _check_registered(recorder, names, (*ends, *below))
+    if recorder.moves_by_value:
+        sends_by_value(model)
     return Forward(
         logits=logits,
         start=recorder.start,
@@ -107,7 +108,6 @@ def record_forward(model: nn.Module, images: Tensor, selected: Mapping[str, Tens
         uncovered=frozenset(names[id(leaf)] for leaf in missed),
         differentiates=recorder.differentiates,
         coarsest=_coarsest(recorder),
-        moves_by_value=recorder.moves_by_value,
         forget=recorder.forget,
     )
 
@@ -122,6 +122,7 @@ def unrecorded_forward(
     """
     with trial_images(model, images) as own:
         logits = logits_of(model(own), len(images))
+    sends_by_value(model)
     return Forward(
         logits=logits,
         start=logits,
@@ -131,7 +132,6 @@ def unrecorded_forward(
         uncovered=frozenset(selected),
         differentiates=True,
         coarsest=logits.dtype,
-        moves_by_value=True,
         forget=lambda: None,
     )
 

@@ -3,8 +3,10 @@
 Nothing is read but identities, version counters, addresses and the values of small tensors.
 """
 
+import operator
+import types
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -43,6 +45,39 @@ def marks_of(tensor: Tensor) -> tuple[Any, ...]:
     return version, memory
 
 
+class Same:
+    """Equal to another only where both hold one and the same object, which is kept alive."""
+
+    __slots__ = ("held",)
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+    def __eq__(self, other: object) -> bool:
+        """Say whether both hold the same object."""
+        return isinstance(other, Same) and self.held is other.held
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def class_places(modules: Collection[nn.Module]) -> list[tuple[Mapping[str, Any], str]]:
+    """Return where the code of modules finds what is in no instance: in classes and globals.
+
+    Classes of torch itself are left out.
+    """
+    places: list[tuple[Mapping[str, Any], str]] = []
+    classes = {base: None for kind in {type(m) for m in modules} for base in kind.__mro__}
+    for kind in classes:
+        if kind.__module__.partition(".")[0] in ("torch", "builtins"):
+            continue
+        places += [(kind.__dict__, name) for name in kind.__dict__]
+        for value in kind.__dict__.values():
+            if isinstance(value, types.FunctionType):
+                around = value.__globals__
+                places += [(around, name) for name in value.__code__.co_names if name in around]
+    return places
+
+
 class Glance:
     """What a quick look at a model saw.
 
@@ -56,6 +91,8 @@ class Glance:
         # References keep plain values alive: an id that is taken stands for one object.
         self._plain: list[Any] = []
         self._modules = [weakref.ref(module) for module in modules]
+        self._classes = class_places(modules)
+        self._in_classes = [place[name] for place, name in self._classes]
         self._tensors: list[weakref.ref] = []
         self._others: list[weakref.ref] = []
         self._special: list[tuple[weakref.ref, str]] = []
@@ -78,15 +115,21 @@ class Glance:
     def holds(self) -> bool:
         """Say whether a look at the model sees the same as the first."""
         try:
-            return self._look() == self._seen
+            return self._classes_hold() and self._look() == self._seen
         except (AttributeError, KeyError, RuntimeError, TypeError):  # something is gone
             return False
+
+    def _classes_hold(self) -> bool:
+        now = [place.get(name) for place, name in self._classes]
+        return all(map(operator.is_, now, self._in_classes))
 
     def _look(self) -> list[Any]:
         seen: list[Any] = []
         extend = seen.extend
         for reference in self._modules:
-            attributes = reference().__dict__
+            module = reference()
+            attributes = module.__dict__
+            seen.append(type(module))
             extend(map(id, attributes.values()))
             for name in _PARTS:
                 if part := attributes[name]:

@@ -19,9 +19,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from gradscore.uses.glance import PLAIN, Glance, marks_of
+from gradscore.uses.glance import PLAIN, Glance, Same, class_places, marks_of
 from gradscore.uses.holders import is_own_hook
 from gradscore.uses.undisturbed import ONE_AT_A_TIME
+
+CLASSES = "classes"
+"""Entry of the surroundings for what a model's classes and the modules of their code hold."""
 
 MOST_STATES = 8
 """How many states of a model are remembered; going back to one finds what was known of it."""
@@ -71,7 +74,8 @@ def state_of(model: nn.Module) -> State:
 
     A state is told by the identity of every module, parameter, buffer and hook; by the version
     counters and the memory of tensors; by the values of other attributes, training flags among
-    them; and by the caller's autocast and default type. Hooks of this package are left out, and
+    them; by what its classes and the modules of their code hold; and by the caller's autocast and
+    default type. Hooks of this package are left out, and
     so is what a forward itself changes, once :func:`leave_out` was told of it.
 
     Args:
@@ -83,7 +87,7 @@ def state_of(model: nn.Module) -> State:
     with ONE_AT_A_TIME:
         states = _STATES.setdefault(model, [])
         glance = _GLANCES.get(model)
-        if states and glance and states[0].contents[0] == _surroundings() and glance.holds():
+        if states and glance and _around(states[0]) == _surroundings() and glance.holds():
             return states[0]
         contents, modules = _walk(model, _WRITTEN.get(model, ()))
         scripted = any(isinstance(module, torch.jit.ScriptModule) for module in modules)
@@ -169,7 +173,14 @@ def _walk(model: nn.Module, without: Container[Place]) -> tuple[Contents, list[n
             number = len(contents)
             entries = {name: x for name, x in entries.items() if (number, name) not in without}
         contents.append(entries)
+    if (0, CLASSES) not in without:
+        contents[0][CLASSES] = [(n, Same(place[n])) for place, n in class_places(modules)]
     return contents, modules
+
+
+def _around(state: State) -> dict[str, Any]:
+    """Return what surrounded a model in a state."""
+    return {name: value for name, value in state.contents[0].items() if name != CLASSES}
 
 
 def _surroundings() -> dict[str, Any]:
@@ -184,7 +195,7 @@ def _surroundings() -> dict[str, Any]:
 
 def _entries_of(module: nn.Module, pending: list[nn.Module], seen: set[int]) -> dict[str, Any]:
     """Return what a module holds; modules that it holds are added to those that are pending."""
-    entries: dict[str, Any] = {"": _serial(module)}
+    entries: dict[str, Any] = {"": (_serial(module), type(module))}
     for name, value in module.__dict__.items():
         kind = value.__class__
         if kind in PLAIN:

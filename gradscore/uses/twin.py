@@ -60,6 +60,11 @@ def float64_twin(model: nn.Module, moved: Collection[int]) -> nn.Module:
         if id(parameter) in moved and value.is_floating_point():
             noise = torch.randn(value.shape, generator=draw, dtype=torch.float64).to(value)
             value += MOVED * noise * torch.where(value == 0, 0.1, value)
+    for original, module in zip(model.modules(), twin.modules(), strict=False):
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.padding_idx is not None:
+            # What stands for padding is never trained, and often zero for a reason.
+            row = widened(original.weight.detach()[module.padding_idx])
+            module.weight.data[module.padding_idx] = row
     for module in twin.modules():
         for name, hooks in vars(module).items():
             if name.endswith("_hooks"):

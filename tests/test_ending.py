@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from recorded_run import make_run
@@ -33,7 +34,8 @@ def breaks(monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_end_a_command_alike(breaks, capsys, number):
     before = signal.getsignal(number)
-    breaks(lambda: os.kill(os.getpid(), number))
+    # The signal may reach another thread first; it ends the sleep.
+    breaks(lambda: (os.kill(os.getpid(), number), time.sleep(20)))
     assert call("run", "info", "x") == 128 + number
     assert capsys.readouterr().err.strip() == (
         "Interrupted. What was finished is kept; the same command resumes."

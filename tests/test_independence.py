@@ -383,3 +383,107 @@ def test_what_was_tried_is_known_by_the_state(monkeypatch):
     check_independence(model, x)
     monkeypatch.setattr(module, "float64_twin", None)
     check_independence(model, x + 1)
+
+
+class Trimmed(nn.Module):
+    """Cut the padding of a batch of tokens to its longest sequence."""
+
+    def __init__(self, pool):
+        super().__init__()
+        self.embedding, self.head, self.pool = (
+            nn.Embedding(20, 6, padding_idx=0),
+            nn.Linear(6, 5),
+            pool,
+        )
+
+    def forward(self, tokens):
+        tokens = tokens[:, : int((tokens != 0).sum(1).max())]
+        return self.head(getattr(self.embedding(tokens), self.pool)(1))
+
+
+def tokens_with_padding():
+    full = torch.randint(1, 20, (8, 7), generator=torch.Generator().manual_seed(0))
+    mixed = full.clone()
+    mixed[::2, 3:] = 0
+    return full, mixed
+
+
+@pytest.mark.parametrize("ask", [gs.gradient_norms, lambda model, x: gs.GradNorm(model)(x)])
+def test_padding_that_only_a_later_batch_has_is_seen(ask):
+    full, mixed = tokens_with_padding()
+    model = Trimmed("mean").double().eval()
+    ask(model, full)
+    with pytest.raises(ModelError, match="depend on the rest of the batch"):
+        ask(model, mixed)
+
+
+def test_padding_that_counts_for_nothing_is_exact():
+    _, mixed = tokens_with_padding()
+    model = Trimmed("sum").double().eval()
+    torch.testing.assert_close(
+        gs.gradient_norms(model, mixed).norms, one_backward_a_sample(model, mixed).norms
+    )
+
+
+def test_a_branch_that_some_rows_take_for_all_is_seen_in_each_batch():
+    class Bright(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.linear(x) * (2.0 if bool((x[:, 0] > 2).any()) else 1.0)
+
+    model, dim = Bright().double().eval(), torch.rand(4, 4, dtype=torch.float64)
+    bright = dim + 3
+    for batch in (dim, bright, torch.cat([bright[:2], dim[2:]])):
+        try:
+            found = gs.gradient_norms(model, batch).norms
+        except ModelError:
+            continue
+        torch.testing.assert_close(found, one_backward_a_sample(model, batch).norms)
+
+
+def test_what_only_bright_rows_take_of_their_neighbour_is_seen_in_dim_ones():
+    class Leaking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.linear(x + (x[:, :1] > 2) * x.roll(1, 0))
+
+    with pytest.raises(ModelError, match="depend on the rest of the batch"):
+        gs.gradient_norms(Leaking().eval(), torch.rand(4, 4))
+
+
+@pytest.mark.parametrize("change", ["attribute", "class", "global"])
+def test_changes_outside_of_the_instance_are_seen(change, monkeypatch):
+    class Plain(nn.Module):
+        share = 0.0
+
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x):
+            out = self.linear(x)
+            return out + (self.share + OUTSIDE) * out.flip(0)
+
+    class Mixing(Plain):
+        def forward(self, x):
+            return super().forward(x - x.mean(0))
+
+    model, x = Plain().eval(), torch.randn(4, 4)
+    gs.gradient_norms(model, x)
+    if change == "attribute":
+        Plain.share = 0.5
+    elif change == "class":
+        model.__class__ = Mixing
+    else:
+        monkeypatch.setitem(globals(), "OUTSIDE", 0.5)
+    with pytest.raises(ModelError, match="depend on the rest of the batch"):
+        gs.gradient_norms(model, x)
+
+
+OUTSIDE = 0.0

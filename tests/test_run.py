@@ -159,7 +159,7 @@ def test_unfinished_and_unknown_sets_are_refused_with_the_command(tmp_path):
         store.add_shards("half", {"base": base_rows(range(5))}, (0, 5))
         message = (
             "half: features and logits of 5 of 10 images are recorded; go on with "
-            f"`gradscore extract --run '{tmp_path}/my run' --model tiny --layers last`."
+            f"`gradscore extract --run '{tmp_path}/my run' --layers last`."
         )
         with pytest.raises(NotRecorded, match=message):
             store.blocks("half")

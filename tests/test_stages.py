@@ -94,18 +94,19 @@ def test_networks_without_stages_are_refused():
 
 
 def test_an_output_that_is_no_batch_is_refused():
-    class Folded(nn.Module):
-        def forward(self, x):
-            return self.fold(self.layer1(x))
-
+    class Turned(nn.Module):
         def __init__(self):
             super().__init__()
-            self.layer1 = nn.Sequential(nn.Flatten(0), nn.Linear(8, 8))
-            self.layer2 = nn.Sequential(nn.Unflatten(0, (2, 4)), nn.Linear(4, 4))
+            self.layer1 = nn.Sequential(nn.Linear(4, 8), Turn())
+            self.layer2 = nn.Sequential(Turn(), nn.Linear(8, 4))
             self.fc = nn.Linear(4, 3)
 
-        def fold(self, x):
-            return self.fc(self.layer2(x))
+        def forward(self, x):
+            return self.fc(self.layer2(self.layer1(x)))
+
+    class Turn(nn.Module):
+        def forward(self, x):
+            return x.transpose(0, 1)
 
     with pytest.raises(ModelError, match=r"block1 \(layer1\) to put out a tensor \[2, ...\]"):
-        asked(Folded().eval(), 4)
+        asked(Turned().eval(), 4)

@@ -184,3 +184,10 @@ def test_a_small_part_of_a_gradient_is_held_to_itself(monkeypatch):
 def test_another_precision_may_be_asked_for():
     model, images = model_and_images()
     assert 1e-12 < verify(model, images, dtype=torch.float32).max_relative_error < 1e-4
+
+
+def test_gradients_that_the_user_keeps_stay():
+    model = nn.Linear(4, 3).eval()
+    model.weight.grad = torch.ones(3, 4)
+    verify(model, torch.randn(4, 4))
+    assert torch.equal(model.weight.grad, torch.ones(3, 4))

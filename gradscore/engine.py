@@ -17,7 +17,7 @@ from gradscore.graph import straighten_batch_norms
 from gradscore.models.groups import ModelGroups
 from gradscore.norms import check_order
 from gradscore.objective import check_target, check_temperature, logit_gradient
-from gradscore.outputs import OutputWatch, check_classes
+from gradscore.outputs import OutputWatch, check_classes, check_numbers
 from gradscore.results import GradientNorms
 from gradscore.selection import differentiable_parameters, select
 from gradscore.uses import (
@@ -68,7 +68,8 @@ def gradient_norms(
         The norms, what served each parameter, and the groups.
 
     Raises:
-        InvalidArgument: If a setting is outside its range, or ``layers`` means no parameter.
+        InvalidArgument: If a setting is outside its range, ``layers`` means no parameter, or the
+            logits of an image are no numbers.
         ModelError: If the model is in train mode, or its output is not a matrix of logits.
     """
     p, temperature = check_order(p), check_temperature(temperature)
@@ -88,6 +89,7 @@ def gradient_norms(
         for part in parts_of(model, images, len(names) / len(parameters)):
             recording = record(model, part, selected)
             check_classes(recording.logits)
+            check_numbers(recording.logits, sum(map(len, norms)))
             if told := watch.told(recording.logits):
                 warnings.warn(f"{type(model).__name__}: {told}.", GradScoreWarning, stacklevel=2)
             cotangent = logit_gradient(recording.logits, temperature, target)

@@ -1,12 +1,13 @@
 """What a classifier may return, the logits in it, and outputs that are no logits."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradscore.errors import ModelError
+from gradscore.errors import InvalidArgument, ModelError
 
 NAME = "logits"
 """The attribute, or the key, under which HuggingFace and others return the logits."""
@@ -108,6 +109,24 @@ def check_carries_gradient(logits: Tensor) -> None:
     """
     if not logits.requires_grad:
         raise ModelError(NO_GRADIENT)
+
+
+def check_numbers(logits: Tensor, first: int = 0) -> None:
+    """Refuse logits that are NaN or infinite; minus infinity is a class of probability zero.
+
+    Args:
+        logits: Shape ``[batch, classes]``.
+        first: Number of the first of these images among the caller's.
+
+    Raises:
+        InvalidArgument: Naming the first such image.
+    """
+    amiss = (logits.isnan() | (logits == math.inf)).any(dim=1)
+    if amiss.any():
+        raise InvalidArgument(
+            "Expected finite logits for every image, got NaN or infinity for image "
+            f"{first + int(amiss.int().argmax())}; look at that image and at the model's weights."
+        )
 
 
 def check_classes(logits: Tensor) -> None:

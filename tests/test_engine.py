@@ -309,3 +309,19 @@ def test_lazy_layers_are_refused_until_they_have_their_shapes():
         gradient_norms(model, torch.randn(2, 4))
     model(torch.randn(2, 4))
     assert gradient_norms(model, torch.randn(2, 4)).norms.shape == (2, 2)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_are_refused_by_the_image(value):
+    class Failing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.linear(x) + torch.where(x[:, :1] > 2, value, 0.0)
+
+    images = torch.zeros(5, 4)
+    images[3] = 3
+    with pytest.raises(InvalidArgument, match="NaN or infinity for image 3; look at"):
+        gradient_norms(Failing().eval(), images)

@@ -171,7 +171,7 @@ def _relative(own: Tensor, others: Tensor) -> float:
 
     Samples whose own logits are not numbers are left out.
     """
-    told = ~own.isnan().any(dim=1)
+    told = (own.isfinite() | (own == -math.inf)).all(dim=1)
     own, others = own[told], others[told]
     size = own.masked_fill(~own.isfinite(), 0).abs().amax(dim=1, keepdim=True)
     worst = 0.0

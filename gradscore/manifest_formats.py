@@ -158,7 +158,7 @@ def _read_parquet(file: BinaryIO, path: Path) -> Iterator[Row]:
         schema = facts.schema.to_arrow_schema()
         columns = _chosen_columns(schema.names, path)
         kinds = _kinds(schema, columns, path)
-        _check_unfolded(facts, kinds, os.fstat(file.fileno()).st_size, path)
+        check_unfolded(facts, kinds, os.fstat(file.fileno()).st_size, path)
         # Texts stay a dictionary: one long text a million times over is then one text.
         texts = [name for name, kind in kinds.items() if kind == "string"]
         source = pq.ParquetFile(file, read_dictionary=texts, pre_buffer=False)
@@ -200,7 +200,7 @@ def _kinds(schema: Any, columns: dict[str, str], path: Path) -> dict[str, str]:
     return kinds
 
 
-def _check_unfolded(facts: Any, kinds: Iterable[str], size: int, path: Path) -> None:
+def check_unfolded(facts: Any, kinds: Iterable[str], size: int, path: Path) -> None:
     """Raise where columns would unfold to far more than the file.
 
     Raises:

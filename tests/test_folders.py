@@ -15,6 +15,8 @@ from PIL import Image
 from gradscore.cli import cli
 from gradscore.data import open_set
 from gradscore.data.decode import decode_image
+from gradscore.data.opened import Wanted
+from gradscore.data.tables import open_tables
 from gradscore.errors import DataError
 from gradscore.manifest import read_manifest
 
@@ -56,6 +58,19 @@ def test_links_that_go_round_end(tmp_path):
     images = open_set(folder, labelled=False)
     assert {"a/1.png", "b/1.png", "a/b/1.png", "b/a/1.png"} == set(images.paths)
     assert "links to folders above" in images.notice
+
+
+def test_links_to_the_same_folders_over_and_over_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("gradscore.data.folders.MOST_REVISITS", 10)
+    folder = folder_of(tmp_path / "set", *(f"{name}/1.png" for name in "abcdefgh"))
+    for name in "abcdefgh":
+        (folder / name / "next").symlink_to(folder / "a")
+    assert len(open_set(folder, labelled=False)) == 15
+    for name in "abcdefgh":
+        for other in "bcdefgh":
+            (folder / name / other).symlink_to(folder / other)
+    with pytest.raises(DataError, match="lead to the same folders at most 10 times over"):
+        open_set(folder, labelled=False)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +188,32 @@ def test_tables_with_images(tmp_path):
     other = open_set(f"{tmp_path}/test-*.parquet", class_names=["emu", "dog", "cat"])
     assert other.labels.tolist() == [2, 1, 2, 1, 2, 1, 2]
     assert "labels of label by their names" in other.notice
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_value_of_many_rows_is_held_once(tmp_path, nested):
+    image = pa.DictionaryArray.from_arrays([0, 1, None] * 100, [encoded(), b"no"])
+    if nested:
+        paths = pa.DictionaryArray.from_arrays([0] * 300, ["p" * 1000])
+        image = pa.StructArray.from_arrays([image, paths], ["bytes", "path"])
+    label = pa.DictionaryArray.from_arrays([0, 1, None] * 100, ["cat" * 1000, "dog"])
+    table = pa.table({"image": image, "label": label})
+    pq.write_table(table, tmp_path / "a.parquet", store_schema=False)
+    opened = open_tables(str(tmp_path / "a.parquet"), Wanted(classes=2))
+    assert opened.labels.tolist() == [0, 1, -1] * 100
+    assert opened.reader.read(3).size == (9, 6)
+    (kept,) = opened.reader._kept.values()
+    assert kept.nbytes < 10 * 300
+    with pytest.raises(DataError, match=r"a\.parquet/2: the row holds no image"):
+        opened.reader.read(2)
+
+
+def test_lists_of_labels_are_not_read(tmp_path):
+    label = pa.array([["cat", "dog"], ["dog"]])
+    pq.write_table(pa.table({"image": [encoded()] * 2, "label": label}), tmp_path / "a.parquet")
+    images = open_set(tmp_path / "a.parquet", classes=2)
+    assert images.labels.tolist() == [-1, -1]
+    assert "label holds several values an image" in images.notice
 
 
 def test_tables_without_what_is_needed(tmp_path):

@@ -148,6 +148,10 @@ TARS = {
     "with a name of enormous size": header("x", ENORMOUS, b"L") + png(),
     "with pax fields of enormous size": header("x", ENORMOUS, b"x") + png(),
     "sparse": header("a.png", PIECE, b"S") + png(),
+    "with a longer name than any": header("x", b"%011o\0" % (1 << 19), b"L") + bytes(1 << 20),
+    "with more fields than any": header("x", b"%011o\0" % (1 << 19), b"g") + bytes(1 << 20),
+    "without an end mark": header("a.png", PIECE) + png(),
+    "damaged between members": header("a.png", PIECE) + png() + b"x" * 512,
     "of nested headers": header("x", b"%011o\0" % 0, b"L") * 3000,
     "cut short": header("a.png", PIECE) + png()[:100],
     "of links alone": header("a.png", b"%011o\0" % 0, b"2", "/etc/passwd"),
@@ -158,7 +162,7 @@ TARS = {
 @pytest.mark.parametrize("packed", ["", "gz"])
 @pytest.mark.parametrize("name", TARS)
 def test_hostile_archives_are_refused(tmp_path, name, packed):
-    content = TARS[name] + bytes(1024) * (name != "cut short")
+    content = TARS[name] + bytes(1024) * (name not in ("cut short", "without an end mark"))
     if packed:
         import gzip
 
@@ -167,6 +171,51 @@ def test_hostile_archives_are_refused(tmp_path, name, packed):
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"s\.tar"):
         open_set(path)[0]
+
+
+@pytest.mark.parametrize("change", ["checksum", "length", "tail"])
+def test_a_packed_archive_is_read_to_its_checksum(tmp_path, change, monkeypatch):
+    import gzip
+
+    monkeypatch.setattr("gradscore.data.tar_members.FEW_BYTES", 1 << 16)
+    monkeypatch.setattr("gradscore.data.tar_members.PIECE_BYTES", 1 << 10)
+    sound = header("a.png", PIECE) + png() + bytes(1024)
+    content = bytearray(gzip.compress(sound + bytes(1 << 20) * (change == "tail")))
+    if change == "checksum":
+        content[-8] ^= 1
+    (tmp_path / "s.tar.gz").write_bytes(content[:-6] if change == "length" else content)
+    with pytest.raises(DataError, match=r"Cannot read the archive .*s\.tar\.gz"):
+        open_set(tmp_path / "s.tar.gz")
+    (tmp_path / "s.tar.gz").write_bytes(gzip.compress(sound))
+    assert open_set(tmp_path / "s.tar.gz")[0].size == (8, 8)
+
+
+def test_a_map_of_holes_in_front_of_the_data_is_not_read(tmp_path):
+    (tmp_path / "s.tar").touch()
+    with tarfile.open(tmp_path / "s.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("a.png")
+        info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+        info.size = 512
+        archive.addfile(info, io.BytesIO(b"1\n0\n512\n".ljust(512, b"\0")))
+    with pytest.raises(DataError, match="is stored with holes"):
+        open_set(tmp_path / "s.tar")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("bound", ["MOST_OPERATIONS", "DEEPEST"])
+def test_a_pickle_of_endless_steps_is_refused_unread(tmp_path, monkeypatch, legacy, bound):
+    torch.save({"weight": torch.ones(2, 3)}, tmp_path / "w.pth")
+    assert load_weights(tmp_path / "w.pth").tensors["weight"].shape == (2, 3)
+    monkeypatch.setattr(f"gradscore.models.pickles.{bound}", 30)
+    monkeypatch.setattr("torch.load", None)
+    steps = b"(" * 40 if bound == "DEEPEST" else b"N" * 40
+    if legacy:
+        (tmp_path / "w.pth").write_bytes(b"\x80\x02" + steps + b".")
+    else:
+        with zipfile.ZipFile(tmp_path / "w.pth", "w") as whole:
+            whole.writestr("w/data.pkl", b"\x80\x02" + steps + b".")
+    with pytest.raises(WeightsError, match="Expected a pickle of at most"):
+        load_weights(tmp_path / "w.pth")
 
 
 def test_links_of_archives_are_left_out(tmp_path):

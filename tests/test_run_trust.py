@@ -656,6 +656,16 @@ def test_libraries_data_sets_that_a_run_names_are_not_opened(kept, tmp_path, mon
     assert opened == []
 
 
+@pytest.mark.parametrize("source", ["/*/*/*/*.tar", "/srv/[a-z]*/x.parquet"])
+def test_folders_that_a_run_only_describes_are_not_searched(kept, tmp_path, monkeypatch, source):
+    run = shutil.copytree(kept, tmp_path / "run")
+    alter(run, put(source, "sets", "digits", "source"))
+    monkeypatch.setattr("glob.glob", None)
+    error = CliRunner().invoke(cli, ["extract", "--run", str(run), "-p", "2", "-q"]).exception
+    assert isinstance(error, RunError), error
+    assert f"add `--id 'digits={source}'` if you trust it" in str(error)
+
+
 def test_a_source_that_no_path_can_be_is_one_line(kept, tmp_path):
     run = shutil.copytree(kept, tmp_path / "run")
     alter(run, put("a" * 5000, "sets", "digits", "source"))

@@ -11,7 +11,7 @@ from typing import Any
 from gradscore.data.folders import MACOS, counted, ending, folder_labels
 from gradscore.data.opened import Opened, Wanted
 from gradscore.data.readers import ArchiveMembers, PackedMembers
-from gradscore.data.tar_members import sound_members
+from gradscore.data.tar_members import open_archive, sound_members
 from gradscore.errors import DataError
 from gradscore.files import open_regular
 from gradscore.labels import class_numbers
@@ -67,7 +67,7 @@ def open_archives(text: str, wanted: Wanted) -> Opened:
     places, names, labels, packed, others = [], [], [], False, Counter()
     for path in paths_of(text, "archive"):
         try:
-            with tarfile.open(path, "r:*") as archive:
+            with open_archive(path) as archive:
                 packed = packed or _is_packed(path)
                 images, found = _sorted_out(archive, path, others)
         except Exception as error:  # each kind of packing has its own for damage

@@ -20,6 +20,8 @@ DIGITS = 9
 """A name of more digits is no class number, but a date or an identity."""
 NESTED_LINKS = 3
 """Links to folders are followed so many deep; more of them could name a folder in endless ways."""
+MOST_REVISITS = 10_000
+"""Folders that links lead to once more; few folders that link to each other name millions."""
 
 
 class Listing(NamedTuple):
@@ -36,14 +38,15 @@ def find_images(folder: str | Path) -> Listing:
     does. A folder that holds itself by a link is not entered again.
 
     Raises:
-        DataError: If there is no such folder, it cannot be read, or no image is in it.
+        DataError: If there is no such folder, it cannot be read, no image is in it, or links
+            lead to its folders more than :data:`MOST_REVISITS` times over.
     """
     folder = str(folder)
     if not os.path.isdir(folder):
         raise DataError(f"No folder at {folder!r}.")
     found, others = [], Counter()
     try:
-        for path in _files(folder, "", (_identity(folder),), 0, others):
+        for path in _files(folder, "", (_identity(folder),), 0, others, Counter()):
             if path.lower().endswith(IMAGE_SUFFIXES):
                 found.append(path)
             else:
@@ -60,7 +63,12 @@ def find_images(folder: str | Path) -> Listing:
 
 
 def _files(
-    folder: str, prefix: str, above: tuple[tuple[int, int], ...], links: int, others: Counter
+    folder: str,
+    prefix: str,
+    above: tuple[tuple[int, int], ...],
+    links: int,
+    others: Counter,
+    reached: Counter,
 ) -> Iterator[str]:
     """Yield the files below a folder that are not hidden, relative to where the walk began.
 
@@ -70,6 +78,7 @@ def _files(
         above: Identities of the folder and of those that it was reached through.
         links: How many links led to it.
         others: Counts what is passed over.
+        reached: Counts folders by identity, and under ``"again"`` those entered once more.
     """
     with os.scandir(folder) as entries:
         ordered = sorted(entries, key=lambda entry: entry.name)
@@ -83,8 +92,15 @@ def _files(
             if identity in above or nested > NESTED_LINKS:
                 others["links to folders above"] += 1
             else:
+                reached["again"] += identity in reached
+                reached[identity] += 1
+                if reached["again"] > MOST_REVISITS:
+                    raise DataError(
+                        f"Expected links that lead to the same folders at most {MOST_REVISITS:,} "
+                        f"times over, got more at {entry.path!r}; remove links between them."
+                    )
                 inner = f"{prefix}{entry.name}/"
-                yield from _files(entry.path, inner, (*above, identity), nested, others)
+                yield from _files(entry.path, inner, (*above, identity), nested, others, reached)
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

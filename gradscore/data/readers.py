@@ -1,6 +1,5 @@
 """Where the images of a set lie, and how one is fetched; each can be sent to worker processes."""
 
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gradscore.data.decode import LARGEST_FILE, decode_image, decoding_here, read_image_file
-from gradscore.data.tar_members import sound_members
+from gradscore.data.tar_members import open_archive, sound_members
 from gradscore.errors import DataError
 from gradscore.files import SCARCE, open_regular
 from gradscore.numpy_files import load_npy, open_npz
@@ -175,7 +174,7 @@ class PackedMembers:
     def _unpack(self, path: Path) -> None:
         wanted = {offset for there, offset, _ in self.places if there == path}
         try:
-            with tarfile.open(path, "r:*") as archive:
+            with open_archive(path) as archive:
                 for member in sound_members(archive, path):
                     if member.offset_data in wanted and member.size <= LARGEST_FILE:
                         content = archive.extractfile(member).read()

@@ -17,7 +17,7 @@ from gradscore.data.opened import Opened, Wanted
 from gradscore.errors import DataError
 from gradscore.files import open_regular
 from gradscore.labels import Labels, class_numbers, named_classes
-from gradscore.manifest_formats import FEW_ROWS
+from gradscore.manifest_formats import FEW_ROWS, check_unfolded
 
 IMAGE_COLUMNS = ("image", "img", "picture", "image_bytes", "bytes", "content", "jpg", "png")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls", "target", "category")
@@ -93,7 +93,7 @@ def open_tables(text: str, wanted: Wanted) -> Opened:
     for path in paths:
         try:
             with open_regular(path) as file:
-                table = pq.ParquetFile(file)
+                table = pq.ParquetFile(file, read_dictionary=_texts(path, label_column))
                 if _image_column(table.schema_arrow) != column:
                     raise DataError(f"Expected a column of images {column!r} in {str(path)!r}.")
                 facts, size = table.metadata, os.fstat(file.fileno()).st_size
@@ -101,7 +101,8 @@ def open_tables(text: str, wanted: Wanted) -> Opened:
                     raise DataError(f"Expected an image a row in {str(path)!r}, got {size} bytes.")
                 groups += [_group(path, facts, number) for number in range(facts.num_row_groups)]
                 if label_column:
-                    labels += table.read(columns=[label_column])[label_column].to_pylist()
+                    check_unfolded(facts, [label_column], size, path)
+                    labels += _labels(table, label_column)
         except (pa.ArrowException, OSError, KeyError) as error:
             raise DataError(f"Cannot read {str(path)!r}: {error}") from error
         names += [f"{path.name}/{row}" for row in range(facts.num_rows)]
@@ -111,6 +112,36 @@ def open_tables(text: str, wanted: Wanted) -> Opened:
     numbers, notice = _numbers(labels, schema, label_column, wanted)
     reader = TableImages(groups, column, names)
     return Opened(names, numbers, reader, whole=contents, notices=[notice])
+
+
+def _texts(path: Path, column: str | None) -> list[str]:
+    """Return the column where it holds texts: they are kept once, however often they come."""
+    import pyarrow.types as kinds
+
+    kind = _schema(path).field(column).type if column else None
+    is_text = (kinds.is_string, kinds.is_large_string, kinds.is_binary, kinds.is_large_binary)
+    return [column] if column and any(check(kind) for check in is_text) else []
+
+
+def _labels(table: Any, column: str) -> list:
+    """Return a column's values; a text that comes many times over is one object.
+
+    Lists and structures, which are no labels, are not read: an empty list stands for them all.
+    """
+    import pyarrow.types as kinds
+
+    kind, labels = table.schema_arrow.field(column).type, []
+    if kinds.is_nested(kind) or kinds.is_fixed_size_binary(kind):
+        return [[]]
+    for batch in table.iter_batches(columns=[column]):
+        values = batch.column(0)
+        if kinds.is_dictionary(values.type):
+            known = values.dictionary.to_pylist()
+            places = values.indices.to_pylist()
+            labels += [None if place is None else known[place] for place in places]
+        else:
+            labels += values.to_pylist()
+    return labels
 
 
 def _schema(path: Path) -> Any:
@@ -152,13 +183,16 @@ def _group(path: Path, facts: Any, number: int) -> Group:
 
 
 def _read_group(group: Group, column: str) -> Any:
+    """Return the encoded images of a group; one that comes many times over is held once."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with open_regular(group.path) as file:
-            table = pq.ParquetFile(file, pre_buffer=False)
-            values = table.read_row_group(group.number, columns=[column])[column].combine_chunks()
+            kind = pq.read_schema(file).field(column).type
+            leaf = f"{column}.bytes" if pa.types.is_struct(kind) else column
+            table = pq.ParquetFile(file, pre_buffer=False, read_dictionary=[leaf])
+            values = table.read_row_group(group.number, columns=[leaf])[column].combine_chunks()
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"Cannot read {str(group.path)!r}: {error}") from error
     return values.field("bytes") if pa.types.is_struct(values.type) else values

@@ -3,10 +3,71 @@
 import os
 import tarfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
+HEADER_BYTES = 1 << 18
+"""Long names and further fields of a member are read at once, and may be so much."""
+PIECE_BYTES = 1 << 20
 FEW_BYTES, BYTES_A_BYTE = 1 << 28, 100
 """A compressed archive may unfold to the larger of so much, and so many times its size."""
+_EXTENDED = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+
+
+class Header(tarfile.TarInfo):
+    """A header that is refused before what it announces is read."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+        """Return the header in a block.
+
+        Raises:
+            ValueError: If more than :data:`HEADER_BYTES` of names or fields are to follow, or
+                the member is stored with holes.
+        """
+        header = super().frombuf(buf, encoding, errors)
+        if header.type == tarfile.GNUTYPE_SPARSE:
+            _refuse_holes(header)
+        if header.type in _EXTENDED and not 0 <= header.size <= HEADER_BYTES:
+            raise ValueError(
+                f"expected a header of at most {HEADER_BYTES:,} bytes, got {header.size:,}"
+            )
+        return header
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        """Return the next header; tarfile alone takes a damaged or missing one for the end.
+
+        Raises:
+            ValueError: If neither a member nor the end mark follows.
+        """
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:
+            raise
+        except tarfile.HeaderError as error:
+            if archive.offset == 0:  # another kind of packing is tried
+                raise
+            raise ValueError(
+                "it is incomplete or damaged: neither a member nor the end mark stands at byte "
+                f"{archive.offset:,}; copy it again"
+            ) from error
+
+    def _proc_gnusparse_10(self, following: tarfile.TarInfo, *rest: object) -> None:
+        """Refuse a map of holes that stands in front of the data, of any length."""
+        _refuse_holes(following)
+
+
+def open_archive(path: Path) -> closing[tarfile.TarFile]:
+    """Open an archive of any packing for :func:`sound_members`.
+
+    Raises:
+        Exception: If it is no archive or damaged; each kind of packing has its own.
+    """
+    return closing(tarfile.open(path, "r:*", tarinfo=Header))
 
 
 def sound_members(archive: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
@@ -18,7 +79,9 @@ def sound_members(archive: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarI
 
     Raises:
         ValueError: If a member is of impossible size, would lie outside of the archive, or is
-            stored with holes, so that its bytes are not in one place.
+            stored with holes, so that its bytes are not in one place; or if no end mark follows
+            the last one.
+        EOFError: If what it is packed in is cut short.
         tarfile.TarError: If the archive is damaged.
     """
     size = os.path.getsize(path)
@@ -35,11 +98,23 @@ def sound_members(archive: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarI
         if not member.isfile():
             continue
         if member.issparse():
-            raise ValueError(
-                f"member {member.name!r} is stored with holes; pack the archive anew, no file as "
-                "sparse"
-            )
+            _refuse_holes(member)
         yield member
+    if not plain:
+        _read_to_the_end(archive, end)
+
+
+def _refuse_holes(member: tarfile.TarInfo) -> None:
+    raise ValueError(
+        f"member {member.name!r} is stored with holes; pack the archive anew, no file as sparse"
+    )
+
+
+def _read_to_the_end(archive: tarfile.TarFile, end: int) -> None:
+    """Read what follows the end mark: the checksum of a packing is compared behind it."""
+    while archive.fileobj.read(PIECE_BYTES):
+        if archive.fileobj.tell() > end:
+            raise ValueError(f"expected it to unfold to at most {end:,} bytes")
 
 
 def _next(archive: tarfile.TarFile) -> tarfile.TarInfo | None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from gradscore.errors import WeightsError
+from gradscore.models.pickles import SAVE, check_pickle
 from gradscore.numpy_files import BYTES_A_BYTE, FEW_BYTES, open_npz
 
 TORCH_SUFFIXES = (".pth", ".pt", ".th", ".tar", ".bin", ".ckpt")
@@ -29,7 +30,6 @@ PLAIN = ("state_dict", "model", "model_state_dict", "net", "network", "weights",
 """Entries that hold a checkpoint's weights as trained, the first that is there taken."""
 AVERAGED = re.compile(r"ema|average|swa", re.IGNORECASE)
 """Names of entries that hold weights averaged over the training."""
-SAVE = "torch.save(model.state_dict(), 'weights.pth')"
 MOST_CLASSES = 64
 """How many classes of a pickle become empty mappings before it is called something else."""
 
@@ -148,6 +148,7 @@ def _read_torch(path: Path) -> Any:
 
     Functions that a pickle would call stay refused: what they would make is not known.
     """
+    check_pickle(path)
     inert: dict[str, type] = {}
     while True:
         stand_ins = [(stand_in, name) for name, stand_in in inert.items()]

@@ -5,6 +5,7 @@ regular files, and held to the digests in the run. What could do more (import co
 address, unpickle) is used only where the user names it, too.
 """
 
+import glob
 import os
 import shlex
 from pathlib import Path
@@ -82,10 +83,13 @@ def require_openable(path: Path, entry: SetInfo, option: str) -> None:
         option: What the command line calls sets of its role.
 
     Raises:
-        RunError: If it is a data set of a library, which may unpickle or fetch what it finds.
+        RunError: If it is a data set of a library, which may unpickle or fetch what it finds; or
+            a pattern of folders, which may be searched for ever.
     """
     family, colon, _ = entry.source.partition(":")
-    if colon and os.sep not in family and not entry.source.startswith(OPENED):
+    of_library = colon and os.sep not in family and not entry.source.startswith(OPENED)
+    searches = glob.has_magic(os.path.dirname(entry.source)) and not os.path.exists(entry.source)
+    if of_library or searches:
         again = shlex.join((option, f"{entry.name}={entry.source}"))
         raise RunError(
             f"The run {path} names the set {entry.name} as {entry.source!r}, which is opened only "

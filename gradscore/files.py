@@ -92,8 +92,11 @@ def require_replaceable(path: str | os.PathLike) -> None:
         raise OSError(code, os.strerror(code), os.fspath(path))
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
-    with contextlib.suppress(FileNotFoundError):
-        _require_regular(os.stat(path), path)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            _require_regular(os.stat(path), path)
+    except ValueError as error:  # no path can hold a NUL
+        raise OSError(errno.EINVAL, str(error), os.fspath(path)) from None
     _require_outside_runs(path)
 
 

@@ -44,7 +44,7 @@ def whole_number(label: Any) -> int | None:
         return int(label)
     try:
         number = float(label)
-    except ValueError:
+    except (ValueError, TypeError):  # a date, for instance
         return None
     return int(number) if number.is_integer() else -2
 

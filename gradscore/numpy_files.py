@@ -201,6 +201,7 @@ def _read_header(file: BinaryIO, name: str) -> Header:
         raise ValueError(f"the header of {name} is damaged") from error
     if dtype.hasobject:
         raise ValueError(f"the array {name} holds Python objects, which are never loaded")
-    if any(side < 0 for side in shape) or (math.prod(shape) and not dtype.itemsize):
+    whole = all(type(side) is int and side >= 0 for side in shape)  # True is an int too
+    if not whole or (math.prod(shape) and not dtype.itemsize):
         raise ValueError(f"the array {name} has no such shape: {shape} of {dtype}")
     return Header(shape, dtype, "F" if column_major else "C", file.tell())

@@ -272,3 +272,42 @@ def test_a_whole_model_in_an_entry_is_named(tmp_path):
     torch.save({"epoch": -1, "ema": None, "model": network()}, tmp_path / "best.pt")
     with pytest.raises(WeightsError, match=r"pickled object under 'model' \(torch\.nn\.modules\."):
         load_weights(tmp_path / "best.pt")
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_folders_file_may_be_a_checkpoint_like_any_other(tmp_path, parts):
+    sets = {"state_dict": state(1.0), "ema": state(2.0)}
+    if parts == 1:
+        torch.save(sets | {"epoch": 3}, tmp_path / "pytorch_model.bin")
+    else:
+        names = list(sets["ema"])
+        where = {name: f"part-{i}.bin" for i, name in enumerate(names)}
+        for name, part in where.items():
+            torch.save({key: {name: own[name]} for key, own in sets.items()}, tmp_path / part)
+        index = tmp_path / "pytorch_model.bin.index.json"
+        index.write_text(json.dumps({"weight_map": where}))
+    value, (notice,) = loaded(tmp_path)
+    assert value == 1.0
+    assert f"{tmp_path}#ema" in notice
+    assert loaded(f"{tmp_path}#ema")[0] == 2.0
+
+
+def test_an_index_of_no_parts_is_refused(tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    with pytest.raises(WeightsError, match="Expected a weight_map of file names"):
+        load_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"a": {"b": {"c": state(1.0)}}},
+        {"a": {"b": torch.tensor(1.0)}},
+        {"a": torch.tensor(1.0)},
+        {"model": {"a": torch.tensor(1.0)}},
+    ],
+)
+def test_what_is_there_instead_of_tensors_is_always_said(tmp_path, content):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=rf"are all in {next(iter(content))}\."):
+        load_weights(tmp_path / "w.pth")

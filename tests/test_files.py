@@ -10,6 +10,7 @@ import pytest
 
 from gradscore.errors import DataError, RunError
 from gradscore.files import open_regular, read_regular, require_replaceable, written_aside
+from gradscore.tables import check_output
 
 
 @pytest.fixture(params=["fifo", "socket", "device", "folder", "link to a fifo"])
@@ -91,3 +92,9 @@ def test_the_next_command_removes_what_a_killed_one_left(tmp_path):
         first.write(b"first")
     assert os.listdir(tmp_path) == ["a.csv"]
     assert (tmp_path / "a.csv").read_bytes() == b"first"
+
+
+@pytest.mark.parametrize("name", ["a\0.csv", "a\0/b.csv"])
+def test_a_path_with_a_nul_is_one_line(tmp_path, name):
+    with pytest.raises(RunError, match="Cannot write"):
+        check_output(f"{tmp_path}/{name}", (".csv",))

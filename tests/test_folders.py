@@ -1,8 +1,12 @@
 """Folders, lists, archives and tables as people have them: links, endings, names, packing."""
 
+import contextlib
+import datetime
+import decimal
 import io
 import json
 import os
+import subprocess
 import tarfile
 
 import numpy as np
@@ -15,6 +19,7 @@ from PIL import Image
 from gradscore.cli import cli
 from gradscore.data import open_set
 from gradscore.data.decode import decode_image
+from gradscore.data.folders import find_images
 from gradscore.data.opened import Wanted
 from gradscore.data.tables import open_tables
 from gradscore.errors import DataError
@@ -276,3 +281,59 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(DataError, match=r"Cannot read .*/b': Permission denied"):
         open_set(folder)
+
+
+LABELS = {
+    "dates": [datetime.date(2020, 1, 1), datetime.date(2021, 1, 1)],
+    "times": [datetime.datetime(2020, 1, 1), datetime.datetime(2021, 1, 1)],
+    "durations": [datetime.timedelta(1), datetime.timedelta(2)],
+    "nanoseconds": pa.array([1, 2], pa.timestamp("ns")),
+    "years to come": pa.array([10**7, 1], pa.date32()),
+    "fractions": [0.5, 1.0],
+    "nan": [float("nan"), 1.0],
+    "numbers in text": ["1", "0"],
+    "names": ["dog", "cat"],
+    "bytes": [b"dog", b"\xff"],
+    "truth": [True, False],
+    "nothing": pa.nulls(2),
+    "decimals": [decimal.Decimal("1.0"), None],
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_labels_of_any_type_are_taken_or_refused_in_one_line(tmp_path, kind):
+    features = {"label": {"names": ["cat", "dog"]}}
+    about = {"huggingface": json.dumps({"info": {"features": features}})}
+    for metadata in ({}, about):
+        table = pa.table({"image": [encoded(), encoded()], "label": LABELS[kind]})
+        pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "a.parquet")
+        for known in ({}, {"class_names": ["dog", "cat"]}):
+            with contextlib.suppress(DataError):
+                labels = open_set(tmp_path / "a.parquet", **known).labels
+                assert set(labels.tolist()) <= {-1, 0, 1}
+                if kind == "names" and known:
+                    assert labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("twice", ["image", "label"])
+def test_columns_that_come_twice_are_refused(tmp_path, twice):
+    names = ["image", "label", twice]
+    columns = {"image": pa.array([encoded()]), "label": pa.array([1])}
+    table = pa.Table.from_arrays([columns[name] for name in names], names=names)
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=f"Expected '{twice}' once"):
+        open_set(tmp_path / "a.parquet")
+
+
+def test_folders_of_any_depth_are_walked(tmp_path):
+    place = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=place)
+        inner = os.open("d", os.O_RDONLY, dir_fd=place)
+        os.close(place)
+        place = inner
+    with open(os.open("a.png", os.O_WRONLY | os.O_CREAT, dir_fd=place), "wb") as file:
+        file.write(encoded())
+    os.close(place)
+    assert find_images(tmp_path).paths == ["d/" * 1500 + "a.png"]
+    subprocess.run(["rm", "-r", tmp_path / "d"], check=True)

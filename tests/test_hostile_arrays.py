@@ -291,3 +291,37 @@ def test_a_checkpoint_that_unfolds_to_far_more_is_refused_unread(tmp_path, monke
             packed.writestr(name, content)
     with pytest.raises(WeightsError, match="would unfold to 40"):
         load_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("ending", ["npy", "npz"])
+def test_a_shape_of_truth_values_is_refused(tmp_path, ending):
+    content = npy(IMAGES[:1], shape=(True, *IMAGES.shape[1:]))
+    if ending == "npy":
+        (tmp_path / "s.npy").write_bytes(content)
+    else:
+        archive(tmp_path / "s.npz", {"images": content}, zipfile.ZIP_STORED)
+    with pytest.raises(DataError, match="no such shape"):
+        open_set(tmp_path / f"s.{ending}")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_tensors_without_one_shape_are_named(tmp_path):
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    torch.save({"weight": nested}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"1 of another kind: weight \(nested\)\.$"):
+        fit_weights(nn.Linear(3, 2, bias=False), load_weights(tmp_path / "w.pth"))
+
+
+def test_long_names_are_shown_by_their_beginning(tmp_path):
+    long = "a" * 10**5
+    model = nn.Linear(3, 2, bias=False)
+    with pytest.raises(WeightsError, match=r"1 unexpected: a{80}\.\.\.") as caught:
+        fit_weights(model, Weights({long: torch.ones(2, 3)}, "w.pth", place="w.pth#"))
+    assert len(str(caught.value)) < 400
+    inner = Weights({f"{long}.weight": torch.ones(2, 3)}, "w.pth", place="w.pth#")
+    (told,) = fit_weights(model, inner)
+    assert len(told) < 400
+    both = Weights({f"{long}.weight": torch.ones(2, 3), "b": torch.ones(1)}, "w", place="w#")
+    with pytest.raises(WeightsError) as caught:
+        fit_weights(model, both)
+    assert len(str(caught.value)) < 400

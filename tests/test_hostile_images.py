@@ -1,7 +1,10 @@
 """Pictures made to hang, to start programs or to fill memory: each is refused by its name."""
 
+import contextlib
+import io
 import os
 import signal
+import warnings
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from PIL.Image import open as pil_open
 
 from gradscore.cli import cli
 from gradscore.data import decoding_processes, load_batches, open_set
-from gradscore.data.decode import decoding_here
+from gradscore.data.decode import decode_image, decoding_here
 from gradscore.data.readers import Items
 from gradscore.errors import DataError
 from gradscore.models.preprocessing import Preprocessing
@@ -134,3 +137,15 @@ def test_a_killed_decoding_process_is_one_line_wherever_it_is_noticed(tmp_path):
         next(iter(batches))
     with pytest.raises(RuntimeError, match="own"), decoding_processes():
         raise RuntimeError("own")
+
+
+def test_a_damaged_picture_is_told_of_by_the_error_alone(recwarn):
+    warnings.simplefilter("always")
+    whole = io.BytesIO()
+    Image.new("L", (8, 8)).save(whole, "TIFF")
+    for place in range(8, len(whole.getvalue())):
+        content = bytearray(whole.getvalue())
+        content[place] ^= 0xFF
+        with contextlib.suppress(DataError):
+            decode_image(bytes(content), "a.tif")
+    assert [str(warning.message) for warning in recwarn] == []

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,10 +13,13 @@ from contextlib import suppress
 import h5py
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from gradscore.cli import cli
 from gradscore.errors import NotRecorded, RunError
 from gradscore.run import (
     FailedRow,
+    FitInfo,
     HeadInfo,
     PassInfo,
     RunInfo,
@@ -358,3 +362,35 @@ def test_a_directory_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RunError, match=r"Cannot write .*/file/run/.lock: Not a directory"):
         RunStore.create(tmp_path / "file" / "run", make_info())
+
+
+def test_ranges_beyond_a_set_end_before_they_are_gone_through(run):
+    with RunStore.open_for_writing(run) as store:
+        for key in ("stop", "rows"):
+            setattr(store.sets["digits"].passes["base"][-1], key, 2**60)
+        store.save()
+    beyond = pytest.raises(RunError, match=rf"to {2**60} of 100; delete it, then make it again")
+    with RunStore.open_for_writing(run) as store, beyond:
+        store.mend({})
+
+
+@pytest.mark.parametrize("gone", ["fits", "digits", f"digits/{PASS}"])
+def test_of_a_folder_that_is_gone_all_is_made_again(run, gone):
+    with RunStore.open_for_writing(run) as store:
+        for method in ("mahalanobis", "mahalanobis_stages"):
+            fit = FitInfo(f"{method}-digits", method, {"digits": "0" * 64}, {}, "", "0" * 64)
+            store.info.fits[fit.name] = fit
+        store.save()
+    shutil.rmtree(run / gone, ignore_errors=True)
+    norms = "--layers all -p inf -T 0.5 --target uniform --on-error"
+    asked = {
+        "fits": ("--method mahalanobis --fit digits", "--record mahalanobis --fit digits"),
+        "digits": ("--layers last --on-error", norms),
+        f"digits/{PASS}": (norms,),
+    }[gone]
+    remedies = {problem.file: problem.remedy for problem in check(run)}
+    assert remedies[gone].count("`gradscore ") == len(asked)
+    assert all(part in remedies[gone] for part in asked)
+    told = CliRunner().invoke(cli, ["run", "check", str(run)]).output
+    assert [told.count(f"{part}") for part in asked] == [1] * len(asked)
+    assert "`" not in told

@@ -1,5 +1,7 @@
 """``gradscore run``: look into a run, and verify it."""
 
+import itertools
+
 import click
 
 from gradscore.cli.console import counted, notice, print_facts, print_table, say
@@ -77,8 +79,9 @@ def check(path) -> None:
     if problems:
         print_table(("file", "problem"), [problem[:2] for problem in problems], left=2)
         say("Delete these files, then make them again:")
-        for command in dict.fromkeys(problem.remedy for problem in problems):
-            say(f"  {command.strip('`')}")
+        told = [problem.remedy.strip("`").split("` and `") for problem in problems]
+        for command in dict.fromkeys(itertools.chain(*told)):
+            say(f"  {command}")
         raise click.exceptions.Exit(1)
     about = RunStore(path).info
     shards = sum(len(s) for e in about.sets.values() for s in e.passes.values())

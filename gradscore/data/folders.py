@@ -46,7 +46,7 @@ def find_images(folder: str | Path) -> Listing:
         raise DataError(f"No folder at {folder!r}.")
     found, others = [], Counter()
     try:
-        for path in _files(folder, "", (_identity(folder),), 0, others, Counter()):
+        for path in _files(folder, others):
             if path.lower().endswith(IMAGE_SUFFIXES):
                 found.append(path)
             else:
@@ -62,36 +62,32 @@ def find_images(folder: str | Path) -> Listing:
     return Listing(sorted(found), f"passed over: {counted(others)}" if others else "")
 
 
-def _files(
-    folder: str,
-    prefix: str,
-    above: tuple[tuple[int, int], ...],
-    links: int,
-    others: Counter,
-    reached: Counter,
-) -> Iterator[str]:
-    """Yield the files below a folder that are not hidden, relative to where the walk began.
+def _files(folder: str, others: Counter) -> Iterator[str]:
+    """Yield the files below a folder that are not hidden, relative to it, in any order.
 
     Args:
         folder: The folder.
-        prefix: Its path from the beginning, with a slash at the end.
-        above: Identities of the folder and of those that it was reached through.
-        links: How many links led to it.
         others: Counts what is passed over.
-        reached: Counts folders by identity, and under ``"again"`` those entered once more.
     """
-    with os.scandir(folder) as entries:
-        ordered = sorted(entries, key=lambda entry: entry.name)
-    for entry in ordered:
-        if entry.name.startswith(".") or entry.name == MACOS:
-            others["hidden"] += 1
-        elif not _is_folder(entry):
-            yield prefix + entry.name
-        else:
-            identity, nested = _identity(entry.path), links + entry.is_symlink()
-            if identity in above or nested > NESTED_LINKS:
-                others["links to folders above"] += 1
+    # Of each folder to visit: its path, the same from here with a slash at the end, identities of
+    # itself and of those that it was reached through, and how many links led to it.
+    waiting = [(folder, "", (_identity(folder),), 0)]
+    # Folders by identity, and under "again" those entered once more.
+    reached: Counter = Counter()
+    while waiting:
+        place, prefix, above, links = waiting.pop()
+        with os.scandir(place) as found:
+            entries = list(found)
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name == MACOS:
+                others["hidden"] += 1
+            elif not _is_folder(entry):
+                yield prefix + entry.name
             else:
+                identity, nested = _identity(entry.path), links + entry.is_symlink()
+                if identity in above or nested > NESTED_LINKS:
+                    others["links to folders above"] += 1
+                    continue
                 reached["again"] += identity in reached
                 reached[identity] += 1
                 if reached["again"] > MOST_REVISITS:
@@ -100,7 +96,7 @@ def _files(
                         f"times over, got more at {entry.path!r}; remove links between them."
                     )
                 inner = f"{prefix}{entry.name}/"
-                yield from _files(entry.path, inner, (*above, identity), nested, others, reached)
+                waiting.append((entry.path, inner, (*above, identity), nested))
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

@@ -4,7 +4,7 @@ import json
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from gradscore.data.decode import decode_image
 from gradscore.data.opened import Opened, Wanted
 from gradscore.errors import DataError
 from gradscore.files import open_regular
-from gradscore.labels import Labels, class_numbers, named_classes
+from gradscore.labels import UNKNOWN, Labels, class_numbers, named_classes, whole_number
 from gradscore.manifest_formats import FEW_ROWS, check_unfolded
 
 IMAGE_COLUMNS = ("image", "img", "picture", "image_bytes", "bytes", "content", "jpg", "png")
@@ -24,6 +24,8 @@ LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls", "target", "cat
 GROUP_BYTES = 1 << 31
 """A group of rows is read at once, and may unfold to so much."""
 KEPT_GROUPS = 2
+NO_VALUE = (KeyError, ValueError, OverflowError, ImportError)
+"""What Arrow raises besides its own: for dates that Python has not, or without their library."""
 
 
 class Group(NamedTuple):
@@ -93,6 +95,7 @@ def open_tables(text: str, wanted: Wanted) -> Opened:
     for path in paths:
         try:
             with open_regular(path) as file:
+                _require_once(pq.read_schema(file), {column, label_column} - {None}, path)
                 table = pq.ParquetFile(file, read_dictionary=_texts(path, label_column))
                 if _image_column(table.schema_arrow) != column:
                     raise DataError(f"Expected a column of images {column!r} in {str(path)!r}.")
@@ -103,7 +106,7 @@ def open_tables(text: str, wanted: Wanted) -> Opened:
                 if label_column:
                     check_unfolded(facts, [label_column], size, path)
                     labels += _labels(table, label_column)
-        except (pa.ArrowException, OSError, KeyError) as error:
+        except (pa.ArrowException, OSError, *NO_VALUE) as error:
             raise DataError(f"Cannot read {str(path)!r}: {error}") from error
         names += [f"{path.name}/{row}" for row in range(facts.num_rows)]
         contents += [str(facts.row_group(n).total_byte_size) for n in range(facts.num_row_groups)]
@@ -112,6 +115,12 @@ def open_tables(text: str, wanted: Wanted) -> Opened:
     numbers, notice = _numbers(labels, schema, label_column, wanted)
     reader = TableImages(groups, column, names)
     return Opened(names, numbers, reader, whole=contents, notices=[notice])
+
+
+def _require_once(schema: Any, columns: Iterable[str], path: Path) -> None:
+    for name in columns:
+        if schema.names.count(name) > 1:
+            raise DataError(f"Expected {name!r} once in {str(path)!r}, got it twice.")
 
 
 def _texts(path: Path, column: str | None) -> list[str]:
@@ -165,10 +174,9 @@ def _image_column(schema: Any) -> str | None:
     def holds(kind: Any) -> bool:
         return kinds.is_struct(kind) and any(f.name == "bytes" and is_bytes(f.type) for f in kind)
 
-    known = [name for name in IMAGE_COLUMNS if name in schema.names]
-    found = [name for name in known if holds(schema.field(name).type)]
-    found += [field.name for field in schema if holds(field.type)]
-    found += [name for name in known if is_bytes(schema.field(name).type)]
+    known = [field for name in IMAGE_COLUMNS for field in schema if field.name == name]
+    found = [field.name for field in (*known, *schema) if holds(field.type)]
+    found += [field.name for field in known if is_bytes(field.type)]
     return found[0] if found else None
 
 
@@ -193,7 +201,7 @@ def _read_group(group: Group, column: str) -> Any:
             leaf = f"{column}.bytes" if pa.types.is_struct(kind) else column
             table = pq.ParquetFile(file, pre_buffer=False, read_dictionary=[leaf])
             values = table.read_row_group(group.number, columns=[leaf])[column].combine_chunks()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, *NO_VALUE) as error:
         raise DataError(f"Cannot read {str(group.path)!r}: {error}") from error
     return values.field("bytes") if pa.types.is_struct(values.type) else values
 
@@ -205,10 +213,12 @@ def _numbers(labels: list, schema: Any, column: str | None, wanted: Wanted) -> L
     if any(isinstance(label, list | dict) for label in labels):
         return Labels(None, f"labels are unknown: {column} holds several values an image")
     names = _names(schema, column)
-    if wanted.class_names is not None and names:
+    numbers = {label: whole_number(label) for label in dict.fromkeys(labels)}
+    counted = all(number is not None and number >= UNKNOWN for number in numbers.values())
+    if wanted.class_names is not None and names and counted:
         found, _ = named_classes(names, wanted.class_names, None, "labels")
         if len(found) == len(names):
-            places = [None if label is None else found.get(_at(names, label)) for label in labels]
+            places = [found.get(_at(names, numbers[label])) for label in labels]
             return Labels(class_numbers(places).numbers, f"labels of {column} by their names")
     return class_numbers(labels, wanted.class_names, wanted.classes)
 

@@ -30,6 +30,8 @@ PLAIN = ("state_dict", "model", "model_state_dict", "net", "network", "weights",
 """Entries that hold a checkpoint's weights as trained, the first that is there taken."""
 AVERAGED = re.compile(r"ema|average|swa", re.IGNORECASE)
 """Names of entries that hold weights averaged over the training."""
+LONGEST = 80
+"""Characters of a name that a message shows."""
 MOST_CLASSES = 64
 """How many classes of a pickle become empty mappings before it is called something else."""
 
@@ -65,7 +67,7 @@ def read_entries(path: Path) -> dict[str, dict[str, Tensor]]:
         WeightsError: If it is missing, damaged, of another kind, or holds no named tensors.
     """
     if path.is_dir():
-        return {"": _read_folder(path)}
+        return _read_folder(path)
     if path.suffix.lower() not in SUFFIXES:
         raise WeightsError(
             f"Expected a weight file ending in {', '.join(SUFFIXES)}, got {str(path)!r}."
@@ -85,26 +87,27 @@ def read_entries(path: Path) -> dict[str, dict[str, Tensor]]:
     return _entries(content, path)
 
 
-def _read_folder(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a folder, whole or in parts."""
+def _read_folder(path: Path) -> dict[str, dict[str, Tensor]]:
+    """Return the sets of a folder's file, whole or in parts."""
     for name in FOLDER_FILES:
         if (path / name).is_file():
-            return read_entries(path / name)[""]
+            return read_entries(path / name)
         index = path / f"{name}.index.json"
         if index.is_file():
             try:
                 parts = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-                inside = all(Path(part).name == part != ".." for part in parts)
+                inside = parts and all(Path(part).name == part != ".." for part in parts)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 parts, inside = [], False
             if not inside:
                 raise WeightsError(f"Expected a weight_map of file names in {str(index)!r}.")
-            tensors: dict[str, Tensor] = {}
+            entries: dict[str, dict[str, Tensor]] = {}
             for part in parts:
                 if (path / part).is_dir():
                     raise WeightsError(f"Expected a weight file, got the folder {path / part}.")
-                tensors |= read_entries(path / part).get("", {})
-            return tensors
+                for entry, tensors in read_entries(path / part).items():
+                    entries.setdefault(entry, {}).update(tensors)
+            return entries
     raise WeightsError(
         f"Expected {' or '.join(FOLDER_FILES)} in the folder {str(path)!r}, found neither."
     )
@@ -202,8 +205,8 @@ def _refused(path: Path, reason: str) -> str:
 def _entries(content: Any, path: Path) -> dict[str, dict[str, Tensor]]:
     if isinstance(content, Mapping) and (whole := getattr(content, "pickled_class", "")):
         raise WeightsError(
-            f"{str(path)!r} is a whole pickled model or object ({whole}), which is never loaded; "
-            f"save its weights alone where it was made: {SAVE}."
+            f"{str(path)!r} is a whole pickled model or object ({listed([whole])}), which is "
+            f"never loaded; save its weights alone where it was made: {SAVE}."
         )
     if not isinstance(content, Mapping) or not content:
         raise WeightsError(
@@ -222,8 +225,9 @@ def _entries(content: Any, path: Path) -> dict[str, dict[str, Tensor]]:
     for name in sorted(content, key=lambda name: name not in PLAIN):
         if whole := getattr(content[name], "pickled_class", ""):
             raise WeightsError(
-                f"{str(path)!r} holds a whole pickled object under {name!r} ({whole}), which is "
-                f"never loaded; save its weights alone where it was made: {SAVE}."
+                f"{str(path)!r} holds a whole pickled object under {listed([name])!r} "
+                f"({listed([whole])}), which is never loaded; save its weights alone where it was "
+                f"made: {SAVE}."
             )
     strays = [
         name for name, value in content.items() if not isinstance(value, Tensor | Mapping)
@@ -231,9 +235,12 @@ def _entries(content: Any, path: Path) -> dict[str, dict[str, Tensor]]:
     inner = next((content[name] for name in PLAIN if isinstance(content.get(name), Mapping)), None)
     if inner is not None:
         strays = [name for name, value in inner.items() if not isinstance(value, Tensor)]
+    what = f"no tensors are: {listed(strays)}"
+    if not strays:
+        what = f"single numbers, or entries inside of entries, are all in {listed(content)}"
     raise WeightsError(
         f"Expected named tensors in {str(path)!r}, alone or under a name such as "
-        f"{', '.join(PLAIN[:3])}; no tensors are: {listed(strays)}."
+        f"{', '.join(PLAIN[:3])}; {what}."
     )
 
 
@@ -254,7 +261,8 @@ def _is_set(value: Any) -> bool:
 
 
 def listed(names: Any, shown: int = 8) -> str:
-    """Return the first names, and how many more there are."""
+    """Return the first names, of each its beginning, and how many more there are."""
     names = [str(name) for name in names]
+    names = [name if len(name) <= LONGEST else f"{name[:LONGEST]}..." for name in names]
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscore.errors import WeightsError
-from gradscore.models.checkpoint import AVERAGED, PLAIN, listed, read_entries
+from gradscore.models.checkpoint import AVERAGED, LONGEST, PLAIN, listed, read_entries
 
 Renaming = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 DEEPEST = 16
@@ -135,6 +135,9 @@ def fit_weights(model: nn.Module, weights: Weights, rename: Renaming = dict) -> 
         WeightsError: If names are missing or unexpected, shapes differ, or values are none that
             a model takes as they are; all are listed.
     """
+    spoilt = [f"{n} ({what})" for n, t in weights.tensors.items() if (what := _strangeness(t))]
+    if spoilt:
+        raise _no_fit(weights, _told({"of another kind": spoilt}))
     own = model.state_dict()
     fewest: tuple[int, str] | None = None
     for prefix, tensors in _without_prefixes(weights.tensors):
@@ -142,15 +145,16 @@ def fit_weights(model: nn.Module, weights: Weights, rename: Renaming = dict) -> 
         count, faults = _faults(own, tensors)
         if not count:
             model.load_state_dict({**own, **tensors})
-            said = f"The prefix {prefix!r} was taken off all names of {weights.source}."
+            said = f"The prefix {listed([prefix])!r} was taken off all names of {weights.source}."
             return (*weights.notices, said) if prefix else weights.notices
         if fewest is None or count < fewest[0]:
             fewest = count, faults
     assert fewest is not None, "the names as they are were tried"
-    raise WeightsError(
-        f"The weights of {weights.source} do not fit the model. {fewest[1]}."
-        f"{_fitting_part(own, weights, rename)}"
-    )
+    raise _no_fit(weights, fewest[1], _fitting_part(own, weights, rename))
+
+
+def _no_fit(weights: Weights, faults: str, advice: str = "") -> WeightsError:
+    return WeightsError(f"The weights of {weights.source} do not fit the model. {faults}.{advice}")
 
 
 def _fitting_part(own: Mapping[str, Tensor], weights: Weights, rename: Renaming) -> str:
@@ -162,7 +166,8 @@ def _fitting_part(own: Mapping[str, Tensor], weights: Weights, rename: Renaming)
     fitting = []
     for prefix, count in times.most_common(MOST_PARTS) if weights.place else ():
         tensors = _below({"": weights.tensors}, prefix)
-        if count >= len(own) // 2 and not _faults(own, rename(tensors))[0]:
+        shown = len(prefix) <= LONGEST and count >= len(own) // 2
+        if shown and not _faults(own, rename(tensors))[0]:
             fitting.append(f"`weights={weights.place + prefix!r}`")
     return f" A part of it fits: {' or '.join(fitting)}." if fitting else ""
 
@@ -192,37 +197,42 @@ def _faults(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> tuple[i
         for name in own
         if name in tensors and own[name].shape != tensors[name].shape
     ]
-    strange = [
-        f"{name} ({what})"
+    whole = [
+        f"{name} ({str(tensors[name].dtype).removeprefix('torch.')})"
         for name in own
-        if name in tensors and (what := _strangeness(own[name], tensors[name]))
+        if name in tensors
+        and own[name].is_floating_point()
+        and not tensors[name].is_floating_point()
     ]
     found = {
         "missing": missing,
         "unexpected": unexpected,
         "of another shape": unlike,
-        "of another kind": strange,
+        "of another kind": whole,  # torch would drop imaginary parts without a word
     }
-    text = "; ".join(
+    return sum(map(len, found.values())), _told(found)
+
+
+def _told(found: Mapping[str, list[str]]) -> str:
+    return "; ".join(
         f"{len(names)} {kind}: {listed(names)}" for kind, names in found.items() if names
     )
-    return sum(map(len, found.values())), text
 
 
-def _strangeness(own: Tensor, tensor: Tensor) -> str:
-    """Return why a tensor's values cannot be copied as they are, or an empty text.
+def _strangeness(tensor: Tensor) -> str:
+    """Return why a tensor is no plain array of numbers, or an empty text.
 
-    torch would drop imaginary parts without a word, and take quantised steps for values.
+    Some have no shape to compare, and torch would take quantised steps for values.
     """
     kinds = {
+        "nested": tensor.is_nested,
         "without values": tensor.is_meta,
         "quantised": tensor.is_quantized,
-        "sparse": tensor.layout is not torch.strided,
-        "nested": tensor.is_nested,
+        "sparse": "sparse" in str(tensor.layout),
+        str(tensor.layout).removeprefix("torch."): tensor.layout is not torch.strided,
+        type(tensor).__name__: type(tensor) not in (Tensor, nn.Parameter),
     }
-    told = next((kind for kind, found in kinds.items() if found), "")
-    whole = own.is_floating_point() and not tensor.is_floating_point()
-    return told or (str(tensor.dtype).removeprefix("torch.") if whole else "")
+    return next((kind for kind, found in kinds.items() if found), "")
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -22,7 +22,7 @@ class Problem(NamedTuple):
     """One fault: the file, relative to the run, what is wrong, and what makes it again.
 
     Attributes:
-        remedy: The command to run after the file was deleted, between backticks.
+        remedy: What to run after the file was deleted: commands between backticks.
     """
 
     file: str

@@ -16,7 +16,7 @@ from gradscore.run.advice import (
     skipping,
 )
 from gradscore.run.files import DamagedFile
-from gradscore.run.layout import RunInfo
+from gradscore.run.layout import FitInfo, RunInfo
 from gradscore.run.named import naming_options
 
 
@@ -37,24 +37,33 @@ def told(run: Path, info: RunInfo | None) -> Iterator[None]:
 
 
 def remedy(run: Path, info: RunInfo | None, file: str) -> str:
-    """Return the command that makes a file again after it was deleted, between backticks.
+    """Return what makes a file again after it was deleted: commands between backticks.
 
     Args:
         run: The run's directory.
         info: What ``run.json`` says; None where it is damaged itself: then all is recorded anew.
-        file: The file, or the folder of a pass, below the run.
+        file: The file below the run, or a folder: what makes all that is in it follows then.
     """
-    if info is None:
-        return new_run_command(run)
     folder, _, inner = file.partition("/")
+    if info is None or folder not in (*info.sets, names.FITS, names.HEAD_FILE):
+        return new_run_command(run)
     named = naming_options(info)
-    if folder == names.FITS:
-        fit = info.fits[inner.removesuffix(names.FIT_ENDING)]
-        if fit.method == "mahalanobis_stages":
-            return extract_command(run, *named, *mahalanobis_options(info, *fit.sets))
-        how = ("--method", fit.method, "--fit", ",".join(fit.sets))
-        return command("score", run, *how)
     if folder == names.HEAD_FILE:
         return extract_command(run, *named, "--layers", "last")
-    name = inner.partition("/")[0]
-    return extract_command(run, *named, *pass_options(info, name), *skipping(info, folder))
+    if folder == names.FITS:
+        fits = [info.fits[inner.removesuffix(names.FIT_ENDING)]] if inner else info.fits.values()
+        commands = [_fit_command(run, info, fit) for fit in fits]
+    else:
+        passes = [inner.partition("/")[0]] if inner else info.sets[folder].passes
+        skip = skipping(info, folder)
+        commands = [
+            extract_command(run, *named, *pass_options(info, name), *skip) for name in passes
+        ]
+    return " and ".join(dict.fromkeys(commands))
+
+
+def _fit_command(run: Path, info: RunInfo, fit: FitInfo) -> str:
+    if fit.method == "mahalanobis_stages":
+        how = mahalanobis_options(info, *fit.sets)
+        return extract_command(run, *naming_options(info), *how)
+    return command("score", run, "--method", fit.method, "--fit", ",".join(fit.sets))

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from gradscore.errors import RunError
 from gradscore.run import encoding, names
 from gradscore.run.advice import again_command
+from gradscore.run.damage import told
 from gradscore.run.layout import FORMAT, FailedRow, PassInfo, RunInfo, SetInfo, Shard
+from gradscore.run.ranges import range_faults
 from gradscore.run.reader import RunReader, read_info
 from gradscore.run.shard import build_shard
 from gradscore.run.writer import Writer
@@ -202,6 +204,9 @@ class RunStore(RunReader):
 
         Args:
             head: The last layer's weights, written again if their file is gone.
+
+        Raises:
+            RunError: If the rows that are left are not those of the set's images.
         """
         if head and not self._is_there(names.HEAD_FILE):
             self.info.head.sha256 = self.writer.write_arrays(names.HEAD_FILE, head)
@@ -212,6 +217,10 @@ class RunStore(RunReader):
                     start = shards[gone[0]].start
                     entry.failed = [row for row in entry.failed if row.index < start]
                 del shards[gone[0] if gone else len(shards) :]
+                # What is left says where to go on, before any of it is read.
+                with told(self.path, self.info):
+                    for fault in range_faults(self.path, entry, name):
+                        raise fault
 
     def _is_there(self, file: str) -> bool:
         return os.path.lexists(self.path / file)

@@ -141,6 +141,7 @@ def png():
 NEGATIVE = b"\xff" + struct.pack(">3xq", -1024)
 ENORMOUS = b"\x80" + struct.pack(">3xq", 1 << 60)
 PIECE = b"%011o\0" % len(png())
+LONG = b"%011o\0" % (1 << 19)
 TARS = {
     "of negative size": header("a.png", NEGATIVE) + png(),
     "of enormous size": header("a.png", ENORMOUS) + png(),
@@ -148,8 +149,18 @@ TARS = {
     "with a name of enormous size": header("x", ENORMOUS, b"L") + png(),
     "with pax fields of enormous size": header("x", ENORMOUS, b"x") + png(),
     "sparse": header("a.png", PIECE, b"S") + png(),
-    "with a longer name than any": header("x", b"%011o\0" % (1 << 19), b"L") + bytes(1 << 20),
-    "with more fields than any": header("x", b"%011o\0" % (1 << 19), b"g") + bytes(1 << 20),
+    "with a longer name than any": header("x", LONG, b"L")
+    + b"b.png".ljust(1 << 19, b"\0")
+    + header("a.png", PIECE)
+    + png(),
+    "with more fields than any": header("x", LONG, b"g")
+    + bytes(1 << 19)
+    + header("a.png", PIECE)
+    + png(),
+    "with digits without end": header("x", PIECE, b"x")
+    + b"1" * 512
+    + header("a.png", PIECE)
+    + png(),
     "without an end mark": header("a.png", PIECE) + png(),
     "damaged between members": header("a.png", PIECE) + png() + b"x" * 512,
     "of nested headers": header("x", b"%011o\0" % 0, b"L") * 3000,
@@ -196,7 +207,7 @@ def test_a_map_of_holes_in_front_of_the_data_is_not_read(tmp_path):
         info = tarfile.TarInfo("a.png")
         info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
         info.size = 512
-        archive.addfile(info, io.BytesIO(b"1\n0\n512\n".ljust(512, b"\0")))
+        archive.addfile(info, io.BytesIO(b"9\n0\n512\n".ljust(512, b"\0")))
     with pytest.raises(DataError, match="is stored with holes"):
         open_set(tmp_path / "s.tar")
 
@@ -214,6 +225,15 @@ def test_a_pickle_of_endless_steps_is_refused_unread(tmp_path, monkeypatch, lega
     else:
         with zipfile.ZipFile(tmp_path / "w.pth", "w") as whole:
             whole.writestr("w/data.pkl", b"\x80\x02" + steps + b".")
+    with pytest.raises(WeightsError, match="Expected a pickle of at most"):
+        load_weights(tmp_path / "w.pth")
+
+
+def test_a_key_of_tuples_in_tuples_is_not_hashed(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.load", None)
+    pairs = b"\x80\x02})q\x00" + b"h\x00\x86q\x00" * 40 + b"K\x01s."
+    with zipfile.ZipFile(tmp_path / "w.pth", "w") as whole:
+        whole.writestr("w/data.pkl", pairs)
     with pytest.raises(WeightsError, match="Expected a pickle of at most"):
         load_weights(tmp_path / "w.pth")
 

@@ -16,6 +16,41 @@ PICKLES_BEFORE = 3
 """Pickles that stand before the weights' own in files of torch before 1.6."""
 
 
+class _Stack:
+    """The sizes of what a pickle makes: a tuple counts anew wherever it is held once more.
+
+    As a key it is hashed so often: forty pairs of the pair before take for ever. All else has
+    size 1.
+    """
+
+    def __init__(self) -> None:
+        self.marks: list[int] = []
+        self._sizes: list[int] = []
+        self._memo: dict[int, int] = {}
+
+    def after(self, operation: pickletools.OpcodeInfo, argument: object) -> int:
+        """Take a step, and return the size of what it leaves on top."""
+        name, taken, held = operation.name, operation.stack_before, 0
+        if pickletools.markobject in taken:
+            held = self._take(self.marks.pop())
+            taken = taken[: taken.index(pickletools.markobject)]
+        held += self._take(max(len(self._sizes) - len(taken), 0))
+        if name == "MARK":
+            self.marks.append(len(self._sizes))
+        elif name.endswith("PUT"):
+            self._memo[argument] = self._sizes[-1]
+        else:
+            size = 1 + held if name.startswith("TUPLE") else 1
+            size = self._memo.get(argument, 1) if name.endswith("GET") else size
+            self._sizes += [size] * len(operation.stack_after)
+        return self._sizes[-1] if self._sizes else 0
+
+    def _take(self, place: int) -> int:
+        held = sum(self._sizes[place:])
+        del self._sizes[place:]
+        return held
+
+
 def check_pickle(path: Path) -> None:
     """Raise where the pickle of a file of torch would take for ever to read.
 
@@ -39,15 +74,14 @@ def check_pickle(path: Path) -> None:
 
 
 def _check_operations(file: IO[bytes], path: Path) -> None:
-    depth = 0
+    stack = _Stack()
     try:
-        for number, (operation, _, _) in enumerate(pickletools.genops(file)):
-            depth += operation.name == "MARK"
-            depth -= pickletools.markobject in operation.stack_before
-            if number == MOST_OPERATIONS or depth > DEEPEST:
+        for number, (operation, argument, _) in enumerate(pickletools.genops(file)):
+            size = stack.after(operation, argument)
+            if max(number, size) >= MOST_OPERATIONS or len(stack.marks) > DEEPEST:
                 raise WeightsError(
                     f"Expected a pickle of at most {MOST_OPERATIONS:,} steps, nested at most "
                     f"{DEEPEST:,} deep, in {str(path)!r}; save its weights alone: {SAVE}."
                 )
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
         raise pickle.UnpicklingError(str(error)) from None

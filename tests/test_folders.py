@@ -325,6 +325,13 @@ def test_columns_that_come_twice_are_refused(tmp_path, twice):
         open_set(tmp_path / "a.parquet")
 
 
+def test_a_structure_with_the_bytes_twice_is_refused(tmp_path):
+    column = pa.StructArray.from_arrays([pa.array([encoded()])] * 2, names=["bytes", "bytes"])
+    pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"Cannot read .*a\.parquet"):
+        open_set(tmp_path / "a.parquet")[0]
+
+
 def test_folders_of_any_depth_are_walked(tmp_path):
     place = os.open(tmp_path, os.O_RDONLY)
     for _ in range(1500):

@@ -394,3 +394,8 @@ def test_of_a_folder_that_is_gone_all_is_made_again(run, gone):
     told = CliRunner().invoke(cli, ["run", "check", str(run)]).output
     assert [told.count(f"{part}") for part in asked] == [1] * len(asked)
     assert "`" not in told
+
+
+def test_a_directory_whose_name_holds_a_nul_is_one_line(tmp_path):
+    with pytest.raises(RunError, match="without NUL"):
+        RunStore.create(f"{tmp_path}/a\0b", make_info())

@@ -201,9 +201,9 @@ def _read_group(group: Group, column: str) -> Any:
             leaf = f"{column}.bytes" if pa.types.is_struct(kind) else column
             table = pq.ParquetFile(file, pre_buffer=False, read_dictionary=[leaf])
             values = table.read_row_group(group.number, columns=[leaf])[column].combine_chunks()
+            return values.field("bytes") if pa.types.is_struct(values.type) else values
     except (pa.ArrowException, OSError, *NO_VALUE) as error:
         raise DataError(f"Cannot read {str(group.path)!r}: {error}") from error
-    return values.field("bytes") if pa.types.is_struct(values.type) else values
 
 
 def _numbers(labels: list, schema: Any, column: str | None, wanted: Wanted) -> Labels:

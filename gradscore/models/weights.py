@@ -88,7 +88,7 @@ def load_weights(path: str | Path) -> Weights:
         largest = max(sorted(entries), key=lambda name: len(entries[name]))
         raise WeightsError(
             f"{str(file)!r} holds several sets of weights: {listed(sorted(entries))}; choose one "
-            f"by `weights={f'{file}#{largest}'!r}`."
+            f"by `weights={f'{file}#{listed([largest])}'!r}`."
         )
     others = sorted(entries.keys() - {chosen})
     averaged = [name for name in others if AVERAGED.search(name)]

@@ -50,6 +50,10 @@ class Writer:
         self.directory = directory
         if directory.exists() and not directory.is_dir():
             raise RunError(f"Expected a directory for the run, got the file {directory}.")
+        if "\0" in str(directory):
+            raise RunError(
+                f"Expected a directory for the run without NUL, got {str(directory)!r}."
+            )
         lock = directory / LOCK_FILE
         try:
             directory.mkdir(parents=True, exist_ok=True)

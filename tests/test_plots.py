@@ -9,7 +9,7 @@ from recorded_run import make_run
 
 from gradscore.ablation import ablate, compare
 from gradscore.errors import GradScoreError, InvalidArgument, RunError
-from gradscore.plots import drawing, plot_ablation, plot_comparison, save_densities
+from gradscore.plots import drawing, figures, plot_ablation, plot_comparison, save_densities
 from gradscore.plots.figures import PLOTTED
 from gradscore.scores import Question
 
@@ -150,3 +150,12 @@ def test_importing_the_module_does_not_import_matplotlib():
     code = "import gradscore.plots, sys; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_legend_names_its_settings():
+    rows = [
+        {"method": "gradnorm", "p": 1.0, "temperature": 1.0},
+        {"method": "odin", "p": None, "temperature": 1000.0},
+    ]
+    name = figures._told(rows, ("method", "p", "temperature"))
+    assert [name(row) for row in rows] == ["gradnorm, T = 1", "odin, T = 1000"]

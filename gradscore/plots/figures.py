@@ -23,6 +23,8 @@ from gradscore.scores.answer import Scores, score_sets
 PLOTTED = ("layers", "p", "temperature", "target", "decomposition", "kl")
 _BARS = {"layers": "layers", "target": "target", "decomposition": "method", "kl": "method"}
 _SETTINGS = ("method", "layers", "p", "temperature", "target", "epsilon", "fit", "id")
+_SYMBOLS = {"temperature": "T"}
+"""What a setting is called in a legend, where it is not by its own name."""
 _LABELS = {
     "gradnorm": "GradNorm score\n(nats per unit of weight)",
     "u": "$U=\\|x\\|_1$\n(units of the features)",
@@ -109,10 +111,12 @@ def _told(rows: Sequence[Row], keys: Sequence[str]) -> Callable[[Row], str]:
     varied = [key for key in keys if len(values[key]) > 1] or keys[:1]
 
     def name(row: Row) -> str:
-        values = [row.get(key) for key in varied]
+        values = [(key, row.get(key)) for key in varied]
         return ", ".join(
-            number_name(value) if isinstance(value, float) else value
-            for value in values
+            f"{_SYMBOLS.get(key, key)} = {number_name(value)}"
+            if isinstance(value, float)
+            else value
+            for key, value in values
             if value is not None
         )
 

@@ -13,6 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gradscore import kernels
+from gradscore.errors import GradScoreWarning
 from gradscore.kernels import use_triton
 from gradscore.last_layer import last_layer_score
 
@@ -220,7 +221,7 @@ def test_auto_is_torch_where_the_launcher_cannot_be_built_and_says_so_once(launc
     monkeypatch.setattr(launcher, "try_on", no_compiler)
     x, f = torch.randn(4, 3), torch.randn(4, 5)
     there = x.as_subclass(OnCuda), f.as_subclass(OnCuda)
-    with pytest.warns(RuntimeWarning, match="compiler. Scores are computed by torch") as told:
+    with pytest.warns(GradScoreWarning, match="compiler. Scores are computed by torch") as told:
         found = [last_layer_score(*there) for _ in range(2)]
     assert len(told) == 1
     for score in found:

@@ -165,6 +165,7 @@ BY_RULES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 @pytest.mark.parametrize("case", [*CLOSED, *BY_RULES])
 def test_the_score_is_that_of_autograd(case):
     head = (CLOSED | BY_RULES)[case]

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from gradscore.errors import InvalidArgument
+from gradscore.errors import GradScoreWarning, InvalidArgument
 
 BACKENDS = ("auto", "torch", "triton")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -60,7 +60,7 @@ def _runs_on(device: torch.device) -> bool:
         warnings.warn(
             f"Expected triton to build its kernels for {device}, got: {reason} Scores are "
             "computed by torch, as with backend 'torch'.",
-            RuntimeWarning,
+            GradScoreWarning,
             stacklevel=2,
         )
         return False

@@ -247,7 +247,7 @@ def test_anything_but_logits_is_named(output, got):
 
 def test_what_a_model_raises_is_told_with_the_images_that_it_got():
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
-    message = r"float32 \[2, 3, 4, 4\] on cpu, got RuntimeError from it: mat1 and .*--crop"
+    message = r"float32 \[2, 3, 4, 4\] on cpu, got RuntimeError from it: mat1 and .*preprocessing"
     with pytest.raises(ModelError, match=message) as caught:
         find_head(model, torch.zeros(2, 3, 4, 4))
     assert isinstance(caught.value.__cause__, RuntimeError)

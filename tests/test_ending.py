@@ -31,9 +31,24 @@ def breaks(monkeypatch):
     return breaking
 
 
+@pytest.fixture
+def heeded():
+    """Let a signal have its default effect, also where whoever started the tests ignores it."""
+    kept = {}
+
+    def heed(number):
+        default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        kept[number] = signal.signal(number, default)
+        return default
+
+    yield heed
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signals_end_a_command_alike(breaks, capsys, number):
-    before = signal.getsignal(number)
+def test_signals_end_a_command_alike(breaks, capsys, number, heeded):
+    before = heeded(number)
     # The signal may reach another thread first; it ends the sleep.
     breaks(lambda: (os.kill(os.getpid(), number), time.sleep(20)))
     assert call("run", "info", "x") == 128 + number

@@ -151,3 +151,17 @@ def test_a_disk_without_locks_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("gradscore.run.writer.fcntl.flock", refuse)
     with pytest.raises(RunError, match=r"gives no locks \(No locks available\)"):
         record(tmp_path / "run", sound=("id", folder(tmp_path / "sound")))
+
+
+def test_a_shard_that_is_made_again_may_be_interrupted_once_more(tmp_path):
+    images = folder(tmp_path / "images", count=12)
+    (images / "0" / "004.png").write_bytes(b"no picture")
+    sets, run = {"images": ("id", images)}, tmp_path / "run"
+    how = {"batch_size": 4, "shard_rows": 4, "on_error": "skip", "layers": "block4"}
+    extract("digits", sets, run, **how)
+    (run / "images" / "base" / "shard-00000.h5").unlink()
+    with RunStore.open_for_writing(run) as store:
+        store.mend({})
+        store.save()
+    extract("digits", sets, run, **how)
+    assert not check(run)

@@ -211,16 +211,17 @@ class RunStore(RunReader):
         if head and not self._is_there(names.HEAD_FILE):
             self.info.head.sha256 = self.writer.write_arrays(names.HEAD_FILE, head)
         for entry in self.info.sets.values():
+            # The rows say where to go on, before any of them is read.
+            with told(self.path, self.info):
+                for name in entry.passes:
+                    for fault in range_faults(self.path, entry, name, exactly=False):
+                        raise fault
             for name, shards in entry.passes.items():
                 gone = [place for place, s in enumerate(shards) if not self._is_there(s.file)]
                 if gone and name == names.BASE:
                     start = shards[gone[0]].start
                     entry.failed = [row for row in entry.failed if row.index < start]
                 del shards[gone[0] if gone else len(shards) :]
-                # What is left says where to go on, before any of it is read.
-                with told(self.path, self.info):
-                    for fault in range_faults(self.path, entry, name):
-                        raise fault
 
     def _is_there(self, file: str) -> bool:
         return os.path.lexists(self.path / file)

@@ -8,8 +8,8 @@ from paper_subjects import Subject
 
 from gradscore.ablation import ablate
 from gradscore.evaluation import Row, evaluate_run
+from gradscore.methods import Question
 from gradscore.plots import plot_ablation
-from gradscore.scores import Question
 from gradscore.tables import write_evaluation
 
 FIGURES = Path(__file__).with_name("paper_figures.csv")

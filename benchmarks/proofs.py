@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 import gradscore as gs
 from gradscore.bench.timing import interleaved
-from gradscore.uses import check_independence
+from gradscore.network import check_independence
 
 MODELS = {"timm:resnet18": 224, "timm:vit_tiny_patch16_224": 224, "cifar:resnet20": 32}
 BATCHES = (8, 64)
-CHECKED = ("gradscore.engine", "gradscore.scorer", "gradscore.models.head")
+CHECKED = ("gradscore.engine", "gradscore.scorer", "gradscore.layers.head")
 
 Call = Callable[[Tensor], object]
 

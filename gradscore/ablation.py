@@ -13,10 +13,10 @@ from typing import Any
 
 from gradscore.errors import InvalidArgument
 from gradscore.evaluation import Evaluation, Row, evaluate_run
+from gradscore.methods import Question
+from gradscore.methods.columns import recorded_groups
 from gradscore.metrics import REPLICATES
 from gradscore.recorded import Run, open_store
-from gradscore.scores import Question
-from gradscore.scores.columns import recorded_groups
 
 ORDERS = (0.3, 0.5, 0.8, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, math.inf)
 """Orders of the norm that the paper sweeps (Fig. 4 and Appendix)."""

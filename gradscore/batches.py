@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from gradscore.network import check_eval_mode, state_of, trial_images
 from gradscore.outputs import logits_of
-from gradscore.uses import check_eval_mode, state_of, trial_images
 
 RESULT_BYTES = 31 * 2**20
 """Size of an intermediate result that the C library's allocator still keeps for the next one."""

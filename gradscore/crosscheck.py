@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from gradscore.errors import ModelError
+from gradscore.network import state_of, taking, tensors_from_elsewhere, undisturbed
 from gradscore.norms import vector_norm
 from gradscore.reference import backward_norms
-from gradscore.uses import state_of, taking, tensors_from_elsewhere, undisturbed
 
 CHECKED_ORDER = 2.0
 """The order that is always compared: below one, noise in entries near zero is magnified."""

@@ -12,27 +12,29 @@ from torch import Tensor, nn
 
 from gradscore import crosscheck
 from gradscore.batches import parts_of
+from gradscore.capture import (
+    Collector,
+    Forward,
+    bundles_of,
+    record_forward,
+    run_backward,
+    unrecorded_forward,
+)
 from gradscore.errors import GradScoreWarning, InvalidArgument, ModelError
 from gradscore.graph import straighten_batch_norms
-from gradscore.models.groups import ModelGroups
+from gradscore.layers.groups import ModelGroups
+from gradscore.network import (
+    check_eval_mode,
+    check_images,
+    check_independence,
+    one_state,
+    writes_parameters,
+)
 from gradscore.norms import check_order
 from gradscore.objective import check_target, check_temperature, logit_gradient
 from gradscore.outputs import OutputWatch, check_classes, check_numbers
 from gradscore.results import GradientNorms
 from gradscore.selection import differentiable_parameters, select
-from gradscore.uses import (
-    Collector,
-    Forward,
-    bundles_of,
-    check_eval_mode,
-    check_images,
-    check_independence,
-    one_state,
-    record_forward,
-    run_backward,
-    unrecorded_forward,
-    writes_parameters,
-)
 
 SAFE = 1e-10
 """Sizes of a cotangent at which no gradient is lost in float32: from here to its inverse."""

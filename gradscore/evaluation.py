@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gradscore.errors import RunError
+from gradscore.methods import Question
 from gradscore.metrics import METRICS, REPLICATES, bootstrap, interval, point_metrics
 from gradscore.recorded import Run, open_store
 from gradscore.run import extract_command
-from gradscore.scores import Question
-from gradscore.scores.answer import Scores, known_sets, score_sets
+from gradscore.scoring import Scores, known_sets, score_sets
 
 COLUMNS = (
     *("method", "layers", "p", "temperature", "target", "id", "ood"),
@@ -147,7 +147,7 @@ def evaluate_run(
         questions: What to score by.
         sets: Names of the sets to use; by default every set with a role.
         replicates: Bootstrap replicates; 0 leaves the intervals out (None).
-        backend: As of :func:`gradscore.scores.answer.iterate_scores`.
+        backend: As of :func:`gradscore.scoring.iterate_scores`.
 
     Returns:
         The ID accuracy and the rows, by question in the order given, then by ID and OOD set in

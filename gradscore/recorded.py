@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradscore.methods.question import make_question
 from gradscore.run import RunStore
-from gradscore.scores.answer import known_sets, score_sets
-from gradscore.scores.question import make_question
+from gradscore.scoring import known_sets, score_sets
 
 
 class Run:
@@ -56,7 +56,7 @@ class Run:
 
         Args:
             name: Name of the set.
-            method: A method of :data:`gradscore.scores.METHODS`.
+            method: A method of :data:`gradscore.methods.METHODS`.
             **how: Its options, such as ``layers``, ``p``, ``temperature``, ``target``,
                 ``epsilon``, ``fit``.
 

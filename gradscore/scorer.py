@@ -5,21 +5,21 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from gradscore.capture import own_images
 from gradscore.errors import GradScoreWarning
 from gradscore.last_layer import check_finite, last_layer_score
-from gradscore.models.features import observe_features
-from gradscore.models.head import Head, head_of
-from gradscore.norms import check_order, vector_norm
-from gradscore.objective import check_target, check_temperature, logit_gradient
-from gradscore.outputs import OutputWatch, check_classes, logits_of
-from gradscore.uses import (
+from gradscore.layers.features import observe_features
+from gradscore.layers.head import Head, head_of
+from gradscore.network import (
     check_eval_mode,
     check_images,
     check_independence,
     check_model,
     one_state,
-    own_images,
 )
+from gradscore.norms import check_order, vector_norm
+from gradscore.objective import check_target, check_temperature, logit_gradient
+from gradscore.outputs import OutputWatch, check_classes, logits_of
 
 
 class GradNorm(nn.Module):
@@ -127,7 +127,7 @@ class GradNorm(nn.Module):
     def _by_rules(self, images: Tensor) -> tuple[Tensor, Tensor]:
         from gradscore.batches import parts_of
         from gradscore.engine import record
-        from gradscore.models.groups import ModelGroups
+        from gradscore.layers.groups import ModelGroups
         from gradscore.selection import differentiable_parameters, select
 
         parameters = differentiable_parameters(self.model)

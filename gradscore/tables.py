@@ -18,7 +18,7 @@ from gradscore.evaluation import Evaluation
 from gradscore.files import as_text, require_replaceable, written_aside
 from gradscore.metrics import METRICS
 from gradscore.norms import number_name
-from gradscore.scores.answer import Scores
+from gradscore.scoring import Scores
 
 Row = dict[str, Any]
 ROW_ENDINGS = (".csv", ".md", ".json", ".parquet")

@@ -11,13 +11,13 @@ from gradscore.crosscheck import rules_alone
 from gradscore.engine import gradient_norms
 from gradscore.errors import InvalidArgument
 from gradscore.last_layer import last_layer_score
-from gradscore.models.features import observe_features
-from gradscore.models.head import Head, find_head
+from gradscore.layers.features import observe_features
+from gradscore.layers.head import Head, find_head
+from gradscore.network import check_images, check_model, trial_images
+from gradscore.network.undisturbed import ONE_AT_A_TIME
 from gradscore.norms import vector_norm
 from gradscore.outputs import logits_of
 from gradscore.reference import one_backward_a_sample
-from gradscore.uses import check_images, check_model, trial_images
-from gradscore.uses.undisturbed import ONE_AT_A_TIME
 
 NOISE = 1e-6
 """Share of a sample's whole norm to which smaller norms are held instead of to themselves: that

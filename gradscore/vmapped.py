@@ -6,16 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from gradscore.capture.forward import requiring_grad
 from gradscore.errors import ModelError
 from gradscore.memory import memory_ended
+from gradscore.network import check_eval_mode, check_images, undisturbed, without_tables
 from gradscore.norms import check_order, vector_norm
 from gradscore.objective import check_target, check_temperature
 from gradscore.outputs import logits_of
 from gradscore.reference import Loss, loss_function, no_norms
 from gradscore.results import GradientNorms
 from gradscore.selection import differentiable_parameters, select
-from gradscore.uses import check_eval_mode, check_images, undisturbed, without_tables
-from gradscore.uses.forward import requiring_grad
 
 
 def per_sample_vmap(

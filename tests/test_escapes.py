@@ -11,12 +11,12 @@ from PIL import Image
 from gradscore.cli import cli
 from gradscore.cli.console import notice, print_facts, print_table, say
 from gradscore.data import open_set
+from gradscore.data.manifest import Manifest, read_manifest, write_manifest
 from gradscore.errors import DataError
 from gradscore.escapes import LONGEST, from_cell, message, printable, to_cell, to_markdown
 from gradscore.evaluation import Evaluation
-from gradscore.manifest import Manifest, read_manifest, write_manifest
 from gradscore.run import RunStore
-from gradscore.scores.answer import Scores
+from gradscore.scoring import Scores
 from gradscore.tables import write_evaluation, write_rows, write_scores
 
 HOSTILE = [

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradscore import crosscheck, engine, verification
+from gradscore.capture.layout import Layout
 from gradscore.rules import RULES
-from gradscore.uses.layout import Layout
 from gradscore.verification import verify
 
 LINEAR, BIAS = RULES[F.linear, "weight"], RULES[F.linear, "bias"]

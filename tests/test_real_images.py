@@ -13,8 +13,8 @@ from torch.linalg import vector_norm
 
 import gradscore as gs
 from gradscore.data import open_set
-from gradscore.models.features import observe_features
-from gradscore.models.head import find_head
+from gradscore.layers.features import observe_features
+from gradscore.layers.head import find_head
 
 DATA = os.environ.get("GRADSCORE_DATA")
 pytestmark = pytest.mark.skipif(not DATA, reason="GRADSCORE_DATA names no folder of real images")

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 import gradscore as gs
 from gradscore.bench.peers import PEERS, Run, ordinary
 from gradscore.bench.timing import interleaved
+from gradscore.layers.groups import parameter_groups
+from gradscore.layers.head import find_head
 from gradscore.models import create_model
-from gradscore.models.groups import parameter_groups
-from gradscore.models.head import find_head
 
 ORDINARY, OURS = "forward and backward", "gradscore"
 SUBSETS = ("last", "block", "all")

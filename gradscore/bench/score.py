@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from gradscore.bench.timing import fraction, interleaved
+from gradscore.methods.question import Question
 from gradscore.run import HeadInfo, RunInfo, RunStore, SetInfo
 from gradscore.run.shard import read_plainly
-from gradscore.scores.answer import iterate_scores
-from gradscore.scores.question import Question
+from gradscore.scoring import iterate_scores
 
 SHARD_ROWS = 4096
 READ_ROWS = 2048

@@ -31,8 +31,8 @@ def demo(output, quiet) -> None:
     from gradscore.ablation import ablate
     from gradscore.evaluation import evaluate_run
     from gradscore.extraction import extract
-    from gradscore.scores import make_questions
-    from gradscore.scores.answer import iterate_scores
+    from gradscore.methods import make_questions
+    from gradscore.scoring import iterate_scores
     from gradscore.tables import write_evaluation, write_scores
 
     folder = Path(output)

@@ -250,7 +250,7 @@ def _of_run(path: Path, known, model: str | None, weights: str | None):
 
 def _settings(known, **how) -> dict:
     """Return the arguments of the extraction; what is not given comes from the run, if any."""
-    from gradscore.models.groups import FIXED
+    from gradscore.layers.groups import FIXED
     from gradscore.models.preprocessing import Preprocessing
 
     names = ("resize", "crop", "mean", "std", "interpolation")

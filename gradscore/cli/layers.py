@@ -27,8 +27,8 @@ from gradscore.cli.options import (
 def layers(model, weights, blocks, every, output, quiet, **overrides) -> None:
     """Show a model's parameter groups, their sizes, and the rule that serves each."""
     from gradscore.engine import gradient_norms
-    from gradscore.models.groups import parameter_groups
-    from gradscore.models.head import find_head
+    from gradscore.layers.groups import parameter_groups
+    from gradscore.layers.head import find_head
     from gradscore.tables import ROW_ENDINGS, check_output, write_rows
 
     if output:

@@ -21,7 +21,7 @@ def ask(
     answer; those left out are named in a notice.
     """
     from gradscore.errors import ModelError, NotRecorded
-    from gradscore.scores import METHODS, find_method, make_questions
+    from gradscore.methods import METHODS, find_method, make_questions
 
     if methods:
         return make_questions(methods, **options)

@@ -31,9 +31,9 @@ def score(run_path, model, sets, methods, backend, output, quiet, **options) -> 
 
     Without -o a summary of each set and its first images are shown.
     """
+    from gradscore.methods import make_questions
     from gradscore.run import RunStore
-    from gradscore.scores import make_questions
-    from gradscore.scores.answer import iterate_scores
+    from gradscore.scoring import iterate_scores
     from gradscore.tables import SCORE_ENDINGS, check_output, write_scores
 
     run = RunStore(run_path, model)

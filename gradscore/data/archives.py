@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from gradscore.data.folders import MACOS, counted, ending, folder_labels
+from gradscore.data.labels import class_numbers
+from gradscore.data.manifest_formats import IMAGE_SUFFIXES
 from gradscore.data.opened import Opened, Wanted
 from gradscore.data.readers import ArchiveMembers, PackedMembers
 from gradscore.data.tar_members import open_archive, sound_members
 from gradscore.errors import DataError
 from gradscore.files import open_regular
-from gradscore.labels import class_numbers
-from gradscore.manifest_formats import IMAGE_SUFFIXES
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 LABEL_KEYS = ("label", "cls", "class_id", "class", "target")

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradscore.data.labels import UNKNOWN, check_number, class_numbers
+from gradscore.data.manifest import file_sha256
 from gradscore.data.opened import Opened, Wanted
 from gradscore.data.readers import ArrayFile, array_in
 from gradscore.errors import DataError
-from gradscore.labels import UNKNOWN, check_number, class_numbers
-from gradscore.manifest import file_sha256
 from gradscore.numpy_files import load_npy, open_npz
 
 SUFFIXES = (".npz", ".npy")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from gradscore.data.labels import UNKNOWN
+from gradscore.data.manifest import Manifest, file_sha256, read_manifest, write_manifest
 from gradscore.errors import DataError
 from gradscore.files import read_regular
-from gradscore.labels import UNKNOWN
-from gradscore.manifest import Manifest, file_sha256, read_manifest, write_manifest
 
 LARGEST_FILE = 1 << 24
 

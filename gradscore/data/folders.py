@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gradscore.data.labels import UNKNOWN, ClassNames, Labels, named_classes, whole_number
+from gradscore.data.manifest_formats import IMAGE_SUFFIXES
 from gradscore.errors import DataError
-from gradscore.labels import UNKNOWN, ClassNames, Labels, named_classes, whole_number
-from gradscore.manifest_formats import IMAGE_SUFFIXES
 
 MACOS = "__MACOSX"
 """Folder that macOS adds to archives, with a shadow of each file."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gradscore.data.labels import ClassNames
 from gradscore.data.readers import Reader
-from gradscore.labels import ClassNames
 
 
 @dataclass(frozen=True)

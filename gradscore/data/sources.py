@@ -12,12 +12,12 @@ from gradscore.data import archives, arrays, tables
 from gradscore.data.decode import pixels_up_to
 from gradscore.data.digits import digit_arrays
 from gradscore.data.folders import find_images, folder_labels
+from gradscore.data.labels import UNKNOWN, ClassNames
+from gradscore.data.manifest import SUFFIXES, read_manifest, rows_sha256, split_root
 from gradscore.data.opened import Opened, Wanted
 from gradscore.data.readers import Files, Items, Picture, Pictures, Reader
 from gradscore.data.subset import Chosen, choose
 from gradscore.errors import DataError
-from gradscore.labels import UNKNOWN, ClassNames
-from gradscore.manifest import SUFFIXES, read_manifest, rows_sha256, split_root
 
 FORMS = (
     "a folder of images, a list (.csv, .parquet, .txt, or LIST@ROOT), .npz or .npy, .tar or "

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from gradscore.data.labels import UNKNOWN
 from gradscore.data.readers import Picture, Reader
-from gradscore.labels import UNKNOWN
 
 SEED = 0
 

@@ -13,11 +13,11 @@ from PIL import Image
 
 from gradscore.data.archives import paths_of
 from gradscore.data.decode import decode_image
+from gradscore.data.labels import UNKNOWN, Labels, class_numbers, named_classes, whole_number
+from gradscore.data.manifest_formats import FEW_ROWS, check_unfolded
 from gradscore.data.opened import Opened, Wanted
 from gradscore.errors import DataError
 from gradscore.files import open_regular
-from gradscore.labels import UNKNOWN, Labels, class_numbers, named_classes, whole_number
-from gradscore.manifest_formats import FEW_ROWS, check_unfolded
 
 IMAGE_COLUMNS = ("image", "img", "picture", "image_bytes", "bytes", "content", "jpg", "png")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls", "target", "category")

@@ -113,7 +113,7 @@ def extract(
         temperature: Softmax temperatures; by default 1 for the norms, and 1000 for ODIN.
         target: ``uniform``, ``one-hot`` or both.
         keep: Modules whose input is stored, so that norms of them and of what follows them, with
-            any settings, then need no images; see :mod:`gradscore.replay`.
+            any settings, then need no images; see :mod:`gradscore.extraction.replay`.
         keep_dtype: ``float32`` or ``float16``, what they are stored in.
         record: What methods read beside features, logits and norms, each in its own pass:
             ``odin`` the logits of perturbed inputs, for each ``epsilon`` and temperature;

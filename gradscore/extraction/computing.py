@@ -10,12 +10,12 @@ from gradscore.batches import memory_format, parts_of
 from gradscore.engine import record
 from gradscore.extraction.keeping import observe_inputs
 from gradscore.extraction.network import Network, memory_for
-from gradscore.models.features import observe_features
+from gradscore.layers.features import observe_features
+from gradscore.network import check_eval_mode, check_independence
 from gradscore.objective import logit_gradient
 from gradscore.reference import backward_norms, loss_function
 from gradscore.run import BASE, PassInfo, pass_field
 from gradscore.selection import differentiable_parameters
-from gradscore.uses import check_eval_mode, check_independence
 from gradscore.vmapped import vmap_norms
 
 GRADIENTS = ("rules", "reference", "vmap")

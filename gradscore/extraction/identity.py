@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gradscore.errors import InvalidArgument, RunError
+from gradscore.layers.groups import parameter_groups
+from gradscore.layers.head import Head, find_head
 from gradscore.models import create_model
-from gradscore.models.groups import parameter_groups
-from gradscore.models.head import Head, find_head
 from gradscore.models.libraries import IMAGENET
 from gradscore.models.preprocessing import CHANGEABLE, Preprocessing
 from gradscore.models.weights import absolute, weights_sha256

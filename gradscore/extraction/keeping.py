@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from gradscore.errors import InvalidArgument, ModelError
+from gradscore.extraction.replay import TOLERANCE, Tail, check_replay, tail_parameters
 from gradscore.outputs import logits_of
-from gradscore.replay import TOLERANCE, Tail, check_replay, tail_parameters
 from gradscore.run import PassInfo
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gradscore.capture import own_images
 from gradscore.errors import ModelError
 from gradscore.extraction.precision import PRECISIONS
+from gradscore.layers.head import Head
 from gradscore.memory import memory_ended
-from gradscore.models.head import Head
+from gradscore.network import taking, undisturbed
 from gradscore.outputs import logits_of
-from gradscore.uses import own_images, taking, undisturbed
 
 
 @dataclass(frozen=True)

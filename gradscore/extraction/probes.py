@@ -7,8 +7,8 @@ from torch import Tensor
 
 from gradscore.extraction.computing import Probe
 from gradscore.extraction.network import Network
+from gradscore.extraction.perturbation import odin_logits
 from gradscore.extraction.stage_fit import StageFit, stage_confidences
-from gradscore.perturbation import odin_logits
 from gradscore.run import PassInfo
 
 

@@ -24,8 +24,8 @@ from gradscore.extraction.stage_fit import (
     settings,
     work,
 )
+from gradscore.layers.stages import find_stages
 from gradscore.models.preprocessing import Preprocessing
-from gradscore.models.stages import find_stages
 from gradscore.objective import check_epsilon
 from gradscore.run import (
     FitInfo,

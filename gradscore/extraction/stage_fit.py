@@ -16,10 +16,10 @@ from torch import Tensor
 
 from gradscore.errors import DataError
 from gradscore.extraction.network import Network, memory_for
+from gradscore.extraction.perturbation import differentiable, fgsm, sign_of_gradient
 from gradscore.gaussians import ClassGaussians, fit_gaussians
+from gradscore.layers.stages import observe_stages
 from gradscore.metrics import fpr95
-from gradscore.models.stages import observe_stages
-from gradscore.perturbation import differentiable, fgsm, sign_of_gradient
 
 MAGNITUDES = (0.0, 0.0005, 0.001, 0.0014, 0.002, 0.005, 0.01)
 FGSM_STEP = 0.05

@@ -9,6 +9,7 @@ from typing import Any
 from gradscore.ablation import ablation_questions
 from gradscore.errors import InvalidArgument
 from gradscore.evaluation import Evaluation, Row, choose_sets
+from gradscore.methods import Question
 from gradscore.norms import number_name
 from gradscore.plots.drawing import (
     save_bars,
@@ -17,8 +18,7 @@ from gradscore.plots.drawing import (
     save_scatter,
 )
 from gradscore.recorded import Run, open_store
-from gradscore.scores import Question
-from gradscore.scores.answer import Scores, score_sets
+from gradscore.scoring import Scores, score_sets
 
 PLOTTED = ("layers", "p", "temperature", "target", "decomposition", "kl")
 _BARS = {"layers": "layers", "target": "target", "decomposition": "method", "kl": "method"}

@@ -1,0 +1,286 @@
+"""The recorder: one forward, and every call in which a selected parameter meets data.
+
+Selected parameters require a gradient during the forward, all others do not. Calls that take only
+parameters and constants run as they are, so that autograd knows how their results were made of
+parameters. Where such a tensor meets data, the call gets a detached alias instead: no weight
+gradient can then be computed, and a parameter that is still found in the graph of the logits was
+used in a way that was not recorded.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._C._functorch import maybe_current_level
+from torch.overrides import TorchFunctionMode
+
+from gradscore.capture.arguments import Arguments, tensors_in
+from gradscore.capture.use import Edge, Made, Root, Use, without_memory
+from gradscore.errors import ModelError
+from gradscore.network.functions import (
+    BATCH_NORMS,
+    COMPOSITES,
+    DERIVATIVES,
+    DROPOUTS,
+    EXPANSIONS,
+    GUARDED,
+    PASSIVE,
+    UNRELATED,
+    entered,
+    first_argument,
+    fixed_arguments,
+    is_in_place,
+    moves_by_value,
+    reads_values,
+    spreads,
+)
+from gradscore.rules import find_rule
+
+
+class Recorder(TorchFunctionMode):
+    """Record the uses of parameters in the forward that runs inside.
+
+    Args:
+        selected: The parameters whose uses are wanted.
+        constants: Buffers and other parameters: tensors that hold no data.
+        batch: Number of samples.
+        expansions: What to make of the calls that may spread a parameter over the batch, in
+            order: ``True`` if they do. Beyond its end it is guessed by shape.
+
+    Attributes:
+        uses: The uses, in order.
+        calls: What calls with data made, in order, those uses among them.
+        logits: What the model returned, once it has.
+        start: The tensor at which the graph begins.
+        expansions: What was made of the calls that may spread a parameter over the batch.
+        moves_by_value: Whether where samples are may depend on the values of data.
+        forget: Forgets what was proved of such a forward.
+        unlisted: Parameters that the model does not list, by their identity.
+        differentiates: Whether the forward takes gradients of its own, or changes those to come.
+    """
+
+    logits: Tensor
+
+    def __init__(
+        self,
+        selected: Iterable[Tensor],
+        constants: Iterable[Tensor],
+        batch: int,
+        expansions: Iterable[bool] = (),
+    ) -> None:
+        super().__init__()
+        self.uses: list[Use] = []
+        self.calls: list[Made] = []
+        self.start = torch.zeros((), requires_grad=True, device="cpu")
+        self.expansions = list(expansions)
+        self.moves_by_value = self.differentiates = False
+        self.forget: Callable[[], object] = lambda: None
+        self.unlisted: dict[int, Tensor] = {}
+        self._batch = batch
+        self._expansion = -1
+        # Kept alive here, so that an id names one tensor for as long as the recorder lives.
+        self._owned = {id(tensor): tensor for tensor in selected}
+        self._constants = {id(tensor): tensor for tensor in constants}
+        self._aliases: dict[int, Tensor] = {}
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run one call and note what it does to parameters."""
+        kwargs = dict(kwargs) if kwargs else {}
+        if func in PASSIVE:
+            return func(*args, **kwargs)
+        if maybe_current_level() is not None:
+            # Inside the model's own vmap or grad; what it uses there, the graph tells.
+            return func(*args, **kwargs)
+        if func in DERIVATIVES:
+            self.differentiates = True
+            return func(*args, **kwargs)
+        touched, data = False, []
+        for tensor in tensors_in(args, kwargs):
+            if id(tensor) in self._owned:
+                touched = True
+            elif id(tensor) not in self._constants:
+                data.append(tensor)
+                if type(tensor) is nn.Parameter:
+                    self.unlisted[id(tensor)] = tensor
+        if touched and func in COMPOSITES:
+            with self:
+                return entered(func)(*args, **kwargs)
+        if not data:
+            make = self._derive if touched else self._constant
+            return make(func, args, kwargs)
+        if func in GUARDED:
+            _refuse_training(func, args, kwargs)
+        self.moves_by_value |= moves_by_value(func, data)
+        for target in _changed(func, args, kwargs):
+            self._forget(target)
+        related = touched and func not in UNRELATED and func is not Tensor.__setitem__
+        if related and torch.is_grad_enabled():
+            return self._record(Arguments(func, args, kwargs))
+        return self._made(func, args, kwargs, func(*args, **kwargs))
+
+    def _made(self, func: Callable[..., Any], args: Any, kwargs: Any, result: Any) -> Any:
+        """Note what a call with data made."""
+        self.moves_by_value |= reads_values(func, result)
+        results = tuple((t.shape, t.dtype) for t in tensors_in((result,), {}))
+        self.calls.append(Made(func, results, fixed_arguments(args, kwargs)))
+        return result
+
+    def _constant(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a call without selected parameters and data."""
+        result = func(*args, **kwargs)
+        self._keep(result)
+        return result
+
+    def _derive(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a call of parameters and constants only."""
+        if func in EXPANSIONS:
+            self._expansion += 1
+            if self._expansion == len(self.expansions):
+                source, result = first_argument(args, kwargs), func(*args, **kwargs)
+                self.expansions.append(spreads(source, result, self._batch))
+            if self.expansions[self._expansion]:
+                return self._record(Arguments(func, args, kwargs), self._expansion)
+        result = func(*args, **kwargs)
+        self._keep(args[0] if func is Tensor.__setitem__ else result)
+        return result
+
+    def _keep(self, result: Any) -> None:
+        """Remember a result that holds no data."""
+        for tensor in tensors_in((result,), {}):
+            if tensor.requires_grad:
+                self._owned[id(tensor)] = tensor
+            else:
+                self._constants[id(tensor)] = tensor
+
+    def _forget(self, target: Tensor) -> None:
+        """Take a tensor into which data are written for data, with all that share its memory."""
+        base = target if target._base is None else target._base
+        for known in (self._owned, self._constants):
+            if known.keys() & {id(target), id(base)}:
+                for key, tensor in list(known.items()):
+                    if tensor is target or tensor is base or tensor._base is base:
+                        del known[key]
+
+    def _record(self, arguments: Arguments, expansion: int | None = None) -> Any:
+        """Run a call in which parameters meet data, cut off from how they were made."""
+        func = arguments.function
+        tensors = arguments.tensors
+        operands = tuple((slot, t) for slot, t in tensors if id(t) in self._owned)
+        data = {slot: t for slot, t in tensors if id(t) not in self._owned}
+        in_place = is_in_place(func)
+        target = arguments.first
+        if not operands or (in_place and not _can_change(data.get(target))):
+            return self._made(func, arguments.args, arguments.kwargs, arguments.call())
+
+        plain = arguments.replaced({slot: self._alias(tensor) for slot, tensor in operands})
+        named = arguments.named()
+        rules = {slot: find_rule(func, arguments.name(slot), named) for slot, _ in operands}
+        reads = any(rule is None or rule.reads_data for rule in rules.values())
+        kept = {slot: t.detach() if reads else without_memory(t) for slot, t in data.items()}
+        if in_place and reads:
+            kept[target] = kept[target].clone()
+        result = self._made(func, arguments.args, arguments.kwargs, plain.call())
+        outputs = [
+            t
+            for t in tensors_in((result,), {})
+            if (t.is_floating_point() or t.is_complex())
+            and (in_place or t is not result or all(t is not other for other in data.values()))
+        ]
+        if not outputs:
+            return result
+        if expansion is not None:
+            result = Root.apply(result, self.start, result._base is None)
+            outputs = [result]
+        elif not in_place and (len(outputs) > 1 or _shares_memory(outputs[0], plain)):
+            result, outputs = _copied(result, outputs)
+        for output in outputs:
+            if not output.requires_grad:
+                Root.apply(output, self.start, True)
+        device = outputs[0].device.type
+        self.uses.append(
+            Use(
+                arguments=plain.replaced(kept),
+                operands=operands,
+                rules=rules,
+                edges=tuple(Edge.of(output) for output in outputs),
+                output_shapes=tuple(output.shape for output in outputs),
+                constants=frozenset(slot for slot, t in data.items() if id(t) in self._constants),
+                versions={slot: t._version for slot, t in kept.items()} if reads else {},
+                autocast=torch.get_autocast_dtype(device)
+                if torch.is_autocast_enabled(device)
+                else None,
+                expansion=expansion,
+            )
+        )
+        return result
+
+    def let_go(self) -> None:
+        """Let go of the graph and the data; what was called, and with which shapes, remains."""
+        for use in self.uses:
+            use.let_go()
+        self.logits = self.logits.detach()
+        self._owned, self._constants, self._aliases = {}, {}, {}
+
+    def _alias(self, tensor: Tensor) -> Tensor:
+        if id(tensor) not in self._aliases:
+            self._aliases[id(tensor)] = tensor.detach()
+        return self._aliases[id(tensor)]
+
+
+def _shares_memory(output: Tensor, arguments: Arguments) -> bool:
+    """Say whether an output is a view of an argument, such as a parameter expanded as data."""
+    base = output._base
+    return base is not None and any(base is t or base is t._base for _, t in arguments.tensors)
+
+
+def _copied(result: Any, outputs: list[Tensor]) -> tuple[Any, list[Tensor]]:
+    """Give each output a node of its own in the graph.
+
+    One output may be made of another, as a cell's hidden state of its state: the gradient that
+    arrives where the other was made would hold what came through the first.
+    """
+    copies = {id(output): output.clone() for output in outputs}
+    if not isinstance(result, Tensor):
+        result = type(result)([copies.get(id(entry), entry) for entry in result])
+    else:
+        result = copies[id(result)]
+    return result, [copies[id(output)] for output in outputs]
+
+
+def _changed(func: Callable[..., Any], args: Any, kwargs: Any) -> Iterator[Tensor]:
+    """Yield the tensors into which a call writes."""
+    written = [kwargs.get("out")] if kwargs else []
+    if func is Tensor.__setitem__ or is_in_place(func):
+        written.append(first_argument(args, kwargs))
+    yield from (tensor for tensor in written if isinstance(tensor, Tensor))
+
+
+def _can_change(target: Tensor | None) -> bool:
+    """Say whether the recorder can follow a change of a tensor in place."""
+    return target is not None and (target._base is None or target._base.is_contiguous())
+
+
+def _refuse_training(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> None:
+    """Refuse a call that is random, or that mixes samples, as layers in train mode do."""
+    if func in DROPOUTS:
+        p = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
+        training = kwargs.get("training", kwargs.get("train", True))
+        if p > 0 and (args[2] if len(args) > 2 else training):
+            raise ModelError(
+                "Expected a model without active dropout, got a call of "
+                f"{func.__name__} with p = {p}; call model.eval() first."
+            )
+    elif func in BATCH_NORMS:
+        place = BATCH_NORMS[func]
+        if args[place] if len(args) > place else kwargs.get("training", False):
+            raise ModelError(
+                "Expected batch norm with fixed statistics, got a call that takes them from the "
+                "batch; call model.eval() first."
+            )

@@ -1,0 +1,1 @@
+"""Which parameters are meant: the last layer, the blocks and stages, and what reaches them."""

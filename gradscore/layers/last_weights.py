@@ -1,0 +1,158 @@
+"""The parameters of the group ``last`` where no layer's ``W x + b`` are the logits."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from gradscore.capture import Forward, bundles_of, record_forward, run_backward
+from gradscore.capture.bundle import Contribution
+from gradscore.capture.use import Use
+from gradscore.errors import ModelError
+from gradscore.outputs import check_carries_gradient
+from gradscore.selection import differentiable_parameters
+
+Parts = Mapping[int, Sequence[Contribution]]
+"""Number of a use to the matrices in it."""
+
+
+def last_weights(model: nn.Module, images: Tensor, classes: int) -> tuple[str, ...]:
+    """Return the weights of the uses with one output a class that the logits are made of.
+
+    No other weight lies between them and the logits. Where none has one output a class, it is the
+    last use's. Of a weight to which an adapter adds its own, as LoRA does, it is that weight
+    alone: the gradient of the sum, which merging leaves, is the gradient of each summand.
+
+    Args:
+        model: Classifier in evaluation mode; left as it is.
+        images: Its input, shape ``[batch, ...]``; two samples are enough.
+        classes: Number of logits.
+
+    Returns:
+        Names of parameters, in the model's order.
+
+    Raises:
+        ModelError: If the logits carry no gradient, or an adapter does more than add to a weight:
+            no parameter then has the gradient of the weight that merging leaves.
+    """
+    selected = differentiable_parameters(model)
+    with torch.inference_mode(False):
+        forward = record_forward(model, images.clone(), selected)
+        check_carries_gradient(forward.logits)
+        parts: dict[int, list[Contribution]] = defaultdict(list)
+        for bundle in bundles_of(forward, selected):
+            for part in bundle.contributions:
+                if part.tensor.ndim > 1:
+                    parts[part.number].append(part)
+        ends = _ends(forward, parts)
+        wide = [n for n in ends if any(classes in s[1:] for s in forward.uses[n].output_shapes)]
+        found = _without_adapters(forward, parts, wide or ends[-1:])
+    if not found:
+        matrices = [name for name, parameter in selected.items() if parameter.ndim > 1]
+        found = {(matrices or list(selected))[-1]}
+    return tuple(name for name in selected if name in found)
+
+
+def _ends(forward: Forward, parts: Parts) -> list[int]:
+    """Return the numbers of the uses that no other use parts from the logits, in order."""
+    owners = {edge.node: n for n in parts for edge in forward.uses[n].edges}
+    found, seen = set(), set()
+    pending: list[Node | None] = [forward.logits.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node in owners:
+            found.add(owners[node])
+        elif node is not None and node not in seen:
+            seen.add(node)
+            pending.extend(next_ for next_, _ in node.next_functions)
+    return sorted(found)
+
+
+def _without_adapters(forward: Forward, parts: Parts, ends: Sequence[int]) -> set[str]:
+    """Return the sources of the last uses; of weights that adapters add to, those alone."""
+    uses = forward.uses
+    inputs = {n: _data_of(uses[n]) for n in parts}
+    adapters = [n for n in ends if _is_adapter(n, parts, ends, uses, inputs)]
+    bases = [n for n in ends if n not in adapters]
+    sources = {name for n in ends for part in parts[n] for name in part.sources}
+    if adapters and not (len(bases) == 1 and _gets_the_cotangent(forward, uses[bases[0]])):
+        raise _refusal(sources)
+    found = set()
+    for part in (part for n in bases for part in parts[n]):
+        holders = [name for name in part.sources if _holds(part, name, forward)]
+        if len(part.sources) > 2 and len(holders) != 1:
+            raise _refusal(sources)
+        found |= set(holders if len(holders) == 1 else part.sources)
+    return found
+
+
+def _refusal(sources: set[str]) -> ModelError:
+    return ModelError(
+        "Expected a last layer whose weight is a parameter, got one that is made of "
+        f"{', '.join(sorted(sources))}; merge the adapter into the weight first, as "
+        "merge_and_unload() of peft does, or choose parameters by name."
+    )
+
+
+def _is_adapter(
+    number: int, parts: Parts, ends: Sequence[int], uses: Sequence[Use], inputs: Mapping
+) -> bool:
+    """Say whether a use adds to the weight of another one, of which it shares the input."""
+    x = inputs[number]
+    for base in ends:
+        if base == number or x is None or inputs[base] is None:
+            continue
+        if len(parts[number][0].sources) > 1 and _same(x, inputs[base]):
+            return len(parts[base][0].sources) == 1
+        for inner in parts:
+            if inner not in ends and _same(inputs[inner], inputs[base]):
+                with torch.no_grad():
+                    between = uses[inner].arguments.call()
+                if _is_multiple(x, between):
+                    return True
+    return False
+
+
+def _data_of(use: Use) -> Tensor | None:
+    """Return what a call multiplies with its parameters."""
+    others = {slot for slot, _ in use.operands} | use.constants
+    data = [tensor for slot, tensor in use.arguments.tensors if slot not in others]
+    return data[0].detach() if len(data) == 1 else None
+
+
+def _same(x: Tensor | None, other: Tensor | None) -> bool:
+    return x is not None and other is not None and x.shape == other.shape and torch.equal(x, other)
+
+
+def _is_multiple(x: Tensor, other: Tensor) -> bool:
+    """Say whether ``x`` is ``other`` times a number: an adapter may scale on its way."""
+    if not isinstance(other, Tensor) or x.shape != other.shape:
+        return False
+    x, other = x.double(), other.detach().double()
+    factor = (x * other).sum() / (other * other).sum()
+    return torch.allclose(x, factor * other, rtol=1e-4, atol=1e-6 * float(x.abs().max()))
+
+
+def _gets_the_cotangent(forward: Forward, use: Use) -> bool:
+    """Say whether a use's output has the gradient of the logits: it was only added to."""
+    logits, edge = forward.logits, use.edges[0]
+    drawn = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
+    arrived: list[Tensor | None] = []
+    listener = (edge, lambda gradients: arrived.append(edge.gradient(gradients)))
+    run_backward(logits, [forward.start], [listener], drawn, retain=True)
+    got = arrived[0] if arrived else None
+    return got is not None and got.numel() == drawn.numel() and _same(got.reshape_as(drawn), drawn)
+
+
+def _holds(part: Contribution, name: str, forward: Forward) -> bool:
+    """Say whether the gradient of a tensor made of parameters is that of one of them."""
+    if part.direct:
+        return True
+    made = part.tensor
+    drawn = torch.randn(made.shape, generator=torch.Generator().manual_seed(0)).to(made)
+    (got,) = torch.autograd.grad(
+        made, [forward.edges[name]], drawn, retain_graph=True, allow_unused=True
+    )
+    return _same(got, drawn)

@@ -1,0 +1,146 @@
+"""Whether what a model says of a sample depends on the batch that the sample is in, or on chance.
+
+A sample's norm is what one backward of it alone gives. A forward of a whole batch gives the same
+only where no sample's logits depend on the others, on its place, on their number or on chance.
+Nothing in a model's code shows that for certain, so it is tried, in float64, where rounding hides
+nothing: the same samples alone, and in batches that are made to move any statistic.
+"""
+
+import warnings
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+from gradscore.errors import GradScoreWarning, ModelError
+from gradscore.network.comparison import EVERY, NONE, SOME, Trial, Unknown
+from gradscore.network.state import leave_out, one_state, state_of
+from gradscore.network.twin import float64_twin, widened
+
+Scope = frozenset[int]
+"""Identities of the parameters whose gradients are proved as well."""
+
+
+def check_independence(
+    model: nn.Module, images: Tensor, selected: Collection[Tensor] = ()
+) -> None:
+    """Refuse a model in which a sample's logits, or gradients, depend on the rest of the batch.
+
+    The first batch of a kind is tried at length, one of another number of samples by two forwards
+    in float64, and what was tried before not at all; but for models that send samples
+    elsewhere by their values, of which every batch is tried.
+
+    Args:
+        model: A classifier in eval mode; it is left as it is.
+        images: Its input, shape ``[batch, ...]``.
+        selected: The parameters whose gradients are asked for.
+
+    Raises:
+        ModelError: If they do, or if they are random.
+    """
+    if len(images):
+        with one_state(model):
+            _check(model, images, selected)
+
+
+def _check(model: nn.Module, images: Tensor, selected: Collection[Tensor]) -> None:
+    found = state_of(model).found
+    kind = check_independence, images.shape[1:], images.dtype, images.device
+    proved: dict[int, set[Scope | None]] = found.setdefault(kind, {})
+    each = bool(found.get(sends_by_value))
+    scopes = proved.get(len(images), ()) if not each else ()
+    if None in scopes:
+        return
+    scope = frozenset(id(parameter) for parameter in selected)
+    if scope in scopes:
+        return
+    with (
+        torch.inference_mode(False),
+        torch.autocast(images.device.type, enabled=False),
+        warnings.catch_warnings(),
+    ):
+        images = images.clone() if images.is_inference() else images.detach()
+        # A model's own warnings are for the caller's forward.
+        warnings.simplefilter("ignore")
+        try:
+            thoroughness = EVERY if each else SOME if not proved else NONE
+            proved_for = _prove(model, images, scope, thoroughness)
+        except Unknown:  # the next batch will tell
+            return
+    proved.setdefault(len(images), set()).add(proved_for)
+    _tell(found.get(_prove_in_own_type, []))
+
+
+def sends_by_value(model: nn.Module) -> None:
+    """Note that a model sends samples elsewhere by their values, as mixtures of experts do.
+
+    Whether its samples depend on each other may then differ from one batch to the next.
+    """
+    state_of(model).found[sends_by_value] = True
+
+
+def _prove(model: nn.Module, images: Tensor, scope: Scope, by_itself: int) -> Scope | None:
+    """Return the parameters for which no sample depends on others, ``None`` for all of them.
+
+    The logits may not depend on the rest of the batch where their gradients do, as those of a
+    gate that closes the way to it. With the parameters moved a little, the logits show that too.
+
+    Raises:
+        ModelError: If a sample does depend on others.
+    """
+    everything = frozenset(id(parameter) for parameter in model.parameters())
+    x = widened(images)
+    for moved in dict.fromkeys((everything, scope, frozenset())):
+        try:
+            trial = Trial(float64_twin(model, moved), in_float64=True)
+            if by_itself:
+                leave_out(model, *trial.changes(x))
+            difference = trial.difference(x, by_itself)
+            if by_itself == SOME and not difference:
+                difference = trial.difference_of_strangers(x)
+        except Unknown:
+            if moved:
+                continue
+            raise
+        except Exception as error:  # whatever the model, or a part of it, does not take
+            if moved:
+                continue
+            return _prove_in_own_type(model, images, error)
+        if not difference:
+            return None if moved == everything else moved
+        if moved == scope or not moved:
+            raise _mixing(difference)
+    raise AssertionError("the last of them answers")
+
+
+def _prove_in_own_type(model: nn.Module, images: Tensor, reason: Exception) -> Scope:
+    """Prove by the model itself what no copy in float64 can, and tell that it is less sure."""
+    trial = Trial(model, in_float64=False)
+    try:
+        leave_out(model, *trial.changes(images))
+        difference = trial.difference(images, SOME)
+    except Exception:  # what is wrong with it, the forward that follows will say
+        return frozenset()
+    if difference:
+        raise _mixing(difference)
+    state_of(model).found.setdefault(_prove_in_own_type, [str(reason).partition("\n")[0]])
+    return frozenset()
+
+
+def _tell(reasons: list[str]) -> None:
+    """Tell, once for a state of a model, why a proof is less sure than usual."""
+    while reasons:
+        warnings.warn(
+            "That no image's logits depend on the rest of the batch was checked only to within "
+            f"what rounding allows, for the model does not run in float64: {reasons.pop()}",
+            GradScoreWarning,
+            stacklevel=4,
+        )
+
+
+def _mixing(difference: float) -> ModelError:
+    return ModelError(
+        "Expected a model whose logits for an image do not depend on the rest of the batch, nor "
+        "on chance, got a loss gradient that is off by "
+        f"{min(difference, 1.0):.2g} of its size in another batch."
+    )

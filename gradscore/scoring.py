@@ -1,0 +1,244 @@
+"""Answer many questions about recorded sets from one read of the run."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gradscore.errors import InvalidArgument, RunError
+from gradscore.kernels import use_triton
+from gradscore.methods import find_method
+from gradscore.methods.block import Block
+from gradscore.methods.question import Needs, Question, column_names
+
+ROWS = 1024
+"""Rows read at once; the outputs of 21,843 classes then take 90 MB."""
+
+KEPT_ROWS = 64
+"""The same where activations are read: those of one image can take megabytes."""
+
+
+LIGHT = 3
+"""Most norms of the closed form, beside no other work, that take less time than reading."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of some rows of one set.
+
+    Attributes:
+        set: Name of the set.
+        index: Places in the set's manifest, shape ``[rows]``.
+        path: Where each input came from, shape ``[rows]``, text.
+        label: Class numbers, -1 where unknown, shape ``[rows]``.
+        predicted: First largest logit, shape ``[rows]``.
+        columns: Column name to scores, each ``[rows]``, float64; higher means more ID.
+    """
+
+    set: str
+    index: NDArray
+    path: NDArray
+    label: NDArray
+    predicted: NDArray
+    columns: dict[str, NDArray[np.float64]]
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.index)
+
+
+def iterate_scores(
+    run: Any, sets: Iterable[str], questions: Sequence[Question], backend: str = "auto"
+) -> Iterator[Scores]:
+    """Yield the scores of blocks of rows, set by set, in the order of the manifests.
+
+    Memory does not grow with the sets. Everything that the questions need is checked before the
+    first row is read.
+
+    Args:
+        run: The run's store.
+        sets: Names of the sets.
+        questions: What to answer; equal ones are answered once.
+        backend: ``triton`` takes the rows to a CUDA device for ``gradnorm`` of the last layer;
+            ``torch`` and ``auto`` do not: reading them takes longer than scoring them here.
+
+    Yields:
+        Scores of consecutive rows.
+
+    Raises:
+        InvalidArgument: If there is no question, a set or the backend is unknown, or triton
+            cannot run here or has nothing to do.
+        NotRecorded: If the run does not hold what a question needs, or a set is unfinished.
+        RunError: If a recorded value is not finite; the message names its row.
+    """
+    questions = list(dict.fromkeys(questions))
+    if not questions:
+        raise InvalidArgument("Expected at least one question, got none.")
+    names = known_sets(run, sets)
+    methods = [find_method(question.method) for question in questions]
+    needs = [m.plan(question, run) for m, question in zip(methods, questions, strict=True)]
+    device = _kernel_device(backend, needs)
+    states = [
+        m.fit(question, run) if m.fit else None
+        for m, question in zip(methods, questions, strict=True)
+    ]
+    columns = column_names(questions)
+    fields = ("index", "path", "label", "logits") + (
+        ("features",) if any("features" in need.fields for need in needs) else ()
+    )
+    passes = tuple(dict.fromkeys(name for need in needs for name in need.passes))
+    rows = KEPT_ROWS if any(name.startswith("keep-") for name in passes) else ROWS
+    shared = {norm for need in needs for norm in need.shared}
+    threads = _computing_threads(needs)
+    for name in names:
+        run.require_complete(name, ("base", *passes))
+    for name in names:
+        for arrays in run.blocks(name, fields=fields, norms=passes, rows=rows):
+            block = Block(arrays, shared, device)
+            with _torch_threads(threads):
+                _check_finite(block, name, fields, passes)
+                scored = {
+                    column: method.score(question, block, state).numpy()
+                    for column, method, question, state in zip(
+                        columns, methods, questions, states, strict=True
+                    )
+                }
+            for column, values in scored.items():
+                _check_rows(values[:, None], column, name, arrays)
+            yield Scores(
+                name,
+                arrays["index"],
+                arrays["path"],
+                arrays["label"],
+                arrays["logits"].argmax(axis=1),
+                scored,
+            )
+
+
+def score_sets(
+    run: Any, sets: Iterable[str], questions: Sequence[Question], backend: str = "auto"
+) -> dict[str, Scores]:
+    """Return every set's scores, all questions answered from one read.
+
+    Args:
+        run: The run's store.
+        sets: Names of the sets.
+        questions: What to answer; equal ones are answered once.
+        backend: As of :func:`iterate_scores`.
+
+    Returns:
+        Set name to its scores, rows in the order of its manifest.
+
+    Raises:
+        InvalidArgument: If there is no question, or a set is unknown.
+        NotRecorded: If the run does not hold what a question needs, or a set is unfinished.
+        RunError: If a recorded value is not finite; the message names its row.
+    """
+    filled: dict[str, Scores] = {}
+    places: dict[str, int] = {}
+    names = known_sets(run, sets)
+    for scored in iterate_scores(run, names, questions, backend):
+        start = places.setdefault(scored.set, 0)
+        places[scored.set] = stop = start + len(scored)
+        # Whole arrays from the start: small ones left among a block's temporaries would keep
+        # the memory between them from being used again.
+        if not start:
+            filled[scored.set] = _empty(scored, run.sets[scored.set].recorded())
+        whole = filled[scored.set]
+        for field in ("index", "path", "label", "predicted"):
+            getattr(whole, field)[start:stop] = getattr(scored, field)
+        for column, values in scored.columns.items():
+            whole.columns[column][start:stop] = values
+    for name in names:
+        if name not in filled:
+            raise RunError(f"Set {name!r} holds no rows.")
+    return filled
+
+
+def known_sets(run: Any, sets: Iterable[str]) -> list[str]:
+    """Return ``sets`` without repetitions, or raise unless the run holds each.
+
+    Raises:
+        InvalidArgument: If one is unknown; the message lists those of the run.
+    """
+    names = list(dict.fromkeys(sets))
+    for name in names:
+        if name not in run.sets:
+            raise InvalidArgument(
+                f"Unknown set {name!r}; the run holds: {', '.join(run.sets) or 'none'}."
+            )
+    return names
+
+
+def _empty(like: Scores, rows: int) -> Scores:
+    """Return room for all rows of a set, of the types of one block."""
+    arrays = [
+        np.empty(rows, getattr(like, field).dtype)
+        for field in ("index", "path", "label", "predicted")
+    ]
+    return Scores(like.set, *arrays, {column: np.empty(rows) for column in like.columns})
+
+
+def _kernel_device(backend: str, needs: Sequence[Needs]) -> str | None:
+    """Return where the Triton kernels shall score the last layer; None for torch, here.
+
+    Raises:
+        InvalidArgument: If the backend is unknown, or triton cannot run or has nothing to do.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    asked = use_triton(backend, torch.empty(0, device=device)) and backend == "triton"
+    # Of the closed form's questions only gradnorm itself takes features and logits together.
+    if asked and not any({"features", "logits"} <= set(n.fields) and n.shared for n in needs):
+        raise InvalidArgument(
+            "Expected a question that backend 'triton' serves, gradnorm with layers last, "
+            "got none; choose `backend='auto'`."
+        )
+    return device if asked else None
+
+
+def _computing_threads(needs: Sequence[Needs]) -> int:
+    """Return how many of torch's threads shall compute beside the one that reads.
+
+    Where reading is what takes the time, it must have a core for itself: a thread of torch that
+    shares it keeps all others waiting, and those wait by spinning.
+    """
+    norms = {norm for need in needs for norm in need.shared}
+    light = len(norms) <= LIGHT and all(need.shared for need in needs)
+    threads = torch.get_num_threads()
+    return max(1, threads - 1) if light else threads
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    """Let torch use ``count`` threads meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check_finite(block: Block, name: str, fields: Iterable[str], passes: Iterable[str]) -> None:
+    recorded = [(field, getattr(block, field)) for field in fields if hasattr(Block, field)]
+    recorded += [(passed, block.recorded(passed)) for passed in passes]
+    for what, values in recorded:
+        # A sum is not finite where any entry is not: one cheap pass, and a second where large
+        # entries overflow it.
+        rows = values.flatten(1)
+        if not rows.sum(dim=1).isfinite().all():
+            _check_rows(rows.numpy(), what, name, block.arrays)
+
+
+def _check_rows(values: NDArray, what: str, name: str, arrays: Any) -> None:
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(bad):
+        row = bad[0]
+        raise RunError(
+            f"Expected finite {what}, got {values[row][~np.isfinite(values[row])][0]} in row "
+            f"{arrays['index'][row]} of set {name!r} ({arrays['path'][row]})."
+        )

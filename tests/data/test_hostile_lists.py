@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gradscore import manifest_formats
+from gradscore.data import manifest_formats
 from gradscore.data.declared import problems, read_declaration
 from gradscore.data.manifest import read_manifest
 from gradscore.errors import DataError

@@ -6,8 +6,9 @@ import pytest
 import torch
 from helpers.recorded_run import ROLES, SIZES, drawn_norms, drawn_set, make_run, tensors
 
+from gradscore import scoring
 from gradscore.errors import InvalidArgument, ModelError, NotRecorded, RunError
-from gradscore.methods import METHODS, Question, answer, column_names, make_questions
+from gradscore.methods import METHODS, Question, column_names, make_questions
 from gradscore.methods.columns import recorded_groups
 from gradscore.methods.orders import deviation_norms, norms_of_orders
 from gradscore.run import RunStore
@@ -97,9 +98,9 @@ def test_a_thread_is_left_to_reading_only_while_a_light_block_is_scored(
     run, monkeypatch, questions, fewer
 ):
     threads = []
-    check = answer._check_finite
+    check = scoring._check_finite
     monkeypatch.setattr(
-        answer, "_check_finite", lambda *a: (threads.append(torch.get_num_threads()), check(*a))
+        scoring, "_check_finite", lambda *a: (threads.append(torch.get_num_threads()), check(*a))
     )
     before = torch.get_num_threads()
     torch.set_num_threads(3)

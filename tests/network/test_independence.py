@@ -7,10 +7,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import gradscore as gs
-from gradscore.capture import independence as module
 from gradscore.errors import GradScoreWarning, ModelError
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.network import check_independence, state_of
+from gradscore.network import independence as module
 from gradscore.reference import one_backward_a_sample
 
 LAYERS = {"w": (5, 6), "u": (4, 5)}

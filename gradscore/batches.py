@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from gradscore.network import check_eval_mode, state_of, trial_images
+from gradscore.network import check_eval_mode, dry_run, state_of
 from gradscore.outputs import logits_of
 
 RESULT_BYTES = 31 * 2**20
@@ -118,7 +118,7 @@ def _keeps_channels_last(model: nn.Module, images: Tensor) -> bool:
 
 def _observed(model: nn.Module, images: Tensor) -> tuple[Tensor, "_Results"]:
     """Return a model's logits, and what the functions on the way made."""
-    with trial_images(model, images) as copy, _Results() as results:
+    with dry_run(model, images) as copy, _Results() as results:
         return logits_of(model(copy), len(copy)), results
 
 

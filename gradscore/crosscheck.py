@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscore.errors import ModelError
-from gradscore.network import state_of, taking, tensors_from_elsewhere, undisturbed
+from gradscore.network import kept_tensors_of, preserve_state, state_of, wrap_forward_errors
 from gradscore.norms import vector_norm
 from gradscore.reference import backward_norms
 
@@ -122,7 +122,7 @@ def autograd_norms(
     for sample in samples:
         loss = partial(_product, cotangent[sample])
         # Between two samples nothing remains that the model's code keeps outside of the copy.
-        with undisturbed(model), taking(model, images[sample : sample + 1]):
+        with preserve_state(model), wrap_forward_errors(model, images[sample : sample + 1]):
             norms.append(backward_norms(model, images, selected, [loss], orders, samples=[sample]))
     return torch.cat(norms, dim=1)
 
@@ -146,7 +146,7 @@ def check_nothing_kept(model: nn.Module, images: Tensor, unused: Sequence[str]) 
     """
     if not unused:
         return
-    for tensor in tensors_from_elsewhere(model, images):
+    for tensor in kept_tensors_of(model, images):
         raise ModelError(
             f"Expected a forward that makes what it needs of the weights, got no use of "
             f"{unused[0]!r} in it, and a tensor {list(tensor.shape)} from elsewhere that may have "
@@ -170,7 +170,7 @@ def check_no_graph_kept(model: nn.Module, images: Tensor) -> None:
     known = state_of(model).found
     if check_no_graph_kept in known:
         return
-    for tensor in tensors_from_elsewhere(model, images):
+    for tensor in kept_tensors_of(model, images):
         if tensor.grad_fn is not None:
             raise ModelError(
                 "Expected a forward that makes what it needs of the weights, got a tensor "

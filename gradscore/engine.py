@@ -24,11 +24,11 @@ from gradscore.errors import GradScoreWarning, InvalidArgument, ModelError
 from gradscore.graph import straighten_batch_norms
 from gradscore.layers.groups import ModelGroups
 from gradscore.network import (
+    changes_parameters,
     check_eval_mode,
     check_images,
     check_independence,
-    one_state,
-    writes_parameters,
+    hold_state,
 )
 from gradscore.norms import check_order
 from gradscore.objective import check_target, check_temperature, logit_gradient
@@ -78,7 +78,7 @@ def gradient_norms(
     check_target(target)
     check_images(images)
     check_eval_mode(model)
-    with one_state(model):
+    with hold_state(model):
         parameters = differentiable_parameters(model)
         groups = ModelGroups(model, images)
         names = select(tuple(parameters), groups, layers)
@@ -118,7 +118,7 @@ def record(model: nn.Module, images: Tensor, selected: Mapping[str, Tensor]) -> 
     check_images(images)
     if not len(images):
         raise InvalidArgument("Expected at least one image, got an empty batch.")
-    with torch.inference_mode(False), one_state(model):
+    with torch.inference_mode(False), hold_state(model):
         images = images.clone() if images.is_inference() else images.detach()
         crosscheck.check_no_graph_kept(model, images)
         try:
@@ -126,7 +126,7 @@ def record(model: nn.Module, images: Tensor, selected: Mapping[str, Tensor]) -> 
         except ModelError:
             record_forward(model, images, selected)  # it may know the layer at fault
             raise
-        run = unrecorded_forward if writes_parameters(model) else record_forward
+        run = unrecorded_forward if changes_parameters(model) else record_forward
         forward = run(model, images, selected)
         straighten_batch_norms(forward.logits)
     return Recording(model, images, selected, forward)

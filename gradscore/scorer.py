@@ -15,7 +15,7 @@ from gradscore.network import (
     check_images,
     check_independence,
     check_model,
-    one_state,
+    hold_state,
 )
 from gradscore.norms import check_order, vector_norm
 from gradscore.objective import check_target, check_temperature, logit_gradient
@@ -84,7 +84,7 @@ class GradNorm(nn.Module):
             with torch.no_grad():
                 logits = logits_of(self.model(images), 0)
             return logits, logits.new_zeros(0, dtype=torch.float32)
-        with one_state(self.model):
+        with hold_state(self.model):
             if self.layers == "last" and (head := self._head(images)).closed_form:
                 logits, scores = self._closed_form(images, head)
             else:

@@ -13,8 +13,7 @@ from gradscore.errors import InvalidArgument
 from gradscore.last_layer import last_layer_score
 from gradscore.layers.features import observe_features
 from gradscore.layers.head import Head, find_head
-from gradscore.network import check_images, check_model, trial_images
-from gradscore.network.undisturbed import ONE_AT_A_TIME
+from gradscore.network import ONE_AT_A_TIME, check_images, check_model, dry_run
 from gradscore.norms import vector_norm
 from gradscore.outputs import logits_of
 from gradscore.reference import one_backward_a_sample
@@ -125,7 +124,7 @@ def verify(
 
 def _takes_one(model: nn.Module, images: Tensor) -> bool:
     """Say whether a model takes one image alone; some take batches of one size only."""
-    with trial_images(model, images[-1:]) as own:
+    with dry_run(model, images[-1:]) as own:
         try:
             logits_of(model(own), 1)
         except Exception:

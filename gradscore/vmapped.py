@@ -9,7 +9,7 @@ from torch.func import functional_call, grad, vmap
 from gradscore.capture.forward import requiring_grad
 from gradscore.errors import ModelError
 from gradscore.memory import memory_ended
-from gradscore.network import check_eval_mode, check_images, undisturbed, without_tables
+from gradscore.network import check_eval_mode, check_images, preserve_state, without_caches
 from gradscore.norms import check_order, vector_norm
 from gradscore.objective import check_target, check_temperature
 from gradscore.outputs import logits_of
@@ -76,8 +76,8 @@ def vmap_norms(
         torch.inference_mode(False),
         torch.enable_grad(),
         requiring_grad(model, {}),
-        without_tables(model, images),
-        undisturbed(model),
+        without_caches(model, images),
+        preserve_state(model),
     ):
         try:
             gradients = vmap(grad(loss_of), in_dims=(None, 0))(dict(selected), images)

@@ -18,15 +18,17 @@ from gradscore.capture.proof import placed_forward
 from gradscore.capture.recorder import Recorder
 from gradscore.capture.use import Use
 from gradscore.errors import ModelError
-from gradscore.network.as_written import as_written
-from gradscore.network.checks import check_eval_mode, check_unhooked, taking
-from gradscore.network.independence import sends_by_value
-from gradscore.network.state import state_of
-from gradscore.network.trial import trial_images
-from gradscore.network.undisturbed import (
+from gradscore.network import (
     ONE_AT_A_TIME,
-    undisturbed,
-    without_tables,
+    check_eval_mode,
+    check_unhooked,
+    dry_run,
+    force_eager,
+    note_data_dependence,
+    preserve_state,
+    state_of,
+    without_caches,
+    wrap_forward_errors,
 )
 from gradscore.outputs import logits_of
 
@@ -83,7 +85,7 @@ def record_forward(model: nn.Module, images: Tensor, selected: Mapping[str, Tens
     check_eval_mode(model)
     if images.is_inference():
         images = images.clone()
-    with requiring_grad(model, selected), without_tables(model, images):
+    with requiring_grad(model, selected), without_caches(model, images):
         recorder, layouts = _recorded(model, images, selected)
         logits = recorder.logits
         names = {id(parameter): name for name, parameter in selected.items()}
@@ -98,7 +100,7 @@ def record_forward(model: nn.Module, images: Tensor, selected: Mapping[str, Tens
         }
         _check_registered(recorder, names, (*ends, *below))
     if recorder.moves_by_value:
-        sends_by_value(model)
+        note_data_dependence(model)
     return Forward(
         logits=logits,
         start=recorder.start,
@@ -120,9 +122,9 @@ def unrecorded_forward(
     They are put back after it, so that no graph of it would have the values that it had.
     Arguments are those of :func:`record_forward`.
     """
-    with trial_images(model, images) as own:
+    with dry_run(model, images) as own:
         logits = logits_of(model(own), len(images))
-    sends_by_value(model)
+    note_data_dependence(model)
     return Forward(
         logits=logits,
         start=logits,
@@ -235,11 +237,11 @@ def _run(
     writes, version = own is not images, own._version
     try:
         with (
-            undisturbed(model),
+            preserve_state(model),
             torch.enable_grad(),
-            as_written(),
+            force_eager(),
             disable_saved_tensors_hooks(HOOKED),
-            taking(model, images),
+            wrap_forward_errors(model, images),
             recorder,
         ):
             output = model(own)
@@ -273,7 +275,7 @@ def _writes_into(model: nn.Module, images: Tensor) -> bool:
     """
     known = state_of(model).found
     if _writes_into not in known:
-        with trial_images(model, images[:1]) as own:
+        with dry_run(model, images[:1]) as own:
             version = own._version
             try:
                 model(own)

@@ -12,7 +12,7 @@ from gradscore.capture.arguments import Slot, tensors_in
 from gradscore.capture.layout import UseLayout
 from gradscore.capture.use import Use
 from gradscore.memory import memory_ended
-from gradscore.network.functions import is_in_place
+from gradscore.network import is_in_place
 
 
 class Unserved(Exception):

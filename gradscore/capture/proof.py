@@ -26,7 +26,7 @@ from gradscore.capture.layout import (
 from gradscore.capture.recorder import Recorder
 from gradscore.capture.witness import confirmed
 from gradscore.memory import memory_ended
-from gradscore.network.state import state_of
+from gradscore.network import state_of
 
 MOST_KNOWN = 64
 """How many proofs are kept for a state of a model."""

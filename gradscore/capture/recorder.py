@@ -16,9 +16,7 @@ from torch._C._functorch import maybe_current_level
 from torch.overrides import TorchFunctionMode
 
 from gradscore.capture.arguments import Arguments, tensors_in
-from gradscore.capture.use import Edge, Made, Root, Use, without_memory
-from gradscore.errors import ModelError
-from gradscore.network.functions import (
+from gradscore.capture.functions import (
     BATCH_NORMS,
     COMPOSITES,
     DERIVATIVES,
@@ -30,11 +28,13 @@ from gradscore.network.functions import (
     entered,
     first_argument,
     fixed_arguments,
-    is_in_place,
     moves_by_value,
     reads_values,
     spreads,
 )
+from gradscore.capture.use import Edge, Made, Root, Use, without_memory
+from gradscore.errors import ModelError
+from gradscore.network import is_in_place
 from gradscore.rules import find_rule
 
 

@@ -12,7 +12,7 @@ from gradscore.errors import ModelError
 from gradscore.extraction.precision import PRECISIONS
 from gradscore.layers.head import Head
 from gradscore.memory import memory_ended
-from gradscore.network import taking, undisturbed
+from gradscore.network import preserve_state, wrap_forward_errors
 from gradscore.outputs import logits_of
 
 
@@ -39,7 +39,7 @@ class Network:
         Raises:
             ModelError: If the model does not return logits.
         """
-        with self.autocast(), undisturbed(self.model), taking(self.model, images):
+        with self.autocast(), preserve_state(self.model), wrap_forward_errors(self.model, images):
             own = own_images(self.model, images)
             return logits_of(self.model(own), len(images))
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from gradscore.errors import ModelError
 from gradscore.layers.head import LINEAR_LIKE, Head, is_product
-from gradscore.network import as_written
-from gradscore.network.checks import check_unhooked
+from gradscore.network import check_unhooked, force_eager
 
 
 @dataclass
@@ -128,7 +127,7 @@ def observe_features(
 
     handle = observation.module.register_forward_hook(keep)
     try:
-        with as_written():  # a compiled forward may call no hook
+        with force_eager():  # a compiled forward may call no hook
             yield observation
     finally:
         handle.remove()

@@ -21,7 +21,13 @@ from gradscore.capture import bundles_of, record_forward
 from gradscore.errors import InvalidArgument
 from gradscore.layers.head_gradient import gradient_fault
 from gradscore.layers.last_weights import last_weights
-from gradscore.network import check_eval_mode, check_independence, state_of, taking, trial_images
+from gradscore.network import (
+    check_eval_mode,
+    check_independence,
+    dry_run,
+    state_of,
+    wrap_forward_errors,
+)
 from gradscore.outputs import logits_of
 
 LINEAR_LIKE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -140,7 +146,7 @@ def _forward(
 
             handles.append(module.register_forward_hook(note))
     try:
-        with trial_images(model, images) as own, taking(model, images):
+        with dry_run(model, images) as own, wrap_forward_errors(model, images):
             output = model(own)
     finally:
         for handle in handles:
@@ -197,7 +203,7 @@ def _multiplies(model: nn.Module, call: _Call) -> bool:
     drawn = _drawn_like(module.weight) * module.weight[0].numel() ** -0.5
     other = copy(module)
     other._parameters = {**module._parameters, "weight": nn.Parameter(drawn, requires_grad=False)}
-    with trial_images(model, x) as own, torch.autocast(x.device.type, cast, cast is not None):
+    with dry_run(model, x) as own, torch.autocast(x.device.type, cast, cast is not None):
         return is_product(module, x, drawn, other(own).flatten(1))
 
 

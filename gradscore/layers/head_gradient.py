@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from gradscore.capture.derivation import nodes_below
 from gradscore.capture.forward import requiring_grad
-from gradscore.network import undisturbed, without_tables
-from gradscore.network.as_written import as_written
+from gradscore.network import force_eager, preserve_state, without_caches
 from gradscore.outputs import logits_of
 
 MULTIPLY = {"Addmm", "Mm", "Bmm", "Linear", "MkldnnLinear", "Convolution", "Add"}
@@ -51,9 +50,9 @@ def gradient_fault(model: nn.Module, layer: str, images: Tensor) -> str:
             torch.inference_mode(False),
             torch.enable_grad(),
             requiring_grad(model, {f"{layer}.weight".lstrip("."): weight}),
-            without_tables(model, images),
-            undisturbed(model),
-            as_written(),
+            without_caches(model, images),
+            preserve_state(model),
+            force_eager(),
         ):
             logits = logits_of(model(images.detach().clone()), len(images))
             if not logits.requires_grad:

@@ -1,28 +1,43 @@
 """What any model is: how it is run without a trace, what is known of it, what it must keep to."""
 
-from gradscore.network.as_written import as_written
-from gradscore.network.checks import check_eval_mode, check_images, check_model, taking
-from gradscore.network.elsewhere import tensors_from_elsewhere
-from gradscore.network.independence import check_independence, sends_by_value
-from gradscore.network.state import State, one_state, state_of
-from gradscore.network.trial import structure_of, trial_images
-from gradscore.network.undisturbed import undisturbed, without_tables, writes_parameters
+from gradscore.network.checks import (
+    check_eval_mode,
+    check_images,
+    check_model,
+    check_unhooked,
+    wrap_forward_errors,
+)
+from gradscore.network.dry_runs import (
+    changes_parameters,
+    dry_run,
+    preserve_state,
+    structure_of,
+    without_caches,
+)
+from gradscore.network.facts import ONE_AT_A_TIME, State, hold_state, state_of
+from gradscore.network.float64 import is_in_place
+from gradscore.network.independence import check_independence, note_data_dependence
+from gradscore.network.kept_tensors import kept_tensors_of
+from gradscore.network.observation import force_eager
 
 __all__ = [
+    "ONE_AT_A_TIME",
     "State",
-    "as_written",
+    "changes_parameters",
     "check_eval_mode",
     "check_images",
     "check_independence",
     "check_model",
-    "one_state",
-    "sends_by_value",
+    "check_unhooked",
+    "dry_run",
+    "force_eager",
+    "hold_state",
+    "is_in_place",
+    "kept_tensors_of",
+    "note_data_dependence",
+    "preserve_state",
     "state_of",
     "structure_of",
-    "taking",
-    "tensors_from_elsewhere",
-    "trial_images",
-    "undisturbed",
-    "without_tables",
-    "writes_parameters",
+    "without_caches",
+    "wrap_forward_errors",
 ]

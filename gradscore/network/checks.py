@@ -60,7 +60,7 @@ def check_unhooked(name: str, parameter: Tensor) -> None:
 
 
 @contextmanager
-def taking(model: nn.Module, images: Tensor) -> Iterator[None]:
+def wrap_forward_errors(model: nn.Module, images: Tensor) -> Iterator[None]:
     """Tell in one line what went wrong in a forward of a model.
 
     Args:

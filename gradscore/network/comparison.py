@@ -9,17 +9,17 @@ from contextlib import contextmanager, nullcontext, suppress
 import torch
 from torch import Tensor, nn
 
-from gradscore.network.companies import (
-    Company,
+from gradscore.network.batches import (
+    Composition,
     alone,
     extremes,
     rearranged,
-    strangers,
     substitutes,
+    synthetic_samples,
 )
-from gradscore.network.state import Contents, contents_of
-from gradscore.network.trial import trial_images
-from gradscore.network.twin import Float64, Types
+from gradscore.network.dry_runs import dry_run
+from gradscore.network.facts import Contents, contents_of
+from gradscore.network.float64 import Float64, ResultTypes
 from gradscore.objective import logit_gradient
 from gradscore.outputs import logits_of
 
@@ -28,7 +28,7 @@ TOLERANCES = {torch.float64: 1e-8, torch.float32: 2e-3}
 
 LOOSEST = 5e-2
 
-STRANGE = 1e-5
+SYNTHETIC = 1e-5
 """The same for samples that are made up, in which rounding may grow."""
 
 SMALLEST = 1e-10
@@ -51,7 +51,7 @@ class Unknown(Exception):
     """The logits of the batch itself are not numbers, so that nothing can be compared."""
 
 
-class Trial:
+class Comparison:
     """Forwards of a model, or of a copy of it, over the same samples in different batches.
 
     Args:
@@ -89,7 +89,7 @@ class Trial:
         some = torch.linspace(0, len(images) - 1, count).round().long()
         some = some.unique().to(images.device)
 
-        def companies(wild: bool) -> Iterator[Company]:
+        def compositions(wild: bool) -> Iterator[Composition]:
             if by_itself:
                 yield from extremes(images, some, wild=wild)
             if not by_itself or len(images) == 1 or len(some) < len(images):
@@ -97,8 +97,8 @@ class Trial:
 
         # Some models do not take values out of range, as of token ids, or another batch size.
         ways = (
-            lambda: companies(True),
-            lambda: companies(False),
+            lambda: compositions(True),
+            lambda: compositions(False),
             lambda: substitutes(images, wild=True),
             lambda: substitutes(images, wild=False),
         )
@@ -110,12 +110,12 @@ class Trial:
             limit = self._limit(images)
         return difference if difference > limit else 0.0
 
-    def difference_of_strangers(self, images: Tensor) -> float:
+    def difference_on_synthetic(self, images: Tensor) -> float:
         """Return the largest difference in samples unlike those of a batch, 0 if none is certain.
 
         A model may not take such samples; that is no fault.
         """
-        others = strangers(images)
+        others = synthetic_samples(images)
         if others is None:
             return 0.0
         numbers = torch.arange(len(others), device=others.device)
@@ -126,9 +126,9 @@ class Trial:
             raise
         except Exception:
             return 0.0
-        return difference if difference > STRANGE else 0.0
+        return difference if difference > SYNTHETIC else 0.0
 
-    def _by_first(self, own: Tensor, ways: Sequence[Callable[[], Iterator[Company]]]) -> float:
+    def _by_first(self, own: Tensor, ways: Sequence[Callable[[], Iterator[Composition]]]) -> float:
         """Return the largest difference in the first of some ways that the model can go."""
         for way in ways:
             try:
@@ -151,13 +151,13 @@ class Trial:
         """Let a forward leave no trace, and let chance be another in each."""
         self._runs += 1
         widening = Float64() if self._in_float64 else nullcontext()
-        with trial_images(self._model, images) as own, widening:
+        with dry_run(self._model, images) as own, widening:
             _seed(self._runs, images.device)
             yield own
 
     def _limit(self, images: Tensor) -> float:
         """Return what rounding explains, by the types computed in."""
-        with Types() as types:
+        with ResultTypes() as types:
             self._logits(images)
         return max(TOLERANCES.get(dtype, LOOSEST) for dtype in types.seen)
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from gradscore.errors import GradScoreWarning, ModelError
-from gradscore.network.comparison import EVERY, NONE, SOME, Trial, Unknown
-from gradscore.network.state import leave_out, one_state, state_of
-from gradscore.network.twin import float64_twin, widened
+from gradscore.network.comparison import EVERY, NONE, SOME, Comparison, Unknown
+from gradscore.network.facts import hold_state, ignore_changes, state_of
+from gradscore.network.float64 import float64_copy, widened
 
 Scope = frozenset[int]
 """Identities of the parameters whose gradients are proved as well."""
@@ -39,7 +39,7 @@ def check_independence(
         ModelError: If they do, or if they are random.
     """
     if len(images):
-        with one_state(model):
+        with hold_state(model):
             _check(model, images, selected)
 
 
@@ -47,7 +47,7 @@ def _check(model: nn.Module, images: Tensor, selected: Collection[Tensor]) -> No
     found = state_of(model).found
     kind = check_independence, images.shape[1:], images.dtype, images.device
     proved: dict[int, set[Scope | None]] = found.setdefault(kind, {})
-    each = bool(found.get(sends_by_value))
+    each = bool(found.get(note_data_dependence))
     scopes = proved.get(len(images), ()) if not each else ()
     if None in scopes:
         return
@@ -71,12 +71,12 @@ def _check(model: nn.Module, images: Tensor, selected: Collection[Tensor]) -> No
     _tell(found.get(_prove_in_own_type, []))
 
 
-def sends_by_value(model: nn.Module) -> None:
+def note_data_dependence(model: nn.Module) -> None:
     """Note that a model sends samples elsewhere by their values, as mixtures of experts do.
 
     Whether its samples depend on each other may then differ from one batch to the next.
     """
-    state_of(model).found[sends_by_value] = True
+    state_of(model).found[note_data_dependence] = True
 
 
 def _prove(model: nn.Module, images: Tensor, scope: Scope, by_itself: int) -> Scope | None:
@@ -92,12 +92,12 @@ def _prove(model: nn.Module, images: Tensor, scope: Scope, by_itself: int) -> Sc
     x = widened(images)
     for moved in dict.fromkeys((everything, scope, frozenset())):
         try:
-            trial = Trial(float64_twin(model, moved), in_float64=True)
+            comparison = Comparison(float64_copy(model, moved), in_float64=True)
             if by_itself:
-                leave_out(model, *trial.changes(x))
-            difference = trial.difference(x, by_itself)
+                ignore_changes(model, *comparison.changes(x))
+            difference = comparison.difference(x, by_itself)
             if by_itself == SOME and not difference:
-                difference = trial.difference_of_strangers(x)
+                difference = comparison.difference_on_synthetic(x)
         except Unknown:
             if moved:
                 continue
@@ -115,10 +115,10 @@ def _prove(model: nn.Module, images: Tensor, scope: Scope, by_itself: int) -> Sc
 
 def _prove_in_own_type(model: nn.Module, images: Tensor, reason: Exception) -> Scope:
     """Prove by the model itself what no copy in float64 can, and tell that it is less sure."""
-    trial = Trial(model, in_float64=False)
+    comparison = Comparison(model, in_float64=False)
     try:
-        leave_out(model, *trial.changes(images))
-        difference = trial.difference(images, SOME)
+        ignore_changes(model, *comparison.changes(images))
+        difference = comparison.difference(images, SOME)
     except Exception:  # what is wrong with it, the forward that follows will say
         return frozenset()
     if difference:

@@ -16,7 +16,7 @@ from gradscore import GradNorm
 from gradscore.engine import gradient_norms
 from gradscore.errors import ModelError
 from gradscore.layers.head import find_head
-from gradscore.network import as_written
+from gradscore.network import force_eager
 from gradscore.reference import one_backward_a_sample
 
 SHAPES = {"w": (5, 5), "u": (4, 5)}
@@ -323,7 +323,7 @@ def test_other_threads_keep_their_checkpointing():
         kept.append(y.grad_fn.next_functions[0][0].name())
         y.sum().backward()
 
-    with as_written():
+    with force_eager():
         thread = threading.Thread(target=train)
         thread.start()
         thread.join()

@@ -381,7 +381,7 @@ def test_images_that_are_not_numbers_prove_nothing():
 def test_what_was_tried_is_known_by_the_state(monkeypatch):
     model, x = Net(), images(3, 6).float()
     check_independence(model, x)
-    monkeypatch.setattr(module, "float64_twin", None)
+    monkeypatch.setattr(module, "float64_copy", None)
     check_independence(model, x + 1)
 
 

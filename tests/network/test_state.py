@@ -12,7 +12,7 @@ from torch import nn
 
 import gradscore as gs
 from gradscore.network import state_of
-from gradscore.network.state import contents_of, leave_out
+from gradscore.network.facts import contents_of, ignore_changes
 
 
 class Gated(nn.Module):
@@ -119,7 +119,7 @@ def test_what_a_forward_writes_is_left_out():
     contents = contents_of(twin)
     twin.level, twin.latest = 5.0, torch.ones(3)
     twin.gate.add_(1)
-    leave_out(model, contents, contents_of(twin))
+    ignore_changes(model, contents, contents_of(twin))
     assert state_of(model) is before
     model.level, model.latest = 7.0, torch.ones(2)
     model.gate.add_(1)

@@ -1,15 +1,15 @@
-"""Batches in which the samples of another batch stand in other company."""
+"""Batches of other compositions: the samples of one batch among other samples."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-Company = tuple[Tensor, Tensor, Tensor]
+Composition = tuple[Tensor, Tensor, Tensor]
 """A batch, numbers of samples of the first batch, and where these stand in it."""
 
 
-def rearranged(images: Tensor, *, wild: bool) -> Iterator[Company]:
+def rearranged(images: Tensor, *, wild: bool) -> Iterator[Composition]:
     """Yield every sample of a batch in another order among companions.
 
     Where companions may have no values that the batch has not, this is in two halves, each with
@@ -21,18 +21,18 @@ def rearranged(images: Tensor, *, wild: bool) -> Iterator[Company]:
     """
     order = _order(images)
     if wild and _is_continuous(images):
-        company, places = _companions(images, wild), _places(images, 4, len(images))
-        yield torch.cat([company[:4], images[order], company[4:]]), order, places
+        companions, places = _companions(images, wild), _places(images, 4, len(images))
+        yield torch.cat([companions[:4], images[order], companions[4:]]), order, places
         return
     half = len(images) // 2
     for numbers in (order[half:], order[:half]):
         if len(numbers):
-            company = _companions(images[numbers], wild)
+            companions = _companions(images[numbers], wild)
             places = _places(images, 1, len(numbers))
-            yield torch.cat([company[2:3], images[numbers], company[3:6]]), numbers, places
+            yield torch.cat([companions[2:3], images[numbers], companions[3:6]]), numbers, places
 
 
-def extremes(images: Tensor, numbers: Tensor, *, wild: bool) -> Iterator[Company]:
+def extremes(images: Tensor, numbers: Tensor, *, wild: bool) -> Iterator[Composition]:
     """Yield a batch in which some samples stand backwards among companions, one of them twice.
 
     Args:
@@ -40,36 +40,36 @@ def extremes(images: Tensor, numbers: Tensor, *, wild: bool) -> Iterator[Company
         numbers: Which of its samples.
         wild: As for :func:`rearranged`.
     """
-    company, back = _companions(images, wild), numbers.flip(0)
-    batch = torch.cat([company[4:5], images[back], images[back[:1]], company[:2]])
+    companions, back = _companions(images, wild), numbers.flip(0)
+    batch = torch.cat([companions[4:5], images[back], images[back[:1]], companions[:2]])
     yield batch, back, _places(images, 1, len(back))
 
 
-def alone(images: Tensor, numbers: Tensor) -> Iterator[Company]:
+def alone(images: Tensor, numbers: Tensor) -> Iterator[Composition]:
     """Yield some samples, each as a batch of its own."""
     first = torch.zeros(1, dtype=torch.long, device=images.device)
     for number in numbers:
         yield images[number][None], number[None], first
 
 
-def substitutes(images: Tensor, *, wild: bool) -> Iterator[Company]:
+def substitutes(images: Tensor, *, wild: bool) -> Iterator[Composition]:
     """Yield batches of the same size: the samples in another order, then half of them replaced.
 
     Args:
         images: The batch, shape ``[batch, ...]``.
         wild: As for :func:`rearranged`.
     """
-    company, order = _companions(images, wild), _order(images)
+    companions, order = _companions(images, wild), _order(images)
     places = _places(images, 0, len(images))
     yield images[order], order, places
     for replaced, kept in ((places[::2], places[1::2]), (places[1::2], places[::2])):
         if len(kept) and len(replaced):
             batch = images[order]
-            batch[replaced] = company[torch.arange(len(replaced)) % len(company)]
+            batch[replaced] = companions[torch.arange(len(replaced)) % len(companions)]
             yield batch, order[kept], kept
 
 
-def strangers(images: Tensor) -> Tensor | None:
+def synthetic_samples(images: Tensor) -> Tensor | None:
     """Return samples unlike those of a batch, ``[7, ...]``, or None where none can be made.
 
     What only certain values set off, in a sample of the batch or in another, may show in them.

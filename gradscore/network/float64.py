@@ -10,8 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from gradscore.network.functions import is_in_place
-from gradscore.network.holders import is_own_hook
+from gradscore.network.snapshots import is_own_hook
 
 MOVED = 0.01
 """By what share of themselves parameters are moved; those that are zero, by this share of 0.1."""
@@ -26,12 +25,19 @@ _MODULES_OWN = frozenset(vars(nn.Module()))
 _CASTS = frozenset({Tensor.float, Tensor.half, Tensor.bfloat16})
 
 
+def is_in_place(function: Callable[..., Any]) -> bool:
+    """Say whether a function changes its first argument, by torch's convention of names."""
+    # An overload of aten adds its own name: ``add_.Tensor``.
+    name = getattr(function, "__name__", "").partition(".")[0]
+    return name.endswith("_") and not name.endswith("__")
+
+
 def widened(x: Tensor) -> Tensor:
     """Return a floating-point or complex tensor in double precision, and any other as it is."""
     return x.to(_WIDENED[x.dtype]) if x.dtype in _WIDENED else x
 
 
-def float64_twin(model: nn.Module, moved: Collection[int]) -> nn.Module:
+def float64_copy(model: nn.Module, moved: Collection[int]) -> nn.Module:
     """Return a copy of a model, to be run in :class:`Float64`, without hooks of this package.
 
     Args:
@@ -48,29 +54,29 @@ def float64_twin(model: nn.Module, moved: Collection[int]) -> nn.Module:
     }
     with torch.no_grad(), _Widening(memo):
         try:
-            twin = copy.deepcopy(model, dict(memo))
+            double = copy.deepcopy(model, dict(memo))
         except Exception:
             memo |= _shared(model, memo)
-            twin = copy.deepcopy(model, memo)
-        if any(isinstance(module, torch.jit.ScriptModule) for module in twin.modules()):
-            twin.double()
+            double = copy.deepcopy(model, memo)
+        if any(isinstance(module, torch.jit.ScriptModule) for module in double.modules()):
+            double.double()
     draw = torch.Generator().manual_seed(0)
-    for parameter, copied in zip(model.parameters(), twin.parameters(), strict=True):
+    for parameter, copied in zip(model.parameters(), double.parameters(), strict=True):
         value = copied.detach()
         if id(parameter) in moved and value.is_floating_point():
             noise = torch.randn(value.shape, generator=draw, dtype=torch.float64).to(value)
             value += MOVED * noise * torch.where(value == 0, 0.1, value)
-    for original, module in zip(model.modules(), twin.modules(), strict=False):
+    for original, module in zip(model.modules(), double.modules(), strict=False):
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.padding_idx is not None:
             # What stands for padding is never trained, and often zero for a reason.
             row = widened(original.weight.detach()[module.padding_idx])
             module.weight.data[module.padding_idx] = row
-    for module in twin.modules():
+    for module in double.modules():
         for name, hooks in vars(module).items():
             if name.endswith("_hooks"):
                 for key in [key for key, hook in hooks.items() if is_own_hook(hook)]:
                     del hooks[key]
-    return twin
+    return double
 
 
 def _shared(model: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
@@ -139,7 +145,7 @@ class Float64(TorchFunctionMode):
         return tree_map_only(Tensor, widened, result) if type(result) in (tuple, list) else result
 
 
-class Types(TorchDispatchMode):
+class ResultTypes(TorchDispatchMode):
     """See the types that are computed in, inside of functions as well.
 
     Attributes:

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gradscore.network.checks import taking
-from gradscore.network.trial import trial_images
-from gradscore.network.undisturbed import without_tables
+from gradscore.network.checks import wrap_forward_errors
+from gradscore.network.dry_runs import dry_run, without_caches
 
 
-def tensors_from_elsewhere(model: nn.Module, images: Tensor) -> list[Tensor]:
+def kept_tensors_of(model: nn.Module, images: Tensor) -> list[Tensor]:
     """Return the floating tensors that a model keeps outside of its parameters and buffers.
 
     Args:
@@ -27,14 +26,14 @@ def tensors_from_elsewhere(model: nn.Module, images: Tensor) -> list[Tensor]:
     """
     with (
         _casting_anew(),
-        without_tables(model, images),
-        trial_images(model, images[:1]) as own,
+        without_caches(model, images),
+        dry_run(model, images[:1]) as own,
         _Origins(model, own) as origins,
     ):
         try:
             model(own)
         except Exception:  # it takes another number of images
-            with taking(model, images):
+            with wrap_forward_errors(model, images):
                 model(images.clone())
     return origins.found
 

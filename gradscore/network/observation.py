@@ -29,7 +29,7 @@ _opened = 0
 
 
 @contextmanager
-def as_written() -> Iterator[None]:
+def force_eager() -> Iterator[None]:
     """Run compiled modules as they were written, and checkpointed blocks as any other.
 
     Both kinds of checkpointing of ``torch.utils.checkpoint`` are meant, and with them all other

@@ -17,7 +17,7 @@ from gradscore import GradNorm, verify
 from gradscore.engine import gradient_norms
 from gradscore.errors import ModelError
 from gradscore.layers.head import find_head
-from gradscore.network import undisturbed
+from gradscore.network import preserve_state
 from gradscore.reference import one_backward_a_sample
 
 
@@ -120,7 +120,7 @@ def test_weights_kept_by_parametrize_hide_no_parameter():
 
 def test_what_an_error_left_is_taken_back():
     model = keeping()
-    with pytest.raises(RuntimeError, match="size of tensor"), undisturbed(model):
+    with pytest.raises(RuntimeError, match="size of tensor"), preserve_state(model):
         model(images(3, 6))
     assert model.derived == {}
     assert model.forwards == 0

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradscore.network.holders import is_own_hook
+from gradscore.network.snapshots import is_own_hook
 
 FEW = 4
 """Tensors of up to so many elements, such as gates, are told by their values as well: a change
@@ -78,7 +78,7 @@ def class_places(modules: Collection[nn.Module]) -> list[tuple[Mapping[str, Any]
     return places
 
 
-class Glance:
+class Fingerprint:
     """What a quick look at a model saw.
 
     Args:

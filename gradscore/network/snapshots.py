@@ -110,7 +110,7 @@ class Attributes:
                     delattr(self.kind, name)
 
 
-Holder = Container | Names | Attributes
+Snapshot = Container | Names | Attributes
 
 
 def is_own_hook(hook: Any) -> bool:
@@ -118,7 +118,7 @@ def is_own_hook(hook: Any) -> bool:
     return (getattr(hook, "__module__", None) or "").startswith("gradscore.")
 
 
-def holders_of(model: nn.Module) -> list[Holder]:
+def snapshots_of(model: nn.Module) -> list[Snapshot]:
     """Return all that a model can keep something in, each once, with what is there now.
 
     Hooks are left alone: what observes a model keeps what it sees.
@@ -126,7 +126,7 @@ def holders_of(model: nn.Module) -> list[Holder]:
     Args:
         model: The model.
     """
-    found: dict[Hashable, Holder] = {}
+    found: dict[Hashable, Snapshot] = {}
     pending: list[tuple[Any, bool]] = []
     kinds: set[type] = set()
     for module in model.modules():
@@ -148,41 +148,41 @@ def holders_of(model: nn.Module) -> list[Holder]:
         if value.__class__ in _PLAIN or id(value) in seen or isinstance(value, nn.Module):
             continue
         seen.add(id(value))
-        for key, holder, entries in _inside(value, outside):
-            found[key] = holder
-            pending += [(entry, holder.outside) for entry in entries]
+        for key, snapshot, entries in _inside(value, outside):
+            found[key] = snapshot
+            pending += [(entry, snapshot.outside) for entry in entries]
     return list(found.values())
 
 
-def _inside(value: Any, outside: bool) -> Iterator[tuple[Hashable, Holder, Iterable[Any]]]:
+def _inside(value: Any, outside: bool) -> Iterator[tuple[Hashable, Snapshot, Iterable[Any]]]:
     """Yield what a value can keep something in, and what is in there."""
     if isinstance(value, CONTAINERS):
         if len(value) <= MOST_ENTRIES:
-            holder = Container(value, outside)
-            yield id(value), holder, [*(value.values() if isinstance(value, dict) else value)]
+            snapshot = Container(value, outside)
+            yield id(value), snapshot, [*(value.values() if isinstance(value, dict) else value)]
     elif isinstance(value, (types.FunctionType, types.MethodType, functools.partial)):
         function = _function_of(value)
         if function is None or _is_foreign(function):
             return
         for cell in function.__closure__ or ():
-            holder = Names(cell, ("cell_contents",), True)
-            yield id(cell), holder, holder.before
+            snapshot = Names(cell, ("cell_contents",), True)
+            yield id(cell), snapshot, snapshot.before
         stored, read = _global_names(function.__code__)
         globals_ = function.__globals__
         entries = [globals_[name] for name in read if name in globals_]
         # The code of other modules is not the model's.
         home = function.__module__
         own = [x for x in entries if getattr(x, "__module__", home) == home]
-        holder = Names(globals_, stored, True)
-        yield id(function), holder, (*own, *holder.before)
+        snapshot = Names(globals_, stored, True)
+        yield id(function), snapshot, (*own, *snapshot.before)
     elif not isinstance(value, (type, types.ModuleType)) and not _is_foreign(type(value)):
         attributes = getattr(value, "__dict__", None)
         if isinstance(attributes, dict):
             yield id(attributes), Container(attributes, outside), [*attributes.values()]
         slots = _slots_of(type(value))
         if slots:
-            holder = Names(value, slots, outside)
-            yield (id(value), slots), holder, holder.before
+            snapshot = Names(value, slots, outside)
+            yield (id(value), slots), snapshot, snapshot.before
 
 
 def _is_foreign(thing: Any) -> bool:

@@ -19,9 +19,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from gradscore.network.glance import PLAIN, Glance, Same, class_places, marks_of
-from gradscore.network.holders import is_own_hook
-from gradscore.network.undisturbed import ONE_AT_A_TIME
+from gradscore.network.fingerprint import PLAIN, Fingerprint, Same, class_places, marks_of
+from gradscore.network.snapshots import is_own_hook
+
+ONE_AT_A_TIME = threading.RLock()
+"""Held while a model is not as its owner left it: threads may share models, or parameters."""
 
 CLASSES = "classes"
 """Entry of the surroundings for what a model's classes and the modules of their code hold."""
@@ -60,13 +62,13 @@ _STATES: WeakKeyDictionary[nn.Module, list[State]] = WeakKeyDictionary()
 _WRITTEN: WeakKeyDictionary[nn.Module, frozenset[Place]] = WeakKeyDictionary()
 """What a forward itself changes, such as counters and caches: it is no part of a state."""
 
-_GLANCES: WeakKeyDictionary[nn.Module, Glance | None] = WeakKeyDictionary()
+_FINGERPRINTS: WeakKeyDictionary[nn.Module, Fingerprint | None] = WeakKeyDictionary()
 
 _SERIALS: dict[int, tuple[weakref.ref, int]] = {}
 _NUMBERS = itertools.count()
 
 _HELD = threading.local()
-"""States of models, by identity, that :func:`one_state` holds."""
+"""States of models, by identity, that :func:`hold_state` holds."""
 
 
 def state_of(model: nn.Module) -> State:
@@ -76,7 +78,7 @@ def state_of(model: nn.Module) -> State:
     counters and the memory of tensors; by the values of other attributes, training flags among
     them; by what its classes and the modules of their code hold; and by the caller's autocast and
     default type. Hooks of this package are left out, and
-    so is what a forward itself changes, once :func:`leave_out` was told of it.
+    so is what a forward itself changes, once :func:`ignore_changes` was told of it.
 
     Args:
         model: The model.
@@ -86,13 +88,20 @@ def state_of(model: nn.Module) -> State:
         return held
     with ONE_AT_A_TIME:
         states = _STATES.setdefault(model, [])
-        glance = _GLANCES.get(model)
-        if states and glance and _around(states[0]) == _surroundings() and glance.holds():
+        fingerprint = _FINGERPRINTS.get(model)
+        if (
+            states
+            and fingerprint
+            and _around(states[0]) == _surroundings()
+            and fingerprint.holds()
+        ):
             return states[0]
         contents, modules = _walk(model, _WRITTEN.get(model, ()))
         scripted = any(isinstance(module, torch.jit.ScriptModule) for module in modules)
-        _GLANCES[model] = None if scripted else Glance(modules, lambda x: _of(x, [], set()))
-        state = next((known for known in states if known.contents == contents), None)
+        _FINGERPRINTS[model] = (
+            None if scripted else Fingerprint(modules, lambda x: _of(x, [], set()))
+        )
+        state = next((other for other in states if other.contents == contents), None)
         if state is None:
             state = State(contents)
         elif state is states[0]:
@@ -105,7 +114,7 @@ def state_of(model: nn.Module) -> State:
 
 
 @contextmanager
-def one_state(model: nn.Module) -> Iterator[None]:
+def hold_state(model: nn.Module) -> Iterator[None]:
     """Look at a model once for all that asks for its state inside, on this thread.
 
     What our own forwards change for a while, such as autocast, is then no other state.
@@ -124,7 +133,7 @@ def one_state(model: nn.Module) -> Iterator[None]:
         del _HELD.__dict__[key]
 
 
-def leave_out(model: nn.Module, before: Contents, after: Contents) -> None:
+def ignore_changes(model: nn.Module, before: Contents, after: Contents) -> None:
     """Leave what a forward itself changed out of the states of a model, from now on.
 
     The state that the model is in stays the same object.
@@ -150,7 +159,7 @@ def leave_out(model: nn.Module, before: Contents, after: Contents) -> None:
         around = state.contents[0]
         state.contents = [around, *contents_of(model, _WRITTEN[model])[1:]]
         _STATES[model] = [state]
-        _GLANCES.pop(model, None)
+        _FINGERPRINTS.pop(model, None)
 
 
 def contents_of(model: nn.Module, without: Container[Place] = ()) -> Contents:

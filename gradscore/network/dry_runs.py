@@ -7,7 +7,6 @@ it from the next, and the features would hold a whole graph.
 
 import random
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,11 +17,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gradscore.errors import ModelError
-from gradscore.network.holders import Container, holders_of, is_own_hook
+from gradscore.network.facts import ONE_AT_A_TIME
+from gradscore.network.observation import force_eager
+from gradscore.network.snapshots import Container, is_own_hook, snapshots_of
 from gradscore.outputs import logits_of
-
-ONE_AT_A_TIME = threading.RLock()
-"""Held while a model is not as its owner left it: threads may share models, or parameters."""
 
 _MODULES_OWN = frozenset(vars(nn.Module()))
 _HOOKS = tuple(name for name in vars(nn.Module()) if "hooks" in name)
@@ -35,7 +33,7 @@ _COPIES: WeakKeyDictionary[nn.Module, dict[int, tuple[Tensor, int, Tensor]]] = W
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def preserve_state(model: nn.Module) -> Iterator[None]:
     """Put back on the way out what a forward changed in a model, or around it.
 
     That is: attributes of modules and what is in them, hooks, buffers, tensors that its code keeps
@@ -51,7 +49,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """
     with ONE_AT_A_TIME:
         parameters = _copied_parameters(model)
-        holders = [*holders_of(model), Container(parametrize._cache, False)]
+        snapshots = [*snapshots_of(model), Container(parametrize._cache, False)]
         hooks = {id(part): set(part) for part in _hooks_of(model)}
         buffers = _copied_buffers(model)
         generators = _generator_states()
@@ -59,8 +57,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         try:
             yield
         finally:
-            for holder in holders:
-                holder.restore()
+            for snapshot in snapshots:
+                snapshot.restore()
             _remove_hooks(model, hooks)
             for key, (buffer, version, copy) in buffers.items():
                 if buffer._version != version:
@@ -77,7 +75,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             )
 
 
-def writes_parameters(model: nn.Module) -> bool:
+def changes_parameters(model: nn.Module) -> bool:
     """Say whether forwards change parameters in place, as far as was seen."""
     return bool(_WRITTEN.get(model))
 
@@ -163,7 +161,7 @@ def _generator_states() -> list[tuple[Callable[[Any], Any], Any]]:
 
 
 @contextmanager
-def without_tables(model: nn.Module, images: Tensor) -> Iterator[None]:
+def without_caches(model: nn.Module, images: Tensor) -> Iterator[None]:
     """Empty, for a while, the dictionaries of tensors that a model fills when they are asked for.
 
     A forward without a graph may have filled them, of the caller or in an evaluation before: the
@@ -200,9 +198,9 @@ def _tables_of(model: nn.Module) -> list[dict[Any, Tensor]]:
 def _same_without(model: nn.Module, image: Tensor, tables: list[dict[Any, Tensor]]) -> bool:
     """Say whether the model fills the tables anew if they are empty, with the same output."""
     with torch.inference_mode(False), torch.no_grad():
-        with undisturbed(model):
+        with preserve_state(model):
             expected = logits_of(model(image.clone()), len(image))
-        with undisturbed(model):
+        with preserve_state(model):
             for table in tables:
                 table.clear()
             try:
@@ -210,3 +208,35 @@ def _same_without(model: nn.Module, image: Tensor, tables: list[dict[Any, Tensor
             except Exception:  # they are not made on demand
                 return False
             return all(tables) and torch.allclose(got, expected)
+
+
+Structure = tuple[tuple[str, int], ...]
+"""Names and identities of a model's modules and parameters."""
+
+
+@contextmanager
+def dry_run(model: nn.Module, images: Tensor) -> Iterator[Tensor]:
+    """Let a forward leave no trace, whatever mode the caller is in.
+
+    The model may write into its input, so it gets a copy; and what it keeps, it loses again.
+
+    Args:
+        model: The model; left as it is.
+        images: Its input; left as it is.
+
+    Yields:
+        A copy of it; inside, no graph is recorded, and inference mode is off.
+    """
+    with torch.inference_mode(False), torch.no_grad(), preserve_state(model), force_eager():
+        yield images.clone()
+
+
+def structure_of(model: nn.Module) -> Structure:
+    """Return what a model is made of, to tell later whether a part of it was replaced.
+
+    Returns:
+        Names and identities of its modules and parameters.
+    """
+    return tuple(
+        (name, id(part)) for name, part in (*model.named_modules(), *model.named_parameters())
+    )

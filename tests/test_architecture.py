@@ -20,6 +20,7 @@ FLOORS = (
     "extraction",
     "methods",
     "scoring recorded evaluation ablation tables",
+    "detector",
     "plots bench",
     "cli __main__",
 )

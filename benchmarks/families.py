@@ -21,15 +21,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gradscore.engine import record
 from gradscore.norms import vector_norm
-from gradscore.objective import logit_gradient
+from gradscore.objective import Objective
+from gradscore.recording import record
 from gradscore.reference import backward_norms, loss_function
 from gradscore.selection import differentiable_parameters
 
 RESULTS = Path(__file__).parent / "results" / "families.csv"
 TABLE = Path(__file__).parent / "families.txt"
 ORDERS = (1.0, 2.0)
+OBJECTIVE = Objective()
 TOLERANCE = 1e-8
 IMAGE_SIZES = (64, 96, 128, 160, 192, 224, 240, 256, 299, 384, 512)
 NOISE = 1e-12
@@ -153,12 +154,13 @@ def examine(family: str, model: str) -> Outcome:
     names = list(parameters)
     started = time.perf_counter()
     recording = record(network, images, parameters)
-    got = recording.norms(logit_gradient(recording.logits), ORDERS, last=True)
+    got = recording.norms(OBJECTIVE.logit_gradient(recording.logits), ORDERS, last=True)
     seconds = time.perf_counter() - started
     lone = record(network, images[:1], parameters)
-    got = torch.cat([got, lone.norms(logit_gradient(lone.logits), ORDERS, last=True)], dim=1)
+    cotangent = OBJECTIVE.logit_gradient(lone.logits)
+    got = torch.cat([got, lone.norms(cotangent, ORDERS, last=True)], dim=1)
     started = time.perf_counter()
-    losses = [loss_function(1.0, "uniform")] * len(images)
+    losses = [loss_function(OBJECTIVE)] * len(images)
     expected = backward_norms(network, images, parameters, losses, ORDERS)
     reference_seconds = time.perf_counter() - started
     expected = torch.cat([expected, expected[:, :1]], dim=1)

@@ -1,4 +1,4 @@
-"""The loss whose gradient is scored, and its gradient with respect to the logits.
+"""Which gradient is scored: the loss, its gradient at the logits, and the order of the norm.
 
 Uniform target (Huang, Geng & Li, NeurIPS 2021, Eq. 5): ``KL(u || softmax(f/T))``, with ``u``
 uniform over the ``C`` classes. One-hot target (their Fig. 3): the cross-entropy of
@@ -10,12 +10,15 @@ to the uniform distribution, and for a softmax that is one-hot to rounding.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from gradscore.errors import InvalidArgument
+from gradscore.norms import check_order
 
 TARGETS = ("uniform", "one-hot")
 RECORDED_TARGETS = (*TARGETS, "all-ones")
@@ -70,40 +73,99 @@ def check_target(target: str, known: Sequence[str] = TARGETS) -> str:
     return target
 
 
-def loss(logits: Tensor, temperature: float = 1.0, target: str = "uniform") -> Tensor:
-    """Return each sample's loss, differentiable; autograd keeps the digits of its gradient.
-
-    Uniform: with ``z = f/T - mean(f/T)`` it is ``log mean exp z``. Near uniform its gradient
-    ``softmax - 1/C`` cancels; there it is ``log1p(mean(phi(z)))`` with ``phi(z) = exp z - 1 - z``
-    by its series, since ``mean z`` is zero. One-hot: ``log1p(sum exp(f_j/T - f_y/T))`` over the
-    other classes.
+@dataclass(frozen=True)
+class Objective:
+    """The loss whose gradient is scored, and the order of the gradient's norm.
 
     Args:
-        logits: Network outputs ``f``, shape ``[batch, classes]``.
+        p: Order of the norm, positive; ``math.inf`` is allowed, and so are fractions.
         temperature: Softmax temperature ``T``, positive, without unit.
         target: ``uniform`` for ``KL(u || softmax(f/T))``, ``one-hot`` for the cross-entropy to
-            the predicted class, ``all-ones`` for the mean binary cross-entropy between
-            ``sigmoid(f/T)`` and ones.
-
-    Returns:
-        Losses in nats, shape ``[batch]``.
+            the predicted class.
 
     Raises:
-        InvalidArgument: If ``temperature`` is not positive or ``target`` is unknown.
+        InvalidArgument: If ``p`` or ``temperature`` is not positive, or ``target`` is unknown.
     """
-    f = logits / check_temperature(temperature)
-    if check_target(target, RECORDED_TARGETS) == "all-ones":
-        return -logsigmoid(f).mean(dim=1)
-    if target == "one-hot":
-        y = f.argmax(dim=1, keepdim=True)
-        return (f - f.gather(1, y)).exp().scatter(1, y, 0).sum(dim=1).log1p()
-    z = f - f.mean(dim=1, keepdim=True)
-    near = z.detach().abs().amax(dim=1, keepdim=True) < NEAR
-    return torch.where(
-        near.squeeze(1),
-        _beyond_linear(torch.where(near, z, 0)).mean(dim=1).log1p(),
-        -torch.log_softmax(f, dim=1).mean(dim=1) - math.log(f.shape[1]),
-    )
+
+    p: float = 1.0
+    temperature: float = 1.0
+    target: str = "uniform"
+
+    KNOWN_TARGETS: ClassVar[tuple[str, ...]] = TARGETS
+
+    def __post_init__(self) -> None:
+        """Check every setting, once for all who are handed this."""
+        object.__setattr__(self, "p", check_order(self.p))
+        object.__setattr__(self, "temperature", check_temperature(self.temperature))
+        check_target(self.target, self.KNOWN_TARGETS)
+
+    def loss(self, logits: Tensor) -> Tensor:
+        """Return each sample's loss, differentiable; autograd keeps the digits of its gradient.
+
+        Uniform: with ``z = f/T - mean(f/T)`` it is ``log mean exp z``. Near uniform its gradient
+        ``softmax - 1/C`` cancels; there it is ``log1p(mean(phi(z)))`` with ``phi(z) = exp z - 1 -
+        z`` by its series, since ``mean z`` is zero. One-hot: ``log1p(sum exp(f_j/T - f_y/T))``
+        over the other classes. All-ones: the mean binary cross-entropy between ``sigmoid(f/T)``
+        and ones.
+
+        Args:
+            logits: Network outputs ``f``, shape ``[batch, classes]``.
+
+        Returns:
+            Losses in nats, shape ``[batch]``.
+        """
+        f = logits / self.temperature
+        if self.target == "all-ones":
+            return -logsigmoid(f).mean(dim=1)
+        if self.target == "one-hot":
+            y = f.argmax(dim=1, keepdim=True)
+            return (f - f.gather(1, y)).exp().scatter(1, y, 0).sum(dim=1).log1p()
+        z = f - f.mean(dim=1, keepdim=True)
+        near = z.detach().abs().amax(dim=1, keepdim=True) < NEAR
+        return torch.where(
+            near.squeeze(1),
+            _beyond_linear(torch.where(near, z, 0)).mean(dim=1).log1p(),
+            -torch.log_softmax(f, dim=1).mean(dim=1) - math.log(f.shape[1]),
+        )
+
+    def logit_gradient(self, logits: Tensor) -> Tensor:
+        """Return the gradient of each sample's loss with respect to its logits.
+
+        Uniform: ``(C softmax(f/T) - 1) / (C T)``. One-hot: ``(softmax(f/T) - e_y) / T``, its
+        entry at ``y`` taken as minus the sum of the others. All-ones: ``-sigmoid(-f/T) / (C T)``,
+        of the binary cross-entropy between ``sigmoid(f/T)`` and a label that claims every class.
+
+        Args:
+            logits: Network outputs ``f``, shape ``[batch, classes]``.
+
+        Returns:
+            Gradients in nats per unit of logit, shape ``[batch, classes]``, in float64: a
+            confident sample's are below the range of float32.
+        """
+        temperature = self.temperature
+        f = logits.detach().double()
+        if self.target == "uniform":
+            return uniform_deviation(f, temperature) / (f.shape[1] * temperature)
+        if self.target == "all-ones":
+            return -torch.sigmoid(-f / temperature) / (f.shape[1] * temperature)
+        return one_hot_deviation(f, temperature) / temperature
+
+
+class RecordedObjective(Objective):
+    """An objective whose norms a run can hold: its target may be ``all-ones``, too."""
+
+    KNOWN_TARGETS = RECORDED_TARGETS
+
+
+def by_loss(objectives: Sequence[Objective]) -> list[list[int]]:
+    """Return the places of objectives, those together whose loss is the same.
+
+    They differ in the order of the norm only, so that one backward answers them.
+    """
+    together: dict[Objective, list[int]] = {}
+    for place, objective in enumerate(objectives):
+        together.setdefault(replace(objective, p=1.0), []).append(place)
+    return list(together.values())
 
 
 def _beyond_linear(z: Tensor) -> Tensor:
@@ -112,36 +174,6 @@ def _beyond_linear(z: Tensor) -> Tensor:
     for order in range(TERMS, 1, -1):
         series = (series + 1) * z / order
     return series * z
-
-
-def logit_gradient(logits: Tensor, temperature: float = 1.0, target: str = "uniform") -> Tensor:
-    """Return the gradient of each sample's loss with respect to its logits.
-
-    Uniform: ``(C softmax(f/T) - 1) / (C T)``. One-hot: ``(softmax(f/T) - e_y) / T``, its entry
-    at ``y`` taken as minus the sum of the others. All-ones: ``-sigmoid(-f/T) / (C T)``, of the
-    binary cross-entropy between ``sigmoid(f/T)`` and a label that claims every class.
-
-    Args:
-        logits: Network outputs ``f``, shape ``[batch, classes]``.
-        temperature: Softmax temperature ``T``, positive, without unit.
-        target: One of :data:`RECORDED_TARGETS`.
-
-    Returns:
-        Gradients in nats per unit of logit, shape ``[batch, classes]``, in float64: a confident
-        sample's are below the range of float32.
-
-    Raises:
-        InvalidArgument: If ``temperature`` is not positive or ``target`` is unknown.
-    """
-    temperature = check_temperature(temperature)
-    f = logits.detach().double()
-    if check_target(target, RECORDED_TARGETS) == "uniform":
-        gradient = uniform_deviation(f, temperature) / (f.shape[1] * temperature)
-    elif target == "all-ones":
-        gradient = -torch.sigmoid(-f / temperature) / (f.shape[1] * temperature)
-    else:
-        gradient = one_hot_deviation(f, temperature) / temperature
-    return gradient
 
 
 def uniform_deviation(logits: Tensor, temperature: float) -> Tensor:
@@ -197,5 +229,5 @@ def kl_divergence(logits: Tensor, temperature: float = 1.0) -> Tensor:
     Raises:
         InvalidArgument: If ``temperature`` is not positive.
     """
-    value = loss(logits.double(), temperature)
+    value = Objective(temperature=temperature).loss(logits.double())
     return value.to(torch.promote_types(logits.dtype, torch.float32))

@@ -13,63 +13,51 @@ from torch import Tensor, nn
 from gradscore.copies import as_found, copied, gradient_leaves, plainly
 from gradscore.errors import ModelError
 from gradscore.graph import straighten_batch_norms
-from gradscore.norms import check_order, vector_norm
-from gradscore.objective import check_target, check_temperature, loss
+from gradscore.norms import vector_norm
+from gradscore.objective import Objective
 from gradscore.outputs import NO_GRADIENT, logits_of
 from gradscore.results import GradientNorms
-from gradscore.selection import differentiable_parameters, select
+from gradscore.selection import select_parameters
 
 Loss = Callable[[Tensor], Tensor]
 """From one sample's logits ``[1, classes]`` to its loss, differentiable."""
+
+DEFAULT = Objective()
+"""The paper's: the uniform target, ``T`` = 1 and ``p`` = 1."""
 
 
 def one_backward_a_sample(
     model: nn.Module,
     images: Tensor,
+    objective: Objective = DEFAULT,
     *,
     layers: str | Sequence[str] = "all",
-    p: float = 1.0,
-    temperature: float = 1.0,
-    target: str = "uniform",
 ) -> GradientNorms:
     """Return per-sample gradient norms by one forward and backward for each sample.
 
     Args:
         model: A classifier in eval mode; it is left as it is found.
         images: Its input, shape ``[batch, ...]``.
+        objective: The loss, and the order of the norm.
         layers: ``all``, a comma list of names and globs, or a list of names.
-        p: Order of the norm, positive.
-        temperature: Softmax temperature, positive.
-        target: ``uniform`` or ``one-hot``.
 
     Returns:
         The norms, in the same layout as :func:`gradscore.gradient_norms` gives them.
 
     Raises:
-        InvalidArgument: If a setting is outside its range.
+        InvalidArgument: If ``layers`` means no parameter.
         ModelError: If the model returns no logits.
     """
-    p = check_order(p)
-    parameters = differentiable_parameters(model)
-    names = select(tuple(parameters), {}, layers)
-    selected = {name: parameters[name] for name in names}
-    losses = [loss_function(temperature, check_target(target))] * len(images)
-    norms = backward_norms(model, images, selected, losses, (p,))
-    return GradientNorms(names, norms[0], p, dict.fromkeys(names, "reference"))
+    selected = select_parameters(model, layers)
+    losses = [loss_function(objective)] * len(images)
+    (norms,) = backward_norms(model, images, selected, losses, (objective.p,))
+    names = tuple(selected)
+    return GradientNorms(names, norms, objective.p, dict.fromkeys(names, "reference"))
 
 
-def loss_function(temperature: float, target: str) -> Loss:
-    """Return the loss of one sample, computed in float64 whatever the type of the logits.
-
-    Args:
-        temperature: Softmax temperature, positive.
-        target: One of :data:`gradscore.objective.RECORDED_TARGETS`.
-
-    Raises:
-        InvalidArgument: If the temperature is outside its range.
-    """
-    temperature = check_temperature(temperature)
-    return lambda logits: loss(logits.double(), temperature, target).sum()
+def loss_function(objective: Objective) -> Loss:
+    """Return the loss of one sample, computed in float64 whatever the type of the logits."""
+    return lambda logits: objective.loss(logits.double()).sum()
 
 
 def backward_norms(

@@ -20,6 +20,8 @@ class GradientNorms:
         p: The order they were taken with.
         rules: What served each parameter, by its name.
         groups: Names of groups of parameters, such as ``block4``, and what they hold.
+        logits: The model's outputs, shape ``[batch, classes]``, detached; of an empty batch
+            ``[0, 0]``. None from the reference and from vmap, which keep none.
     """
 
     parameters: tuple[str, ...]
@@ -27,6 +29,7 @@ class GradientNorms:
     p: float
     rules: Mapping[str, str]
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)
+    logits: Tensor | None = field(default=None, repr=False)
 
     def group(self, layers: str) -> Tensor:
         """Return the norm of the gradient with respect to several tensors together.

@@ -1,11 +1,13 @@
 """A classifier with its GradNorm score, as one module."""
 
 import warnings
+from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
 
 from gradscore.capture import own_images
+from gradscore.engine import layer_norms
 from gradscore.errors import GradScoreWarning
 from gradscore.last_layer import check_finite, last_layer_score
 from gradscore.layers.features import observe_features
@@ -17,8 +19,8 @@ from gradscore.network import (
     check_model,
     hold_state,
 )
-from gradscore.norms import check_order, vector_norm
-from gradscore.objective import check_target, check_temperature, logit_gradient
+from gradscore.norms import vector_norm
+from gradscore.objective import Objective
 from gradscore.outputs import OutputWatch, check_classes, logits_of
 
 
@@ -56,9 +58,7 @@ class GradNorm(nn.Module):
         check_model(model)
         self.model = model
         self.layers = layers
-        self.p = check_order(p)
-        self.temperature = check_temperature(temperature)
-        self.target = check_target(target)
+        self._objective = Objective(p, temperature, target)
         self.training = model.training
         self._watch = OutputWatch()
 
@@ -96,10 +96,23 @@ class GradNorm(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the settings."""
-        return (
-            f"layers={self.layers!r}, p={self.p:g}, temperature={self.temperature:g}, "
-            f"target={self.target!r}"
-        )
+        p, temperature, target = self.p, self.temperature, self.target
+        return f"layers={self.layers!r}, p={p:g}, temperature={temperature:g}, target={target!r}"
+
+    @property
+    def p(self) -> float:
+        """Order of the norm."""
+        return self._objective.p
+
+    @property
+    def temperature(self) -> float:
+        """Softmax temperature ``T``."""
+        return self._objective.temperature
+
+    @property
+    def target(self) -> str:
+        """``uniform`` or ``one-hot``."""
+        return self._objective.target
 
     def _head(self, images: Tensor) -> Head:
         """Return the last layer, found anew where anything of the model was changed."""
@@ -118,26 +131,11 @@ class GradNorm(nn.Module):
             scores = last_layer_score(
                 observed.features.detach(),
                 logits.detach(),
-                p=self.p,
-                temperature=self.temperature,
-                target=self.target,
+                **asdict(self._objective),
             )
         return logits, scores
 
     def _by_rules(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        from gradscore.batches import parts_of
-        from gradscore.engine import record
-        from gradscore.layers.groups import ModelGroups
-        from gradscore.selection import differentiable_parameters, select
-
-        parameters = differentiable_parameters(self.model)
-        names = select(tuple(parameters), ModelGroups(self.model, images), self.layers)
-        selected = {name: parameters[name] for name in names}
-        logits, norms = [], []
-        for part in parts_of(self.model, images, len(selected) / len(parameters)):
-            recording = record(self.model, part, selected)
-            cotangent = logit_gradient(recording.logits, self.temperature, self.target)
-            norms.append(recording.norms(cotangent, (self.p,), last=True)[0])
-            logits.append(recording.logits)
-        score = check_finite(vector_norm(torch.cat(norms), self.p), "images and logits")
-        return torch.cat(logits), score if self.target == "uniform" else -score
+        result = layer_norms(self.model, images, self.layers, self._objective)
+        score = check_finite(vector_norm(result.norms, self.p), "images and logits")
+        return result.logits, score if self.target == "uniform" else -score

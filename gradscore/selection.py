@@ -18,6 +18,26 @@ def differentiable_parameters(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def select_parameters(
+    model: nn.Module,
+    layers: str | Sequence[str],
+    groups: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Tensor]:
+    """Return the parameters of a model that a choice of layers names, by name.
+
+    Args:
+        model: Any module.
+        layers: As of :func:`select`.
+        groups: Groups of the model's parameters by name; none by default.
+
+    Raises:
+        InvalidArgument: If nothing is chosen, or an item matches nothing.
+    """
+    parameters = differentiable_parameters(model)
+    names = select(tuple(parameters), {} if groups is None else groups, layers)
+    return {name: parameters[name] for name in names}
+
+
 def select(
     names: Sequence[str], groups: Mapping[str, Sequence[str]], layers: str | Sequence[str]
 ) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from gradscore.layers.features import observe_features
 from gradscore.layers.head import Head, find_head
 from gradscore.network import ONE_AT_A_TIME, check_images, check_model, dry_run
 from gradscore.norms import vector_norm
+from gradscore.objective import Objective
 from gradscore.outputs import logits_of
 from gradscore.reference import one_backward_a_sample
 
@@ -94,7 +95,7 @@ def verify(
         InvalidArgument: If a setting is outside its range, or there are no samples.
         ModelError: If the model is in train mode, or its output is not a matrix of logits.
     """
-    how = {"p": p, "temperature": temperature, "target": target}
+    objective = Objective(p, temperature, target)
     check_images(images)
     check_model(model)
     if not len(images):
@@ -103,19 +104,20 @@ def verify(
         images = images.to(dtype) if images.is_floating_point() else images.clone()
         head = find_head(model, images)
         with rules_alone():
-            got = gradient_norms(model, images, layers=layers, **how)
+            got = gradient_norms(model, images, layers=layers, **asdict(objective))
             last = images[-1 if _takes_one(model, images) else len(images) :]
-            lone = gradient_norms(model, last, layers=layers, **how)
-        expected = one_backward_a_sample(model, images, layers=got.parameters, **how).norms
-        closed = _closed_form_error(model, images, head, how) if head.closed_form else None
-    answers = torch.cat([got.norms, lone.norms])
+            single = gradient_norms(model, last, layers=layers, **asdict(objective))
+        expected = one_backward_a_sample(model, images, objective, layers=got.parameters).norms
+        closed = _closed_form_error(model, images, head, objective) if head.closed_form else None
+    answers = torch.cat([got.norms, single.norms])
     expected = torch.cat([expected, expected[len(expected) - len(last) :]])
-    whole = vector_norm(expected, p)
+    whole = vector_norm(expected, objective.p)
+    total = _relative(vector_norm(answers, objective.p), whole, NOISE * whole)
     errors = _relative(answers, expected, NOISE * whole.unsqueeze(1)).amax(dim=0).tolist()
     return Verification(
         errors=dict(zip(got.parameters, errors, strict=True)),
         rules=got.rules,
-        total_error=float(_relative(vector_norm(answers, p), whole, NOISE * whole).max()),
+        total_error=float(total.max()),
         closed_form_error=closed,
         closed_form_reason=head.reason,
         caution=ONE_IMAGE if len(images) == 1 else "",
@@ -156,12 +158,12 @@ def _converted(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 
 def _closed_form_error(
-    model: nn.Module, images: Tensor, head: Head, how: dict[str, object]
+    model: nn.Module, images: Tensor, head: Head, objective: Objective
 ) -> float:
     with torch.no_grad(), observe_features(model, head) as observed:
         logits = logits_of(model(images.clone()), len(images))
-    got = last_layer_score(observed.features, logits, **how).abs()
-    expected = one_backward_a_sample(model, images, layers=head.weights, **how).norms[:, 0]
+    got = last_layer_score(observed.features, logits, **asdict(objective)).abs()
+    expected = one_backward_a_sample(model, images, objective, layers=head.weights).norms[:, 0]
     return float(_relative(got, expected, torch.zeros_like(expected)).max())
 
 

@@ -10,22 +10,20 @@ from gradscore.capture.forward import requiring_grad
 from gradscore.errors import ModelError
 from gradscore.memory import memory_ended
 from gradscore.network import check_eval_mode, check_images, preserve_state, without_caches
-from gradscore.norms import check_order, vector_norm
-from gradscore.objective import check_target, check_temperature
+from gradscore.norms import vector_norm
+from gradscore.objective import Objective
 from gradscore.outputs import logits_of
-from gradscore.reference import Loss, loss_function, no_norms
+from gradscore.reference import DEFAULT, Loss, loss_function, no_norms
 from gradscore.results import GradientNorms
-from gradscore.selection import differentiable_parameters, select
+from gradscore.selection import select_parameters
 
 
 def per_sample_vmap(
     model: nn.Module,
     images: Tensor,
+    objective: Objective = DEFAULT,
     *,
     layers: str | Sequence[str] = "all",
-    p: float = 1.0,
-    temperature: float = 1.0,
-    target: str = "uniform",
 ) -> GradientNorms:
     """Return per-sample gradient norms by ``torch.func.vmap`` of ``grad`` over the parameters.
 
@@ -33,17 +31,14 @@ def per_sample_vmap(
     :func:`gradscore.reference.one_backward_a_sample`.
 
     Raises:
-        InvalidArgument: If a setting is outside its range.
+        InvalidArgument: If ``layers`` means no parameter.
         ModelError: If the model is in train mode, returns no logits, or cannot be vmapped.
     """
-    p, temperature = check_order(p), check_temperature(temperature)
     check_images(images)
-    parameters = differentiable_parameters(model)
-    names = select(tuple(parameters), {}, layers)
-    selected = {name: parameters[name] for name in names}
-    loss = loss_function(temperature, check_target(target))
-    norms = vmap_norms(model, images, selected, loss, (p,))
-    return GradientNorms(names, norms[0], p, dict.fromkeys(names, "vmap"))
+    selected = select_parameters(model, layers)
+    (norms,) = vmap_norms(model, images, selected, loss_function(objective), (objective.p,))
+    names = tuple(selected)
+    return GradientNorms(names, norms, objective.p, dict.fromkeys(names, "vmap"))
 
 
 def vmap_norms(

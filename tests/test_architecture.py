@@ -15,6 +15,7 @@ FLOORS = (
     "reference network",
     "capture batches crosscheck vmapped",
     "layers",
+    "recording",
     "engine",
     "scorer verification models data run",
     "extraction",

@@ -11,6 +11,7 @@ from gradscore import gradient_norms
 from gradscore.extraction.batching import find_batch_size
 from gradscore.extraction.network import memory_for
 from gradscore.extraction.precision import float32_products
+from gradscore.objective import Objective
 from gradscore.reference import one_backward_a_sample
 
 pytestmark = [
@@ -36,7 +37,8 @@ def make_model():
 @pytest.mark.parametrize("batch", [1, 5])
 def test_norms_are_those_of_a_cpu(p, batch):
     model, x = make_model(), torch.randn(batch, 3, 16, 16)
-    expected = one_backward_a_sample(copy.deepcopy(model).double(), x.double(), p=p)
+    double = copy.deepcopy(model).double()
+    expected = one_backward_a_sample(double, x.double(), Objective(p))
     with float32_products("float32"):
         found = gradient_norms(model.cuda(), x.cuda(), p=p)
     assert set(found.rules.values()).isdisjoint({"reference"})

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gradscore import GradNorm
-from gradscore.engine import gradient_norms, record
+from gradscore.engine import gradient_norms
 from gradscore.errors import InvalidArgument, ModelError
 from gradscore.norms import combine_norms
-from gradscore.objective import logit_gradient
+from gradscore.objective import Objective
+from gradscore.recording import record
 from gradscore.reference import one_backward_a_sample
 
 
@@ -76,7 +77,7 @@ def test_small_nets_drawn(batch, size, kernel, stride, groups, norm, act, p, tem
     model = small_net(kernel=kernel, stride=stride, groups=groups, norm=norm, act=act)
     how = {"p": p, "temperature": temperature, "target": target}
     got = gradient_norms(model, images(batch, size + 2), **how)
-    expected = one_backward_a_sample(model, images(batch, size + 2), **how)
+    expected = one_backward_a_sample(model, images(batch, size + 2), Objective(**how))
     atol = 1e-12 * float(expected.norms.max()) ** min(1.0, p)
     if p < 1 and norm == "instance":
         return  # the bias before an instance norm has no gradient but rounding
@@ -114,6 +115,15 @@ def test_an_empty_batch_has_no_norms(layers):
     assert got.group(layers).shape == (0,)
 
 
+@pytest.mark.parametrize("part_bytes", [1 << 25, 1])
+def test_the_logits_come_with_the_norms(monkeypatch, part_bytes):
+    monkeypatch.setattr("gradscore.batches.RESULT_BYTES", part_bytes)
+    model = small_net()
+    logits = gradient_norms(model, images()).logits
+    torch.testing.assert_close(logits, model(images()).detach())
+    assert not logits.requires_grad
+
+
 def test_an_unused_parameter_has_norm_zero():
     model = small_net()
     model.register_parameter("idle", nn.Parameter(torch.ones(2, dtype=torch.float64)))
@@ -137,15 +147,15 @@ def test_the_backward_stops_at_the_first_selected_use():
     assert [output[module] for module in model] == [False] * 6 + [True]
 
 
-def test_several_questions_to_one_forward():
+def test_several_objectives_to_one_forward():
     model, names = small_net(), ("0.weight", "6.weight")
     recording = record(model, images(), selected(model, names))
     for temperature in (1.0, 3.0):
-        cotangent = logit_gradient(recording.logits, temperature)
+        cotangent = Objective(temperature=temperature).logit_gradient(recording.logits)
         norms = recording.norms(cotangent, (1.0, 2.0, math.inf))
         for p, got in zip((1.0, 2.0, math.inf), norms, strict=True):
-            how = {"layers": names, "p": p, "temperature": temperature}
-            expected = one_backward_a_sample(model, images(), **how)
+            objective = Objective(p, temperature)
+            expected = one_backward_a_sample(model, images(), objective, layers=names)
             torch.testing.assert_close(got, expected.norms)
 
 
@@ -243,7 +253,7 @@ def test_half_precision_does_not_round_small_gradients_to_zero(dtype, temperatur
         model.to(dtype), images.to(dtype), temperature=temperature, target=target
     )
     logits = model(images.to(dtype)).float()
-    cotangent = logit_gradient(logits, temperature, target)
+    cotangent = Objective(1.0, temperature, target).logit_gradient(logits)
     model = model.float()
     exact = record(model, images.to(dtype).float(), selected(model, half.parameters))
     expected = exact.norms(cotangent, (1.0,))[0]
@@ -258,7 +268,8 @@ def test_confident_samples_keep_their_digits(margin, p):
     with torch.no_grad():
         model[3].bias[2] += margin
     x, how = torch.randn(3, 3, 2, 2), {"p": p, "target": "one-hot"}
-    exact = one_backward_a_sample(copy.deepcopy(model).double(), x.double(), **how)
+    double = copy.deepcopy(model).double()
+    exact = one_backward_a_sample(double, x.double(), Objective(**how))
     got = gradient_norms(model, x, **how)
     torch.testing.assert_close(got.norms, exact.norms.float(), rtol=1e-3, atol=1e-43)
     for layers, names in (("all", "*"), ("last", "3.weight"), ("1.*", "1.*")):

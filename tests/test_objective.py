@@ -8,10 +8,10 @@ import torch
 from gradscore.errors import InvalidArgument
 from gradscore.objective import (
     TARGETS,
+    Objective,
+    RecordedObjective,
     check_temperature,
     kl_divergence,
-    logit_gradient,
-    loss,
     one_hot_deviation,
     uniform_deviation,
 )
@@ -29,7 +29,8 @@ def test_uniform_loss_is_the_divergence_from_uniform(temperature):
     f = drawn(5, 7)
     q = torch.softmax(f / temperature, dim=1)
     expected = (1 / 7 * (1 / 7 / q).log()).sum(dim=1)
-    torch.testing.assert_close(loss(f, temperature), expected, rtol=0, atol=1e-14)
+    found = Objective(temperature=temperature).loss(f)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
     torch.testing.assert_close(kl_divergence(f, temperature), expected, rtol=0, atol=1e-14)
 
 
@@ -39,7 +40,8 @@ def test_one_hot_loss_is_the_cross_entropy_to_the_first_largest(temperature):
     expected = torch.nn.functional.cross_entropy(
         f / temperature, torch.tensor([1, 0]), reduction="none"
     )
-    torch.testing.assert_close(loss(f, temperature, "one-hot"), expected)
+    objective = Objective(temperature=temperature, target="one-hot")
+    torch.testing.assert_close(objective.loss(f), expected)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -47,15 +49,17 @@ def test_one_hot_loss_is_the_cross_entropy_to_the_first_largest(temperature):
 @pytest.mark.parametrize("classes", [1, 2, 10, 1000])
 def test_logit_gradient_equals_autograd(target, temperature, classes):
     f = drawn(6, classes).requires_grad_()
-    (expected,) = torch.autograd.grad(loss(f, temperature, target).sum(), f)
-    found = logit_gradient(f, temperature, target)
+    objective = Objective(temperature=temperature, target=target)
+    (expected,) = torch.autograd.grad(objective.loss(f).sum(), f)
+    found = objective.logit_gradient(f)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-15)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 def test_logit_gradient_comes_back_in_float64(dtype):
     f = drawn(2, 4).to(dtype)
-    assert torch.equal(logit_gradient(f), logit_gradient(f.double()))
+    gradient = Objective().logit_gradient
+    assert torch.equal(gradient(f), gradient(f.double()))
 
 
 @pytest.mark.parametrize("deviation", [uniform_deviation, one_hot_deviation])
@@ -92,14 +96,29 @@ def test_divergence_keeps_its_digits_near_uniform(temperature):
 
 @pytest.mark.parametrize("temperature", [0, -1.0, math.inf, math.nan, "hot", None])
 def test_a_bad_temperature_is_named(temperature):
-    with pytest.raises(InvalidArgument, match="Expected temperature > 0, got "):
-        check_temperature(temperature)
+    for check in (check_temperature, lambda t: Objective(temperature=t)):
+        with pytest.raises(InvalidArgument, match="Expected temperature > 0, got "):
+            check(temperature)
 
 
-@pytest.mark.parametrize("function", [loss, logit_gradient])
-def test_an_unknown_target_lists_the_known(function):
-    with pytest.raises(InvalidArgument, match=r"Expected target uniform or one-hot.*, got 'soft'"):
-        function(drawn(2, 3), 1.0, "soft")
+@pytest.mark.parametrize("order", [0, -1.0, math.nan, "one", None])
+def test_a_bad_order_is_named(order):
+    with pytest.raises(InvalidArgument, match="Expected a norm of order p > 0, got p = "):
+        Objective(p=order)
+
+
+def test_an_unknown_target_lists_the_known():
+    with pytest.raises(InvalidArgument, match="Expected target uniform or one-hot, got 'soft'"):
+        Objective(target="soft")
+    known = "Expected target uniform or one-hot or all-ones, got 'soft'"
+    with pytest.raises(InvalidArgument, match=known):
+        RecordedObjective(target="soft")
+
+
+def test_norms_are_recorded_for_the_all_ones_target_but_not_scored():
+    assert RecordedObjective(target="all-ones").target == "all-ones"
+    with pytest.raises(InvalidArgument, match="uniform or one-hot, got 'all-ones'"):
+        Objective(target="all-ones")
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 8.0])
@@ -109,6 +128,6 @@ def test_the_all_ones_gradient_is_that_of_the_binary_cross_entropy(temperature):
     scaled = f / temperature
     losses = [torch.nn.functional.binary_cross_entropy_with_logits(row, ones) for row in scaled]
     (expected,) = torch.autograd.grad(sum(losses), f)
-    got = logit_gradient(f.detach(), temperature, "all-ones")
+    got = RecordedObjective(1.0, temperature, "all-ones").logit_gradient(f.detach())
     # Autograd subtracts from one, and so keeps no digit of the smallest gradients.
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-15)

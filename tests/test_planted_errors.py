@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradscore import crosscheck, engine, verification
+from gradscore import crosscheck, recording, verification
 from gradscore.capture.layout import Layout
+from gradscore.objective import Objective
 from gradscore.rules import RULES
 from gradscore.verification import verify
 
@@ -52,12 +53,12 @@ def of_rule(key, **changed):
 
 def of_norms(change):
     """Plant an error in all that a recording answers."""
-    return lambda patch: changing(patch, engine.Recording, "norms", change)
+    return lambda patch: changing(patch, recording.Recording, "norms", change)
 
 
 def of_bundles(change):
     def plant(patch):
-        changing(patch, engine, "bundles_of", lambda f: lambda *args: change(f(*args)))
+        changing(patch, recording, "bundles_of", lambda f: lambda *args: change(f(*args)))
 
     return plant
 
@@ -94,11 +95,9 @@ def with_a_clamp(patch):
 
 def of_loss(**changed):
     def change(gradient):
-        return lambda f, temperature, target: gradient(
-            f, **({"temperature": temperature, "target": target} | changed)
-        )
+        return lambda objective, logits: gradient(replace(objective, **changed), logits)
 
-    return lambda patch: changing(patch, engine, "logit_gradient", change)
+    return lambda patch: changing(patch, Objective, "logit_gradient", change)
 
 
 def abs_too_late(call, argument, grad, orders):
@@ -151,7 +150,7 @@ def zeroed(norms):
 PLANTED = {
     "a rule off by 1%": of_rule((F.linear, "weight"), norms=off_by_a_hundredth),
     "a missed parameter": of_bundles(without_a_parameter),
-    "a mixed batch": lambda patch: changing(patch, engine, "record_forward", mixed),
+    "a mixed batch": lambda patch: changing(patch, recording, "record_forward", mixed),
     "drifted cotangents": of_norms(drifted),
     "cotangents drifted for the reference": lambda patch: changing(
         patch, crosscheck, "autograd_norms", drifted_for_the_reference

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gradscore.errors import InvalidArgument, ModelError
-from gradscore.objective import logit_gradient
+from gradscore.objective import Objective
 from gradscore.reference import backward_norms, loss_function, one_backward_a_sample
 from gradscore.vmapped import per_sample_vmap
 
@@ -25,8 +25,8 @@ def model_and_images(batch=3):
 @pytest.mark.parametrize("target", ["uniform", "one-hot"])
 def test_both_equal_the_definition(p, target):
     model, images = model_and_images()
-    one = one_backward_a_sample(model, images, p=p, target=target, temperature=2.0)
-    vmapped = per_sample_vmap(model, images, p=p, target=target, temperature=2.0)
+    one = one_backward_a_sample(model, images, Objective(p, 2.0, target))
+    vmapped = per_sample_vmap(model, images, Objective(p, 2.0, target))
     for sample, image in enumerate(images):
         log_q = F.log_softmax(model(image[None]) / 2.0, dim=1)[0]
         loss = -log_q.mean() if target == "uniform" else -log_q.max()
@@ -276,11 +276,11 @@ def test_digits_stay_where_the_softmax_is_nearly_uniform_or_one_hot(temperature,
     model = Net(plain)
     with torch.no_grad():
         model.u.mul_(1e-3 if target == "uniform" else 80 * temperature)
-    how = {"temperature": temperature, "target": target}
-    got = one_backward_a_sample(model, drawn(3, 5), layers="u", **how).norms[:, 0]
+    objective = Objective(1.0, temperature, target)
+    got = one_backward_a_sample(model, drawn(3, 5), objective, layers="u").norms[:, 0]
     with torch.no_grad():
         features, logits = hidden(model, drawn(3, 5)), model(drawn(3, 5))
-    expected = logit_gradient(logits, temperature, target).abs().sum(1) * features.abs().sum(1)
+    expected = objective.logit_gradient(logits).abs().sum(1) * features.abs().sum(1)
     assert (got > 0).all()
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=0)
 
@@ -306,11 +306,11 @@ def test_a_forward_without_a_graph_is_refused(make, layers):
 def test_only_the_samples_asked_for_are_run():
     model, seen = Net(plain), []
     model.register_forward_hook(lambda module, args, output: seen.append(args[0].tolist()))
-    selected, losses = dict(model.named_parameters()), [loss_function(1.0, "uniform")] * 2
+    selected, losses = dict(model.named_parameters()), [loss_function(Objective())] * 2
     got = backward_norms(model, drawn(4, 5), selected, losses, (1.0, 2.0), samples=[2, 0])
     assert seen == [drawn(4, 5)[2:3].tolist(), drawn(4, 5)[:1].tolist()]
     for order, p in enumerate((1.0, 2.0)):
-        expected = one_backward_a_sample(model, drawn(4, 5), p=p).norms[[2, 0]]
+        expected = one_backward_a_sample(model, drawn(4, 5), Objective(p)).norms[[2, 0]]
         torch.testing.assert_close(got[order], expected, rtol=0, atol=0)
 
 

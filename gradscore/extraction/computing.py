@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from gradscore.batches import memory_format, parts_of
-from gradscore.engine import record
 from gradscore.extraction.keeping import observe_inputs
 from gradscore.extraction.network import Network, memory_for
 from gradscore.layers.features import observe_features
 from gradscore.network import check_eval_mode, check_independence
-from gradscore.objective import logit_gradient
+from gradscore.objective import RecordedObjective, by_loss
+from gradscore.recording import record
 from gradscore.reference import backward_norms, loss_function
 from gradscore.run import BASE, PassInfo, pass_field
 from gradscore.selection import differentiable_parameters
@@ -51,6 +51,9 @@ class Computer:
         self._network, self._model = network, network.model
         self._base, self._probes = base, probes
         self._passes = [entry for entry in passes if entry.kind == "norms"]
+        self._objectives = [
+            RecordedObjective(entry.p, entry.temperature, entry.target) for entry in self._passes
+        ]
         self._kept = [entry for entry in passes if entry.kind == "keep"]
         wanted = {name for entry in self._passes for name in entry.parameters}
         parameters = differentiable_parameters(self._model)
@@ -127,14 +130,11 @@ class Computer:
     def _ask_rules(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         with self._network.autocast():
             recording = record(self._model, images, self._selected)
-        found = {}
-        questions = _by_question(self._passes)
-        for number, ((target, temperature), entries) in enumerate(questions.items(), 1):
-            cotangent = logit_gradient(recording.logits, temperature, target)
-            orders = [entry.p for entry in entries]
-            norms = recording.norms(cotangent, orders, last=number == len(questions))
-            for entry, values in zip(entries, norms, strict=True):
-                found[entry.name] = values[:, self._columns[entry.name]]
+        norms = recording.objective_norms(self._objectives)
+        found = {
+            entry.name: values[:, self._columns[entry.name]]
+            for entry, values in zip(self._passes, norms, strict=True)
+        }
         unknown = [entry for entry in self._passes if not entry.rules]
         rules = recording.rules if unknown else {}
         for entry in unknown:
@@ -144,8 +144,10 @@ class Computer:
     def _ask_reference(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         method = self._passes[0].gradients
         found = {}
-        for (target, temperature), entries in _by_question(self._passes).items():
-            orders, loss = [entry.p for entry in entries], loss_function(temperature, target)
+        for places in by_loss(self._objectives):
+            entries = [self._passes[place] for place in places]
+            orders = [entry.p for entry in entries]
+            loss = loss_function(self._objectives[places[0]])
             with self._network.autocast():
                 if method == "vmap":
                     norms = vmap_norms(self._model, images, self._selected, loss, orders)
@@ -169,14 +171,6 @@ def _joined(parts: Sequence[Rows]) -> Rows:
         name: {field: torch.cat([part[name][field] for part in parts]) for field in arrays}
         for name, arrays in first.items()
     }
-
-
-def _by_question(passes: Sequence[PassInfo]) -> dict[tuple[str, float], list[PassInfo]]:
-    """Group passes that one backward answers: they differ in the order of the norm only."""
-    questions: dict[tuple[str, float], list[PassInfo]] = {}
-    for entry in passes:
-        questions.setdefault((entry.target, entry.temperature), []).append(entry)
-    return questions
 
 
 def _to_host(values: Tensor) -> Tensor:

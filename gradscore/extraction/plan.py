@@ -5,13 +5,7 @@ from itertools import product
 
 from gradscore.extraction.identity import require_equal
 from gradscore.extraction.stage_fit import StageFit
-from gradscore.norms import check_order
-from gradscore.objective import (
-    RECORDED_TARGETS,
-    check_epsilon,
-    check_target,
-    check_temperature,
-)
+from gradscore.objective import RecordedObjective, check_epsilon, check_temperature
 from gradscore.run import (
     BASE,
     FitInfo,
@@ -48,20 +42,17 @@ def norm_passes(
     """
     parameters = select(list(info.parameters), info.groups, layers)
     text = layers if isinstance(layers, str) else ",".join(layers)
-    targets = [check_target(t, RECORDED_TARGETS) for t in dict.fromkeys(target)]
+    settings = product(target, temperature, p)
+    objectives = dict.fromkeys(RecordedObjective(order, T, t) for t, T, order in settings)
     if info.head.closed_form and set(parameters) == set(info.head.weights):
-        targets = [t for t in targets if t == "all-ones"]
+        objectives = [o for o in objectives if o.target == "all-ones"]
     name = "all" if len(parameters) == len(info.parameters) else text
-    questions = product(
-        targets,
-        dict.fromkeys(check_temperature(t) for t in temperature),
-        dict.fromkeys(check_order(order) for order in p),
-    )
     return [
         PassInfo(
-            norms_name(t, T, order, name, parameters), "norms", t, T, order, gradients, parameters
+            norms_name(o.target, o.temperature, o.p, name, parameters),
+            *("norms", o.target, o.temperature, o.p, gradients, parameters),
         )
-        for t, T, order in questions
+        for o in objectives
     ]
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradscore.engine import record
+from gradscore.engine import part_norms
 from gradscore.errors import ModelError, NotRecorded, RunError
 from gradscore.models import create_model
 from gradscore.models.spec import ModelSpec
 from gradscore.models.weights import weights_sha256
-from gradscore.objective import logit_gradient
+from gradscore.objective import Objective
 from gradscore.outputs import logits_of
 from gradscore.run import RunStore, extract_command, keep_options, model_of
 from gradscore.selection import differentiable_parameters, select
@@ -157,28 +157,20 @@ class Replay:
             )
         self._tail = Tail(_same_model(store, model), module, store.info.input_shape)
 
-    def norms(
-        self, activations: Tensor, *, p: float = 1.0, temperature: float = 1.0, target: str
-    ) -> Tensor:
+    def norms(self, activations: Tensor, objective: Objective) -> Tensor:
         """Return the norms of each sample's gradients, never negated.
 
         Args:
             activations: What entered the module, shape ``[rows, ...]``.
-            p: Order of the norm.
-            temperature: Softmax temperature.
-            target: ``uniform`` or ``one-hot``.
+            objective: The loss, and the order of the norm.
 
         Returns:
             Norms, shape ``[rows, K]``, float32.
         """
         parameters = differentiable_parameters(self._tail)
         selected = {name: parameters[PREFIX + name] for name in self.parameters}
-        parts = []
-        for part in activations.float().split(ROWS):
-            recording = record(self._tail, part, selected)
-            cotangent = logit_gradient(recording.logits, temperature, target)
-            parts.append(recording.norms(cotangent, (p,), last=True)[0])
-        return torch.cat(parts)
+        parts = activations.float().split(ROWS)
+        return part_norms(self._tail, parts, selected, objective).norms
 
 
 def kept_module(store: RunStore, parameters: Sequence[str]) -> str | None:

@@ -22,6 +22,7 @@ from gradscore.methods.columns import (
 )
 from gradscore.methods.question import Method, Needs, Question
 from gradscore.norms import combine_norms
+from gradscore.objective import Objective
 
 
 def _plan_gradnorm(question: Question, run: Any) -> Needs:
@@ -41,12 +42,8 @@ def _gradnorm(question: Question, block: Block, answer: NormColumns | Replay | N
         chosen = block.recorded(answer.name)[:, list(answer.places)]
         norm = combine_norms(chosen.double().unbind(dim=1), question.p)
     else:
-        norms = answer.norms(
-            block.recorded(answer.name),
-            p=question.p,
-            temperature=question.temperature,
-            target=question.target,
-        )
+        objective = Objective(question.p, question.temperature, question.target)
+        norms = answer.norms(block.recorded(answer.name), objective)
         norm = combine_norms(norms.double().unbind(dim=1), question.p)
     # With a one-hot target ID inputs have the smaller gradient.
     return norm if question.target == "uniform" else -norm

@@ -20,7 +20,7 @@ from gradscore.network.batches import (
 from gradscore.network.dry_runs import dry_run
 from gradscore.network.facts import Contents, contents_of
 from gradscore.network.float64 import Float64, ResultTypes
-from gradscore.objective import logit_gradient
+from gradscore.objective import Objective
 from gradscore.outputs import logits_of
 
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 2e-3}
@@ -176,7 +176,8 @@ def _relative(own: Tensor, others: Tensor) -> float:
     size = own.masked_fill(~own.isfinite(), 0).abs().amax(dim=1, keepdim=True)
     worst = 0.0
     for temperature in TEMPERATURES:
-        mine, theirs = (logit_gradient(f, temperature) for f in (own, others))
+        objective = Objective(temperature=temperature)
+        mine, theirs = map(objective.logit_gradient, (own, others))
         floor = ROUNDING * torch.finfo(own.dtype).eps * size / (temperature * own.shape[1])
         off = ((mine - theirs).abs() - floor).clamp_min(0)
         share = off.amax(dim=1) / mine.abs().amax(dim=1).clamp_min(SMALLEST / temperature)

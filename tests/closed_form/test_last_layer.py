@@ -13,7 +13,7 @@ from gradscore.deviation import uniform_norm
 from gradscore.errors import InvalidArgument
 from gradscore.last_layer import deviation_norm, feature_norm, last_layer_score
 from gradscore.norms import vector_norm
-from gradscore.objective import loss, one_hot_deviation, uniform_deviation
+from gradscore.objective import Objective, one_hot_deviation, uniform_deviation
 
 SHAPES = {
     "one-row": (1, 3, 2),
@@ -41,7 +41,8 @@ def autograd_score(x, weight, bias, p, temperature, target):
     weight = weight.clone().requires_grad_()
     norms = []
     for sample in x:
-        value = loss(linear(sample[None], weight, bias), temperature, target)
+        objective = Objective(temperature=temperature, target=target)
+        value = objective.loss(linear(sample[None], weight, bias))
         (grad,) = torch.autograd.grad(value.sum(), weight)
         norms.append(vector_norm(grad.flatten(), p))
     return torch.stack(norms) * (1 if target == "uniform" else -1)

@@ -21,6 +21,7 @@ from gradscore.errors import (
 from gradscore.extraction import extract
 from gradscore.extraction.batching import find_batch_size
 from gradscore.models.preprocessing import Preprocessing
+from gradscore.objective import RecordedObjective
 from gradscore.reference import backward_norms, loss_function
 from gradscore.run import RunStore, check
 from gradscore.selection import differentiable_parameters
@@ -102,7 +103,7 @@ def test_norms_are_those_of_autograd(tmp_path, gradients):
     double, images = make_model().double(), images_of(model, 6).double()
     parameters = differentiable_parameters(double)
     for target, temperature in product(targets, temperatures):
-        losses = [loss_function(temperature, target)] * len(images)
+        losses = [loss_function(RecordedObjective(1.0, temperature, target))] * len(images)
         expected = backward_norms(double, images, parameters, losses, orders)
         for p, norms in zip(orders, expected, strict=True):
             got = torch.from_numpy(rows[store.norm_passes[target, temperature, p].name])

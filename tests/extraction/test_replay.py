@@ -10,6 +10,7 @@ from gradscore.errors import InvalidArgument, ModelError, NotRecorded, RunError
 from gradscore.extraction import extract
 from gradscore.extraction.replay import Replay
 from gradscore.models.preprocessing import Preprocessing
+from gradscore.objective import Objective
 from gradscore.run import RunStore, check
 
 DIGITS = {"digits": ("id", "digits:test")}
@@ -63,9 +64,9 @@ def test_the_tail_answers_as_the_network_does(tmp_path, dtype, tolerance):
         how = {"layers": chosen, "p": p, "temperature": temperature, "target": target}
         replay = Replay(store, "body", how["layers"], model=model)
         blocks = store.blocks("digits", fields=("index",), norms=(replay.name,), rows=4)
-        asked = {key: value for key, value in how.items() if key != "layers"}
+        asked = Objective(p, temperature, target)
         norms = torch.cat(
-            [replay.norms(torch.from_numpy(block[replay.name]), **asked) for block in blocks]
+            [replay.norms(torch.from_numpy(block[replay.name]), asked) for block in blocks]
         )
         expected = gradient_norms(Residual(), images_of(model), **how)
         assert replay.parameters == expected.parameters

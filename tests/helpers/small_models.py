@@ -5,6 +5,7 @@ from torch import nn
 
 from gradscore.engine import gradient_norms
 from gradscore.models.preprocessing import Preprocessing
+from gradscore.objective import Objective
 from gradscore.reference import one_backward_a_sample
 
 
@@ -28,7 +29,7 @@ def hold_to_reference(model, images, rtol=1e-10):
     """Compare with one backward a sample, and return what served each parameter."""
     for p in (0.5, 1.0, 2.0):
         got = gradient_norms(model, images, p=p)
-        expected = one_backward_a_sample(model, images, p=p)
+        expected = one_backward_a_sample(model, images, Objective(p))
         torch.testing.assert_close(got.norms, expected.norms, rtol=rtol, atol=1e-12)
         assert got.parameters == expected.parameters
     return got.rules

@@ -1,0 +1,245 @@
+"""One recorded forward, ready to answer for any gradient of its logits.
+
+A forward records where parameters are used; the backward brings the output gradient of each use;
+a rule turns that into norms at once, and the gradient is freed before the next one arrives.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gradscore import crosscheck
+from gradscore.capture import (
+    Collector,
+    Forward,
+    bundles_of,
+    record_forward,
+    run_backward,
+    unrecorded_forward,
+)
+from gradscore.errors import InvalidArgument, ModelError
+from gradscore.graph import straighten_batch_norms
+from gradscore.network import (
+    changes_parameters,
+    check_images,
+    check_independence,
+    hold_state,
+)
+from gradscore.objective import Objective, by_loss
+
+SAFE = 1e-10
+"""Sizes of a cotangent at which no gradient is lost in float32: from here to its inverse."""
+
+
+def record(model: nn.Module, images: Tensor, selected: Mapping[str, Tensor]) -> "Recording":
+    """Run one forward and record how it uses some parameters.
+
+    Args:
+        model: A classifier in eval mode; it is left as it is found.
+        images: Its input, shape ``[batch, ...]``, at least one sample.
+        selected: The parameter tensors asked for, by name.
+
+    Returns:
+        The recording, which answers for any gradient of the logits.
+
+    Raises:
+        InvalidArgument: If there are no samples.
+        ModelError: If the model is in train mode, or its output is not a matrix of logits.
+    """
+    check_images(images)
+    if not len(images):
+        raise InvalidArgument("Expected at least one image, got an empty batch.")
+    with torch.inference_mode(False), hold_state(model):
+        images = images.clone() if images.is_inference() else images.detach()
+        crosscheck.check_no_graph_kept(model, images)
+        try:
+            check_independence(model, images, selected.values())
+        except ModelError:
+            record_forward(model, images, selected)  # it may know the layer at fault
+            raise
+        run = unrecorded_forward if changes_parameters(model) else record_forward
+        forward = run(model, images, selected)
+        straighten_batch_norms(forward.logits)
+    return Recording(model, images, selected, forward)
+
+
+class Recording:
+    """One forward, ready to answer for any gradient of its logits.
+
+    Attributes:
+        logits: Output of the model, shape ``[batch, classes]``, detached.
+        names: Names of the ``K`` parameter tensors.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        selected: Mapping[str, Tensor],
+        forward: Forward,
+    ) -> None:
+        self.names = tuple(selected)
+        self.logits = forward.logits.detach()
+        self._model, self._images, self._forward = model, images, forward
+        self._selected = selected
+        self._bundles = bundles_of(forward, selected)
+        self._kind = self._kind_of_batch()
+        self._unseen = crosscheck.known_kinds(model).get(self._kind)
+
+    def _kind_of_batch(self) -> Hashable:
+        """Return what a comparison with autograd holds for, besides the state of the model."""
+        used = tuple(name for bundle in self._bundles for name in bundle.names)
+        images = self._images
+        return (
+            *(self.names, used, len(self._forward.uses)),
+            *(images.shape, images.dtype, images.device),
+        )
+
+    @property
+    def rules(self) -> dict[str, str]:
+        """What serves each of the parameters, by name."""
+        rules = dict.fromkeys(self.names, "unused")
+        for bundle in self._bundles:
+            rules |= bundle.rules()
+        return rules | dict.fromkeys(self._unseen or (), "reference")
+
+    def objective_norms(self, objectives: Sequence[Objective]) -> list[Tensor]:
+        """Return the norms for several objectives; the recording can answer no more after it.
+
+        One backward answers all objectives of the same loss.
+
+        Args:
+            objectives: At least one.
+
+        Returns:
+            For each objective norms, shape ``[batch, K]``, in at least float32.
+        """
+        found: dict[int, Tensor] = {}
+        together = by_loss(objectives)
+        for number, places in enumerate(together, start=1):
+            cotangent = objectives[places[0]].logit_gradient(self.logits)
+            orders = [objectives[place].p for place in places]
+            norms = self.norms(cotangent, orders, last=number == len(together))
+            found |= dict(zip(places, norms, strict=True))
+        return [found[place] for place in range(len(objectives))]
+
+    def norms(self, cotangent: Tensor, orders: Sequence[float], *, last: bool = False) -> Tensor:
+        """Return the norms of the gradients that a gradient of the logits causes.
+
+        Args:
+            cotangent: Gradient of the summed losses with respect to the logits, shape
+                ``[batch, classes]``.
+            orders: Orders of the norm, positive; several cost little more than one.
+            last: Whether no other question follows: what the forward left is then freed on the
+                way, and the recording can answer no more.
+
+        Returns:
+            Norms, shape ``[len(orders), batch, K]``, in at least float32.
+
+        Raises:
+            InvalidArgument: If the cotangent has another shape than the logits.
+            ModelError: If the model changed a recorded input in place.
+        """
+        orders = tuple(orders)
+        if cotangent.shape != self.logits.shape:
+            raise InvalidArgument(
+                f"Expected a cotangent {list(self.logits.shape)} as the logits, "
+                f"got {list(cotangent.shape)}."
+            )
+        with torch.inference_mode(False), torch.no_grad():
+            cotangent = cotangent.clone() if cotangent.is_inference() else cotangent.detach()
+            scaled, scale = _scaled(cotangent, self.logits.dtype)
+            plain, factor = self._unscaled(cotangent, scaled, scale)
+            found: dict[str, Tensor] = {}
+            first = self._unseen is None
+            asked = (*orders, crosscheck.CHECKED_ORDER) if first else orders
+            self._backward(scaled, asked, last, found)
+            if first:
+                self._check(plain, asked, {n: x * (scale / factor) for n, x in found.items()})
+            found = {n: x[:, : len(orders)] * scale for n, x in found.items()}
+            self._ask_reference(plain, factor, orders, found)
+        dtype = torch.promote_types(self.logits.dtype, torch.float32)
+        zeros = self.logits.new_zeros(len(self.logits), len(orders), dtype=dtype)
+        columns = [found.get(name, zeros).to(dtype) for name in self.names]
+        return torch.stack(columns, dim=-1).movedim(1, 0)
+
+    def _unscaled(self, cotangent: Tensor, scaled: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what autograd itself is asked, and what its norms are then to be scaled by.
+
+        A backward may clip or round gradients: then the norms do not grow with the cotangent, and
+        only the cotangent as it is gives them. Scaled is only what might be lost otherwise.
+        """
+        dtype = self.logits.dtype
+        safe = (scale > SAFE) & (scale < 1 / SAFE) & (dtype != torch.float16)
+        safe |= self._forward.differentiates
+        return torch.where(safe, cotangent.to(dtype), scaled), torch.where(safe, 1.0, scale)
+
+    def _backward(
+        self, cotangent: Tensor, orders: tuple[float, ...], last: bool, found: dict[str, Tensor]
+    ) -> None:
+        forward = self._forward
+        served = [bundle for bundle in self._bundles if not bundle.by_reference]
+        collector = Collector(forward, served, orders, last, found)
+        listeners = [
+            (edge, collector.listener(number, position))
+            for number in collector.wanted
+            for position, edge in enumerate(forward.uses[number].edges)
+        ]
+        # What uncovered parameters get on the way is not used.
+        uncovered = [forward.edges[n] for n in forward.uncovered if n in forward.edges]
+        ends = [forward.start, *uncovered]
+        run_backward(forward.logits, ends, listeners, cotangent, retain=not last)
+        collector.finish()
+
+    def _check(
+        self, cotangent: Tensor, orders: tuple[float, ...], found: dict[str, Tensor]
+    ) -> None:
+        """Compare what was found with plain autograd, and leave to it what differs."""
+        asked = set(self.names).difference(self._by_reference())
+        norms = {name: found.get(name) for name in self.names if name in asked}
+        self._unseen = crosscheck.disagreeing(
+            self._model,
+            self._images,
+            cotangent,
+            self._selected,
+            norms,
+            orders,
+            self._forward.coarsest,
+        )
+        used = found.keys() | self._unseen
+        unused = [name for name in norms if name not in used]
+        crosscheck.check_nothing_kept(self._model, self._images, unused)
+        crosscheck.known_kinds(self._model)[self._kind] = self._unseen
+
+    def _by_reference(self) -> list[str]:
+        names = [n for bundle in self._bundles if bundle.by_reference for n in bundle.names]
+        return list(dict.fromkeys([*names, *(self._unseen or ())]))
+
+    def _ask_reference(
+        self,
+        cotangent: Tensor,
+        factor: Tensor,
+        orders: tuple[float, ...],
+        found: dict[str, Tensor],
+    ) -> None:
+        names = self._by_reference()
+        if names:
+            selected = {name: self._selected[name] for name in names}
+            norms = crosscheck.autograd_norms(
+                self._model, self._images, range(len(self._images)), cotangent, selected, orders
+            )
+            found |= {name: norms[:, :, k].T * factor for k, name in enumerate(names)}
+
+
+def _scaled(cotangent: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the cotangent in the type of the logits, and what the norms are then to be scaled by.
+
+    A norm grows with the cotangent of its sample alone. Each sample's largest entry is brought to
+    about one, so that small gradients do not round to zero; by a power of two, which changes no
+    digit.
+    """
+    largest = cotangent.abs().amax(dim=1, keepdim=True)
+    known = torch.where((largest > 0) & largest.isfinite(), largest, 1).double()
+    scale = torch.ldexp(torch.ones_like(known), torch.frexp(known).exponent - 1)
+    return (cotangent / scale).to(dtype), scale

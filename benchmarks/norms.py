@@ -1,19 +1,39 @@
-"""Gradient norms of the last layer, the last block and all parameters: time and memory.
+"""Time and memory of per-sample gradient norms beside an ordinary training step and the peers.
+
+The measure is one batched forward and backward, with the gradients of the whole batch, of the same
+parameters: for a block, the whole forward and the backward down to that block. L1 norm, uniform
+target, temperature 1. A method has a fresh process of its own, in which it takes turns with the
+measure; its ratio is taken within a round. Peak memory is the median of further fresh processes,
+above what they hold with libraries, model and input loaded. A ratio of 1.1 is a tenth slower than
+the measure. Of vmap(grad) the best of its chunk sizes counts. On a GPU the table is taken with and
+without TF32.
 
 python benchmarks/norms.py -o norms-cpu.csv
 python benchmarks/norms.py --device cuda --batch 256 -o norms-cuda.csv
-
-Method: gradscore/bench/norms.py says what is compared with what. Rows are medians of rounds in
-which a method and the ordinary pass run once each, in a process of their own; a ratio of 1.1 is a
-tenth slower than one batched forward and backward. Of vmap(grad) the best of its chunk sizes in
-the record counts. On a GPU the table is taken with and without TF32.
 """
 
 import argparse
-import csv
+import ctypes
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from gradscore.bench.norms import METHODS, SUBSETS, measure
+import records
+import torch
+from peers import PEERS, Run, ordinary
+from timing import device_option, interleaved
+from torch import Tensor, nn
+
+import gradscore as gs
+from gradscore.layers.groups import parameter_groups
+from gradscore.layers.head import find_head
+from gradscore.models import create_model
 
 MODELS = {
     "cifar:resnet20": (64, 32),
@@ -22,15 +42,209 @@ MODELS = {
     "timm:mobilenetv2_100": (16, 224),
     "timm:resnetv2_50x1_bit": (16, 224),
 }
+"""The models by default: images in a batch, and their side in pixels."""
+ORDINARY, OURS = "forward and backward", "gradscore"
+SUBSETS = ("last", "block", "all")
+PEAKS = 3
+"""Processes in which peak memory is measured."""
 
 
-def main() -> None:
+def ours(model: nn.Module, names: Sequence[str], images: Tensor) -> Run:
+    """Return a call of this library for the named parameters."""
+    return lambda: gs.gradient_norms(model, images, layers=list(names))
+
+
+METHODS = {ORDINARY: ordinary, OURS: ours, **PEERS}
+
+
+def drawn(spec: str, batch: int, size: int, device: str) -> tuple[nn.Module, Tensor]:
+    """Return a model with random weights, none of them zero, and random images."""
+    torch.manual_seed(0)
+    model = create_model(spec, weights="random").to(device)
+    for parameter in model.parameters():
+        if parameter.ndim > 1 and not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
+    channels = model.preprocessing.input_shape()[0]
+    return model, torch.randn(batch, channels, size, size, device=device)
+
+
+def subset_names(model: nn.Module, images: Tensor, subset: str) -> tuple[str, ...]:
+    """Return the parameters of ``last``, of the last ``block``, or ``all``."""
+    groups = parameter_groups(model, find_head(model, images[:2]))
+    if subset == "block":
+        subset = max(name for name in groups if name.startswith("block"))
+    return tuple(groups[subset])
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured: a method for a subset of a model's parameters, on one kind of batch."""
+
+    model: str
+    subset: str
+    method: str
+    batch: int
+    size: int
+    device: str = "cpu"
+    tf32: bool = False
+
+    def prepared(self) -> tuple[nn.Module, tuple[str, ...], Tensor]:
+        """Return the model, the names of the subset's parameters, and the images."""
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.tf32
+        model, images = drawn(self.model, self.batch, self.size, self.device)
+        return model, subset_names(model, images, self.subset), images
+
+
+def measure(
+    spec: str,
+    subset: str,
+    *,
+    batch: int,
+    size: int | None = None,
+    device: str = "cpu",
+    tf32: bool = False,
+    methods: Iterable[str] = tuple(METHODS),
+    repeats: int = 7,
+    seconds: float = 20.0,
+    thread_time: bool = False,
+    memory: Collection[str] = tuple(METHODS),
+) -> Iterator[dict[str, Any]]:
+    """Measure methods on one model and subset, each in turns with the ordinary pass.
+
+    Args:
+        spec: The model, its weights random.
+        subset: ``last``, ``block`` (the last one) or ``all``.
+        batch: Number of images.
+        size: Their height and width in pixels; by default those that the model expects.
+        device: ``cpu`` or ``cuda``.
+        tf32: Whether CUDA may multiply with 10 bits of mantissa.
+        methods: Names from :data:`METHODS`; the ordinary pass is always there.
+        repeats: Most rounds.
+        seconds: No round of a method begins after this much time.
+        thread_time: Whether to let torch have one thread and to count the seconds that it ran,
+            which what else a busy machine does hardly changes.
+        memory: Methods whose peak memory is measured too.
+
+    Yields:
+        Rows: ``model, subset, method, ratio`` (median over rounds of the time over that of the
+        ordinary pass), ``lowest, highest`` (of the rounds), ``rounds, seconds`` (median),
+        ``peak_mib``, and the circumstances. A method that cannot do it has its reason in ``note``.
+    """
+    if size is None:
+        size = create_model(spec, "random").preprocessing.input_shape()[-1]
+    for method in dict.fromkeys((ORDINARY, *methods)):
+        case = Case(spec, subset, method, batch, size, device, tf32)
+        taken = in_fresh_process(timed, case, repeats, seconds, thread_time)
+        peak = median_peak_mib(case) if "ratio" in taken and method in memory else ""
+        blank = dict.fromkeys(("ratio", "lowest", "highest", "rounds", "seconds"), "")
+        measured = {name: taken.get(name, empty) for name, empty in blank.items()}
+        yield (
+            {"model": spec, "subset": subset, "method": method}
+            | measured
+            | {
+                "peak_mib": peak,
+                "batch": batch,
+                "size": size,
+                "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+                "tf32": tf32,
+                "threads": 1 if thread_time else torch.get_num_threads(),
+                "clock": "thread_time" if thread_time else "perf_counter",
+                "torch": torch.__version__,
+                "gradscore": gs.__version__,
+                "note": taken.get("note", ""),
+            }
+        )
+
+
+def in_fresh_process(
+    function: Callable[..., dict[str, Any]], case: Case, *options: Any
+) -> dict[str, Any]:
+    """Return what a function of this module gives for a case in a process of its own.
+
+    So neither the memory that another method left mapped nor its threads reach this one.
+    """
+    code = f"import json, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import norms\n"
+    code += "name, case, *options = json.loads(sys.argv[1]); "
+    code += "found = getattr(norms, name)(norms.Case(**case), *options); "
+    code += "print('found', json.dumps(found))"
+    arguments = json.dumps([function.__name__, asdict(case), *options])
+    done = subprocess.run(
+        [sys.executable, "-c", code, arguments], capture_output=True, text=True, check=False
+    )
+    for line in done.stdout.splitlines():
+        if line.startswith("found "):
+            return json.loads(line.removeprefix("found "))
+    last = done.stderr.strip().splitlines()[-1:]
+    return {"note": f"The process ended with {done.returncode}: {''.join(last)}"[:120]}
+
+
+def timed(case: Case, repeats: int, seconds: float, thread_time: bool) -> dict[str, Any]:
+    """Return ratio, spread, rounds and seconds of a method, or a note why there are none."""
+    clock = time.perf_counter
+    if thread_time:
+        torch.set_num_threads(1)
+        clock = time.thread_time
+    runs = {}
+    for method in dict.fromkeys((ORDINARY, case.method)):
+        model, names, images = case.prepared()
+        try:
+            runs[method] = METHODS[method](model, names, images)
+            runs[method]()
+        except Exception as error:  # whatever a peer raises is its result
+            return {"note": f"{type(error).__name__}: {str(error).splitlines()[:1]}"[:120]}
+    taken = interleaved(runs, repeats=repeats, seconds=seconds, device=case.device, clock=clock)
+    pairs = zip(taken[case.method], taken[ORDINARY], strict=True)
+    ratios = [own / measure for own, measure in pairs]
+    return {
+        "ratio": round(statistics.median(ratios), 3),
+        "lowest": round(min(ratios), 3),
+        "highest": round(max(ratios), 3),
+        "rounds": len(ratios),
+        "seconds": round(statistics.median(taken[case.method]), 4),
+    }
+
+
+def median_peak_mib(case: Case) -> float | str:
+    """Return the median of some processes' :func:`peak_memory`, or nothing if one did not survive.
+
+    Where blocks come to lie in the allocator's pools varies from process to process.
+    """
+    found = [in_fresh_process(peak_memory, case).get("peak_mib") for _ in range(PEAKS)]
+    return "" if None in found else statistics.median(found)
+
+
+def peak_memory(case: Case) -> dict[str, float]:
+    """Return the most memory in MiB that one run holds above libraries, model and input."""
+    model, names, images = case.prepared()
+    make = METHODS[case.method]
+    # One image first, so that code that loads on the first call does not count.
+    make(model, names, images[:1])()
+    run = make(model, names, images)
+    if case.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return {"peak_mib": round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)}
+    # What the first image left free is given back, so that it counts again.
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status_kib("VmRSS")
+    run()
+    return {"peak_mib": round((_status_kib("VmHWM") - before) / 2**10, 1)}
+
+
+def _status_kib(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and append to a CSV row by row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", action="append", choices=MODELS)
+    parser.add_argument("--model", action="append", metavar="SPEC", help="default: several")
     parser.add_argument("--subset", action="append", choices=SUBSETS)
     parser.add_argument("--method", action="append", choices=METHODS)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--device", default="cpu", type=device_option, metavar="cpu|cuda")
     parser.add_argument("--batch", type=int, help="in place of the model's own")
     parser.add_argument("--seconds", type=float, default=20.0, help="for each method")
     parser.add_argument("--thread-time", action="store_true", help="one thread's own seconds")
@@ -39,12 +253,24 @@ def main() -> None:
         "--memory", action="append", choices=METHODS, help="methods whose peak memory to take"
     )
     parser.add_argument("-o", "--output", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    notes = []
+    for row in _rows(options):
+        print(row, flush=True)
+        notes.append(row["note"])
+        if options.output:
+            records.append(options.output, row)
+    if all(notes):
+        raise SystemExit(f"Every measurement failed, the first with: {notes[0]}")
+
+
+def _rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield the rows of every model and subset asked for, on a GPU with and without TF32."""
     for tf32 in (False, True) if options.device == "cuda" else (False,):
         for spec in options.model or MODELS:
+            batch, size = MODELS.get(spec, (16, None))
             for subset in options.subset or SUBSETS:
-                batch, size = MODELS[spec]
-                for row in measure(
+                yield from measure(
                     spec,
                     subset,
                     batch=options.batch or batch,
@@ -56,19 +282,7 @@ def main() -> None:
                     seconds=options.seconds,
                     thread_time=options.thread_time,
                     memory=METHODS if options.memory is None else options.memory,
-                ):
-                    print(row, flush=True)
-                    if options.output:
-                        _append(options.output, row)
-
-
-def _append(path: Path, row: dict) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, row, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+                )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Later calls stand beside an engine in which the check does nothing, in turns and
 """
 
 import argparse
-import csv
 import gc
 import importlib
 import platform
@@ -15,11 +14,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import records
 import torch
+from timing import interleaved
 from torch import Tensor, nn
 
 import gradscore as gs
-from gradscore.bench.timing import interleaved
 from gradscore.network import check_independence
 
 MODELS = {"timm:resnet18": 224, "timm:vit_tiny_patch16_224": 224, "cifar:resnet20": 32}
@@ -117,10 +117,7 @@ def main() -> None:
                 rows.append(measure(name, size, batch, layers))
                 print(*rows[-1].values(), sep="  ", flush=True)
     if options.output is not None:
-        with open(options.output, "w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        records.write(options.output, rows)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,132 @@
-"""Scoring a run from disk beside plainly reading the same files; the run is written and removed.
+"""How close scoring a recorded run comes to its limit: reading the same files.
+
+The limit opens each shard in turn with h5py and reads features and logits, checksums included, in
+one thread, as a script of a few lines would. Both sides run in turn, over the same files. The run
+is drawn, and removed afterwards, where none is given.
 
 python benchmarks/score.py --rows 1000000 -o benchmarks/results/score-cpu.csv
 """
 
 import argparse
-import csv
+import statistics
+import sys
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from gradscore.bench.score import measure, write_run
+import numpy as np
+import records
+import torch
+from timing import device_name, fraction, interleaved
+
+from gradscore.methods.question import Question
+from gradscore.run import HeadInfo, RunInfo, RunStore, SetInfo
+from gradscore.run.shard import read_plainly
+from gradscore.scoring import iterate_scores
+
+SHARD_ROWS = 4096
+READ_ROWS = 2048
 
 
-def main() -> None:
+def write_run(path: Path, *, rows: int, features: int, classes: int) -> None:
+    """Write a run of one set ``drawn`` of random rows: ``4 (features + classes)`` bytes each.
+
+    Args:
+        path: A directory that holds no run.
+        rows: Number of rows.
+        features: Features of a row.
+        classes: Logits of a row.
+
+    Raises:
+        RunError: If there is a run already, or the disk is full.
+    """
+    draw = np.random.default_rng(0)
+    shape = (SHARD_ROWS, features)
+    x = np.maximum(draw.standard_normal(shape, np.float32), 0)
+    f = 3 * draw.standard_normal((SHARD_ROWS, classes), np.float32)
+    head = HeadInfo("fc", ("fc.weight",), "fc.bias", True)
+    groups = {"last": ("fc.weight",), "all": ("fc.weight",)}
+    info = RunInfo(
+        "drawn", None, "a" * 64, {}, "float32", classes, features, (3, 224, 224), head,
+        {"fc.weight": classes * features}, groups,
+    )  # fmt: skip
+    with RunStore.create(path, info) as store:
+        store.add_set(SetInfo("drawn", "id", "drawn", "a" * 64, rows))
+        for start in range(0, rows, SHARD_ROWS):
+            stop = min(start + SHARD_ROWS, rows)
+            n = stop - start
+            # Rolled, so that no two shards are equal; drawing anew would take most of the time.
+            base = {
+                "index": np.arange(start, stop),
+                "path": np.array([f"drawn/{i}" for i in range(start, stop)], dtype=object),
+                "label": np.full(n, -1),
+                "features": np.roll(x, start // SHARD_ROWS, axis=1)[:n],
+                "logits": np.roll(f, start // SHARD_ROWS, axis=1)[:n],
+            }
+            store.add_shards("drawn", {"base": base}, (start, stop))
+
+
+def measure(
+    path: Path, *, methods: Iterable[str] = ("gradnorm",), repeats: int = 3, seconds: float = 50.0
+) -> dict[str, Any]:
+    """Score a run and read it plainly, in turn.
+
+    Args:
+        path: A run; all its sets are scored together.
+        methods: Names of methods, with their default settings.
+        repeats: Most rounds, after one to warm up.
+        seconds: No round begins after this much time.
+
+    Returns:
+        ``rows, features, classes, methods, score_rows_per_second, read_rows_per_second,
+        of_limit`` (reading time over scoring time, median over rounds), ``peak_mb`` of this
+        process, all libraries included, and ``device, torch``.
+    """
+    store = RunStore(path)
+    questions = [Question(method) for method in methods]
+    taken = interleaved(
+        {"read": lambda: _read(store), "score": lambda: _score(store, questions)},
+        repeats=repeats,
+        seconds=seconds,
+    )
+    rows = sum(entry.recorded() for entry in store.sets.values())
+    return {
+        "rows": rows,
+        "features": store.info.features,
+        "classes": store.info.classes,
+        "methods": " ".join(question.method for question in questions),
+        "score_rows_per_second": round(rows / statistics.median(taken["score"])),
+        "read_rows_per_second": round(rows / statistics.median(taken["read"])),
+        "of_limit": round(fraction(taken["read"], taken["score"]), 3),
+        "peak_mb": _peak_mb(),
+        "device": device_name("cpu"),
+        "torch": torch.__version__,
+    }
+
+
+def _read(store: RunStore) -> None:
+    for entry in store.sets.values():
+        for shard in entry.passes["base"]:
+            read_plainly(store.path / shard.file, ("features", "logits"), READ_ROWS)
+
+
+def _score(store: RunStore, questions: list[Question]) -> None:
+    for _ in iterate_scores(store, store.sets, questions):
+        pass
+
+
+def _peak_mb() -> int | None:
+    """Return the most memory this process has held, or None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Write a run, measure, print, and write a CSV."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
@@ -20,7 +135,7 @@ def main() -> None:
     parser.add_argument("--method", action="append", dest="methods")
     parser.add_argument("--run", type=Path, help="measure this run, and leave it")
     parser.add_argument("-o", "--output", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         run = options.run
         if run is None:
@@ -30,10 +145,7 @@ def main() -> None:
         row = measure(run, methods=options.methods or ("gradnorm",))
     print(row)
     if options.output is not None:
-        with open(options.output, "w", newline="") as file:
-            writer = csv.DictWriter(file, row, lineterminator="\n")
-            writer.writeheader()
-            writer.writerow(row)
+        records.write(options.output, [row])
 
 
 if __name__ == "__main__":

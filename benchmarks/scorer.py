@@ -6,22 +6,21 @@ Both run in turn on the same batch, without gradients. A ratio of 1.02 is 2% dea
 """
 
 import argparse
-import csv
-import platform
 import statistics
 from pathlib import Path
 
+import records
 import torch
+from timing import device_name, device_option, interleaved
 
 import gradscore as gs
-from gradscore.bench.timing import interleaved
 
 
 def main() -> None:
     """Measure, print, and write a CSV."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="timm:resnet18")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--device", default="cpu", type=device_option, metavar="cpu|cuda")
     parser.add_argument("--seconds", type=float, default=40.0)
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
@@ -49,18 +48,13 @@ def main() -> None:
                 "highest": round(max(ratios), 3),
                 "rounds": len(ratios),
                 "forward_s": round(statistics.median(taken["forward"]), 4),
-                "device": f"{platform.machine()}, {torch.get_num_threads()} threads"
-                if options.device == "cpu"
-                else torch.cuda.get_device_name(),
+                "device": device_name(options.device),
                 "torch": torch.__version__,
             }
         )
         print(rows[-1], flush=True)
     if options.output:
-        with options.output.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        records.write(options.output, rows)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ FLOORS = (
     "methods",
     "scoring recorded evaluation ablation tables",
     "detector",
-    "plots bench",
+    "plots",
     "cli __main__",
 )
 """From the ground up; a name of each line may use those of the same line and of those before."""

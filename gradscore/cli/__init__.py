@@ -10,7 +10,6 @@ import click
 
 from gradscore import __version__
 from gradscore.cli.ablate import ablate, compare
-from gradscore.cli.bench import bench
 from gradscore.cli.demo import demo
 from gradscore.cli.ending import end_with, open_streams, stopped_by_signals
 from gradscore.cli.evaluate import evaluate
@@ -30,7 +29,6 @@ COMMANDS = (
     ablate,
     compare,
     verify,
-    bench,
     run,
     manifest,
 )

@@ -1,12 +1,9 @@
 """One model of each architecture family that runs in a second or so; benchmarks/ has them all."""
 
-import sys
-from pathlib import Path
-
+import families
 import pytest
 import timm
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SAMPLE = (
     *("convnext", "efficientnet", "vision_transformer", "nfnet", "mambaout", "byobnet", "resnet"),
     *("starnet", "maxxvit", "vision_transformer_relpos", "dla", "squeezenet1_1", "mobilevit"),
@@ -15,21 +12,10 @@ SAMPLE = (
 )
 
 
-@pytest.fixture(scope="module")
-def families():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import families
-
-        yield families
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", SAMPLE)
-def test_equals_autograd(family, families):
+def test_equals_autograd(family):
     model = dict(families.models())[family]
     if model.startswith("timm:") and not timm.is_model(model.removeprefix("timm:")):
         pytest.skip(f"timm {timm.__version__} has no {model}")
@@ -40,7 +26,7 @@ def test_equals_autograd(family, families):
     assert outcome.zero <= outcome.parameters // 4
 
 
-def test_the_table_names_every_family_of_timm(families):
+def test_the_table_names_every_family_of_timm():
     assert {f for f, model in families.models() if model.startswith("timm:")} >= set(
         timm.list_modules()
     )

@@ -1,28 +1,19 @@
 """The script that redoes the paper's tables: its figures, what it misses, and its whole way."""
 
 import csv
-import importlib
 import json
 import os
 from pathlib import Path
 
+import landscape
+import paper
+import paper_subjects
+import paper_tables
 import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
 from gradscore.models import create_model
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-def load(name):
-    """Import a script with its folder on the path, as running it does."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        return importlib.import_module(name)
-
-
-paper, paper_subjects, paper_tables = map(load, ("paper", "paper_subjects", "paper_tables"))
 
 FIGURES = paper_tables.paper_figures()
 ROWS = sorted({key[:3] for key in FIGURES if key[0] != "text"})
@@ -188,7 +179,6 @@ def test_what_was_interrupted_goes_on_to_the_same_tables(tmp_path, monkeypatch, 
 
 def test_the_toy_landscape_is_higher_on_the_classes_than_far_between(tmp_path):
     pytest.importorskip("matplotlib")
-    landscape = load("landscape")
     score, accuracy = landscape.trained_score(steps=200)
     assert accuracy > 0.95
     assert score(landscape.CENTRES).min() > 1.5 * score(landscape.CENTRES.mean(0, keepdim=True))

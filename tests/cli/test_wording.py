@@ -15,9 +15,7 @@ from gradscore.cli.wording import as_options
 from gradscore.errors import InvalidArgument
 
 PACKAGE = Path(gs.__file__).parent
-LIBRARY = sorted(
-    path for path in PACKAGE.rglob("*.py") if path.parent.name not in ("cli", "bench")
-)
+LIBRARY = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "cli")
 OPTION = re.compile(r"--?[a-z][a-z-]*")
 
 

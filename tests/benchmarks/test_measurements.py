@@ -2,15 +2,14 @@
 
 import csv
 
+import closed_form
+import extract
+import norms
 import pytest
+import score
 import torch
-from click.testing import CliRunner
+from timing import fraction, interleaved
 
-from gradscore.bench import closed_form, norms
-from gradscore.bench.extract import measure as measure_extraction
-from gradscore.bench.timing import fraction, interleaved
-from gradscore.cli import cli
-from gradscore.errors import GradScoreError
 from gradscore.last_layer import last_layer_score
 
 SMALL = {"batch": 2, "size": 32, "repeats": 2, "seconds": 60.0, "memory": ("gradscore",)}
@@ -37,26 +36,26 @@ def test_each_model_gets_the_images_that_it_expects():
     assert model(images).shape == (2, 6)
     (first, *_) = norms.measure("digits", "last", batch=2, methods=(), repeats=1, memory=())
     assert (first["size"], first["note"]) == (8, "")
-    (found,) = measure_extraction(["digits"], images=4, batch_size=4, repeats=1)
+    (found,) = extract.measure(["digits"], images=4, batch_size=4, repeats=1)
     assert found.extract > 0
 
 
-def test_a_bench_of_which_nothing_succeeds_fails(monkeypatch):
+def test_a_benchmark_of_which_nothing_succeeds_fails(monkeypatch):
     failed = {"model": "digits", "ratio": "", "note": "ValueError: no"}
     monkeypatch.setattr(norms, "measure", lambda *_, **how: [failed])
-    done = CliRunner().invoke(cli, ["bench", "norms", "--model", "digits"])
-    assert isinstance(done.exception, GradScoreError)
-    assert "Every measurement failed, the first with: ValueError: no" in str(done.exception)
+    with pytest.raises(SystemExit, match="failed, the first with: ValueError: no"):
+        norms.main(["--model", "digits"])
     monkeypatch.setattr(norms, "measure", lambda *_, **how: [failed, {**failed, "note": ""}])
-    assert CliRunner().invoke(cli, ["bench", "norms", "--model", "digits"]).exit_code == 0
+    norms.main(["--model", "digits"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("what", ["closed-form", "norms", "extract"])
-def test_a_device_that_is_not_there_is_one_line(what):
-    done = CliRunner().invoke(cli, ["bench", what, "--device", "cuda"])
-    assert isinstance(done.exception, GradScoreError)
-    assert str(done.exception) == "Expected a CUDA device, found none; use --device cpu."
+@pytest.mark.parametrize("script", [closed_form, norms, extract], ids=lambda it: it.__name__)
+def test_a_device_that_is_not_there_is_one_line(script, capsys):
+    with pytest.raises(SystemExit):
+        script.main(["--device", "cuda"])
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.endswith("Expected a CUDA device, found none; use --device cpu.")
 
 
 def test_functions_take_turns_and_ratios_are_of_one_round():
@@ -81,7 +80,7 @@ def test_the_closed_form_is_measured_beside_limits_and_peers():
 
 
 def test_extraction_is_measured_beside_the_bare_loop():
-    (found,) = measure_extraction(["cifar:resnet20"], images=8, batch_size=4, repeats=2)
+    (found,) = extract.measure(["cifar:resnet20"], images=8, batch_size=4, repeats=2)
     assert found.lowest <= found.fraction <= found.highest
     assert found.extract > 0
     assert found.bare > 0
@@ -89,8 +88,7 @@ def test_extraction_is_measured_beside_the_bare_loop():
 
 def test_score_is_measured_beside_reading(tmp_path):
     record = tmp_path / "score.csv"
-    done = CliRunner().invoke(cli, ["bench", "score", "--rows", "64", "-o", str(record)])
-    assert done.exit_code == 0, done.output
+    score.main(["--rows", "64", "-o", str(record)])
     (row,) = csv.DictReader(record.read_text().splitlines())
     assert row["rows"] == "64"
     assert float(row["of_limit"]) > 0

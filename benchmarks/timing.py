@@ -1,5 +1,7 @@
 """Timings that can be compared: every function in turn, again and again, in one process."""
 
+import argparse
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -50,3 +52,19 @@ def interleaved(
 def fraction(limit: list[float], taken: list[float]) -> float:
     """Return the median over rounds of limit over taken: 1 is as fast as the limit."""
     return statistics.median(bound / ours for bound, ours in zip(limit, taken, strict=True))
+
+
+def device_name(device: str) -> str:
+    """Return the name of a CUDA device, or the kind of processor and the threads it lends."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def device_option(text: str) -> str:
+    """Return ``cpu`` or ``cuda`` of a command line, the latter only where there is a device."""
+    if text not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"Expected cpu or cuda, got {text!r}.")
+    if text == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError("Expected a CUDA device, found none; use --device cpu.")
+    return text

@@ -1,1 +1,0 @@
-"""Throughput beside its physical limit and the peers, measured in one run on this machine."""

@@ -1,9 +1,10 @@
-"""A model run so that nothing remains of it: on a deep copy, or on itself and put back."""
+"""A model run so that nothing remains: on a deep copy, or on itself with all put back."""
 
+import operator
 import random
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
@@ -12,27 +13,42 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+CONTAINERS = (dict, list, set, deque)
+
 
 @contextmanager
-def plainly(image: Tensor) -> Iterator[None]:
+def plainly() -> Iterator[None]:
     """Record graphs, run what is compiled as it was written, and leave random numbers alone."""
-    numpy = sys.modules.get("numpy")
-    draws, others = random.getstate(), numpy and numpy.random.get_state()
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else None
     cached, parametrize._cache_enabled = parametrize._cache_enabled, 0
     try:
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
-            torch.random.fork_rng([image.device] if image.is_cuda else []),
+            preserved_generators(),
             eager or nullcontext(),
         ):
             yield
     finally:
         parametrize._cache_enabled = cached
-        random.setstate(draws)
-        if numpy is not None:
-            numpy.random.set_state(others)
+
+
+@contextmanager
+def preserved_generators() -> Iterator[None]:
+    """Put back the states of random generators: Python's, NumPy's, and torch's on each device."""
+    states: list[tuple[Callable[[Any], Any], Any]] = [
+        (torch.set_rng_state, torch.get_rng_state()),
+        (random.setstate, random.getstate()),
+    ]
+    if numpy := sys.modules.get("numpy"):
+        states.append((numpy.random.set_state, numpy.random.get_state()))
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
+    try:
+        yield
+    finally:
+        for restore, state in states:
+            restore(state)
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -72,9 +88,7 @@ def as_found(model: nn.Module, *, values: bool) -> Iterator[None]:
         model: The model itself; of its copies nothing remains.
         values: Whether the values of parameters and buffers are to be kept, too.
     """
-    parts = [
-        (part, dict(part) if isinstance(part, dict) else list(part)) for part in _containers(model)
-    ]
+    containers = [SavedContainer(part) for part in _containers(model)]
     leaves = [x for x in model.parameters() if x.is_leaf and not x.is_inference()]
     flags = [(x, x.requires_grad, x.grad) for x in leaves]
     tensors = [*model.parameters(), *model.buffers()] if values else []
@@ -82,10 +96,8 @@ def as_found(model: nn.Module, *, values: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        for part, before in parts:
-            if not _same(part, before):
-                part.clear()
-                part.update(before) if isinstance(part, (dict, set)) else part.extend(before)
+        for container in containers:
+            container.restore()
         for parameter, required, gradient in flags:
             parameter.requires_grad_(required)
             parameter.grad = gradient
@@ -101,16 +113,50 @@ def _containers(model: nn.Module) -> list[Any]:
     pending: list[Any] = [vars(module) for module in model.modules()]
     while pending:
         part = pending.pop()
-        if isinstance(part, (dict, list, set, deque)) and id(part) not in found:
+        if isinstance(part, CONTAINERS) and id(part) not in found:
             found[id(part)] = part
             pending.extend(part.values() if isinstance(part, dict) else part)
     return list(found.values())
 
 
-def _same(part: Any, before: Any) -> bool:
-    """Say whether a container still holds the very objects that it held before."""
-    now, then = (
-        [*entries, *entries.values()] if isinstance(entries, dict) else list(entries)
-        for entries in (part, before)
-    )
-    return len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True))
+class SavedContainer:
+    """A dictionary, list, set or deque, whose entries are put back.
+
+    Args:
+        part: The container.
+        tensors_only: Whether it is put back only where it holds tensors now.
+    """
+
+    def __init__(self, part: Any, *, tensors_only: bool = False) -> None:
+        self.part, self.tensors_only = part, tensors_only
+        self._before = self._entries()
+
+    def _entries(self) -> list[Any]:
+        part = self.part
+        return [*part, *part.values()] if isinstance(part, dict) else list(part)
+
+    def restore(self) -> None:
+        """Put back what was there, if it is something else now."""
+        part, before, now = self.part, self._before, self._entries()
+        if len(now) == len(before) and all(map(operator.is_, now, before)):
+            return
+        if self.tensors_only and not any(isinstance(entry, Tensor) for entry in now):
+            return
+        part.clear()
+        if isinstance(part, dict):
+            half = len(before) // 2
+            part.update(zip(before[:half], before[half:], strict=True))
+        else:
+            part.update(before) if isinstance(part, set) else part.extend(before)
+
+
+def tensor_tables(model: nn.Module) -> list[dict[Any, Tensor]]:
+    """Return the dictionaries of tensors that modules keep beside parameters and buffers."""
+    own = vars(nn.Module())
+    return [
+        value
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if name not in own and isinstance(value, dict) and value
+        if all(isinstance(entry, Tensor) for entry in value.values())
+    ]

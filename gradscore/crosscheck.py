@@ -14,7 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from gradscore.errors import ModelError
-from gradscore.network import kept_tensors_of, preserve_state, state_of, wrap_forward_errors
+from gradscore.network import (
+    kept_tensors_of,
+    preserve_state,
+    state_of,
+    unobserved,
+    wrap_forward_errors,
+)
 from gradscore.norms import vector_norm
 from gradscore.reference import backward_norms
 
@@ -122,7 +128,8 @@ def autograd_norms(
     for sample in samples:
         loss = partial(_product, cotangent[sample])
         # Between two samples nothing remains that the model's code keeps outside of the copy.
-        with preserve_state(model), wrap_forward_errors(model, images[sample : sample + 1]):
+        alone = images[sample : sample + 1]
+        with unobserved(), preserve_state(model), wrap_forward_errors(model, alone):
             norms.append(backward_norms(model, images, selected, [loss], orders, samples=[sample]))
     return torch.cat(norms, dim=1)
 

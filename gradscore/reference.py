@@ -5,12 +5,11 @@ For each sample alone: a copy of the model, one forward, ``loss.backward()``, th
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gradscore.copies import as_found, copied, gradient_leaves, plainly
+from gradscore.copies import as_found, copied, gradient_leaves, plainly, tensor_tables
 from gradscore.errors import ModelError
 from gradscore.graph import straighten_batch_norms
 from gradscore.norms import vector_norm
@@ -146,13 +145,13 @@ def _backward(
     *,
     everything: bool,
 ) -> list[Tensor]:
-    with plainly(batch):
+    with plainly():
         copy = copied(model)
         leaves = gradient_leaves(model, copy)
         wanted = [leaves.get(id(parameter), [parameter]) for parameter in parameters]
         with as_found(model, values=copy is model):
             _require(wanted, optional=leaves.values() if everything else ())
-            for number, table in enumerate(_tables(copy)):
+            for number, table in enumerate(tensor_tables(copy)):
                 if number in stale:
                     table.clear()
             own = batch.detach().clone()
@@ -214,33 +213,21 @@ def _total(twins: Sequence[Tensor]) -> Tensor:
     return sum(dense) if dense else torch.zeros_like(twins[0])
 
 
-def _tables(model: nn.Module) -> list[dict[Any, Tensor]]:
-    """Return the dictionaries of tensors that modules keep beside parameters and buffers."""
-    own = vars(nn.Module())
-    return [
-        value
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if name not in own and isinstance(value, dict) and value
-        if all(isinstance(entry, Tensor) for entry in value.values())
-    ]
-
-
 def _stale_tables(model: nn.Module, image: Tensor) -> list[int]:
     """Return which tables the model makes anew where they are empty, with the same logits.
 
     One that was filled in an earlier forward without a graph hides the parameters behind it.
     """
-    return [k for k in range(len(_tables(model))) if _made_anew(model, image, k)]
+    return [k for k in range(len(tensor_tables(model))) if _made_anew(model, image, k)]
 
 
 def _made_anew(model: nn.Module, image: Tensor, number: int) -> bool:
     logits = []
     for empty in (False, True):
-        with plainly(image), torch.no_grad():
+        with plainly(), torch.no_grad():
             copy = copied(model)
             with as_found(model, values=copy is model):
-                table = _tables(copy)[number]
+                table = tensor_tables(copy)[number]
                 if empty:
                     table.clear()
                 try:

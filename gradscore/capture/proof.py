@@ -26,7 +26,7 @@ from gradscore.capture.layout import (
 from gradscore.capture.recorder import Recorder
 from gradscore.capture.witness import confirmed
 from gradscore.memory import memory_ended
-from gradscore.network import state_of
+from gradscore.network import state_of, unobserved
 
 MOST_KNOWN = 64
 """How many proofs are kept for a state of a model."""
@@ -117,7 +117,8 @@ def _kind(recorder: Recorder, images: Tensor) -> Any:
 def _run_few(images: Tensor, first: Recorder, run: Run) -> Recorder | None:
     """Run a few of the images; ``None`` where the model does not take this number alone."""
     try:
-        return run(images[_picked(len(images))], first.expansions)
+        with unobserved():
+            return run(images[_picked(len(images))], first.expansions)
     except Exception as error:  # a model that takes this number of images alone is not compared
         if memory_ended(error):
             raise

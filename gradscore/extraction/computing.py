@@ -102,7 +102,7 @@ class Computer:
     def _base_and_norms(self, images: Tensor) -> Rows:
         head = self._network.head
         observing = (
-            observe_features(self._model, head, len(images))
+            observe_features(self._model, head)
             if self._base and head.closed_form
             else nullcontext()
         )

@@ -1,13 +1,14 @@
 """What enters chosen modules, kept so that the rest of the network can be run again."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from gradscore.errors import InvalidArgument, ModelError
 from gradscore.extraction.replay import TOLERANCE, Tail, check_replay, tail_parameters
+from gradscore.network import observe
 from gradscore.outputs import logits_of
 from gradscore.run import PassInfo
 
@@ -21,28 +22,24 @@ def observe_inputs(
     Args:
         model: The network.
         passes: The ``keep`` passes.
-        images: The batch; forwards of other sizes are not observed.
+        images: The batch; what enters with another number of samples is not kept.
 
     Yields:
         Pass name to activations ``[batch, ...]`` in the type to keep, once the forward has run.
     """
     found: dict[str, Tensor] = {}
 
-    def hook(entry: PassInfo) -> object:
-        dtype = getattr(torch, entry.details["dtype"])
+    kept = {entry.name: entry.details for entry in passes}
 
-        def keep(module: nn.Module, args: tuple) -> None:
-            # Unseen by a recorder of the forward, which would take the copy for a part of it.
-            with torch._C.DisableTorchFunction():
-                if args and isinstance(args[0], Tensor) and len(args[0]) == len(images):
-                    found[entry.name] = args[0].detach().to(dtype, copy=True)
+    def keep(name: str, args: tuple, _: None) -> None:
+        # Unseen by a recorder of the forward, which would take the copy for a part of it.
+        with torch._C.DisableTorchFunction():
+            if args and isinstance(args[0], Tensor) and len(args[0]) == len(images):
+                dtype = getattr(torch, kept[name]["dtype"])
+                found[name] = args[0].detach().to(dtype, copy=True)
 
-        return keep
-
-    with ExitStack() as stack:
-        for entry in passes:
-            module = model.get_submodule(entry.details["module"])
-            stack.callback(module.register_forward_pre_hook(hook(entry)).remove)
+    modules = {name: model.get_submodule(details["module"]) for name, details in kept.items()}
+    with observe(modules, keep, inputs=True):
         yield found
 
 

@@ -17,6 +17,7 @@ from gradscore.errors import ModelError, NotRecorded, RunError
 from gradscore.models import create_model
 from gradscore.models.spec import ModelSpec
 from gradscore.models.weights import weights_sha256
+from gradscore.network import observe
 from gradscore.objective import Objective
 from gradscore.outputs import logits_of
 from gradscore.run import RunStore, extract_command, keep_options, model_of
@@ -47,15 +48,13 @@ class Tail(nn.Module):
     def forward(self, activations: Tensor) -> Tensor:
         """Return the logits ``[batch, classes]`` for what enters the module, ``[batch, ...]``."""
 
-        def replace(module: nn.Module, args: tuple) -> tuple:
+        def replace(name: str, args: tuple, _: None) -> tuple:
             return (activations, *args[1:])
 
         blank = activations.new_zeros(1, *self.input_shape)
-        handle = self.network.get_submodule(self.module).register_forward_pre_hook(replace)
-        try:
+        module = self.network.get_submodule(self.module)
+        with observe({self.module: module}, replace, inputs=True):
             return logits_of(self.network(blank), len(activations))
-        finally:
-            handle.remove()
 
 
 def check_replay(tail: Tail, activations: Tensor, logits: Tensor, dtype: str) -> None:
@@ -92,15 +91,17 @@ def tail_parameters(tail: Tail, activations: Tensor) -> tuple[str, ...]:
     required = {name: parameter.requires_grad for name, parameter in parameters.items()}
     seen: list[Tensor] = []
     module = tail.network.get_submodule(tail.module)
-    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+
+    def keep(name: str, args: tuple, _: None) -> None:
+        seen.append(args[0])
+
     try:
         for parameter in parameters.values():
             parameter.requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), observe({tail.module: module}, keep, inputs=True):
             behind = _reached(tail(activations), parameters)
             before = _reached(seen[0], parameters)
     finally:
-        handle.remove()
         for name, parameter in parameters.items():
             parameter.requires_grad_(required[name])
     return tuple(name for name in parameters if name in behind and name not in before)

@@ -1,6 +1,5 @@
 """The input of a classifier's last layer, observed while the model runs."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from gradscore.errors import ModelError
 from gradscore.layers.head import LINEAR_LIKE, Head, is_product
-from gradscore.network import check_unhooked, force_eager
+from gradscore.network import check_unhooked, force_eager, observe
 
 
 @dataclass
@@ -87,10 +86,10 @@ class Observation:
 
 
 @contextmanager
-def observe_features(
-    model: nn.Module, head: Head, samples: int | None = None
-) -> Iterator[Observation]:
+def observe_features(model: nn.Module, head: Head) -> Iterator[Observation]:
     """Observe the last layer's input while the context is open, by one hook on that layer.
+
+    Forwards that only find something out about the model are not observed.
 
     >>> import torch
     >>> from gradscore.layers.head import find_head
@@ -104,8 +103,6 @@ def observe_features(
     Args:
         model: The classifier whose head it is.
         head: What :func:`find_head` found.
-        samples: Observe only forwards of so many samples; None observes every one. (Recording
-            the uses of parameters may add a forward of a few samples.)
 
     Yields:
         An object whose ``features`` are those of the latest forward, ``[batch, in_features]``.
@@ -118,16 +115,10 @@ def observe_features(
         raise ModelError(f"The last layer has no features to observe: {head.reason}.")
     observation = Observation(head.module, model.get_submodule(head.module))
     check_unhooked(head.weights[0], observation.module.weight)
-    thread = threading.get_ident()
 
-    def keep(module: nn.Module, args: tuple, output: Any) -> None:
-        ours = threading.get_ident() == thread
-        if ours and (samples is None or len(args[0]) == samples):
-            observation.note(args[0], output)
+    def keep(name: str, args: tuple, output: Any) -> None:
+        observation.note(args[0], output)
 
-    handle = observation.module.register_forward_hook(keep)
-    try:
-        with force_eager():  # a compiled forward may call no hook
-            yield observation
-    finally:
-        handle.remove()
+    # A compiled forward may call no hook.
+    with force_eager(), observe({head.module: observation.module}, keep):
+        yield observation

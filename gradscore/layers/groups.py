@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gradscore.errors import InvalidArgument, ModelError
 from gradscore.layers.blocks import find_blocks, is_below
 from gradscore.layers.head import Head, head_of
-from gradscore.network import state_of, structure_of
+from gradscore.network import remembered
 from gradscore.selection import select
 
 FIXED = ("last", "all")
@@ -83,22 +83,21 @@ class ModelGroups(Mapping[str, tuple[str, ...]]):
     def __init__(self, model: nn.Module, images: Tensor) -> None:
         # Without samples, what they would be is no matter: only how the layers meet is asked.
         self._images = images[:2].clone() if len(images) else images.new_ones(1, *images.shape[1:])
-        self._model, self._structure = model, structure_of(model)
+        self._model, self._structure = model, _structure_of(model)
         self._found: dict[str, tuple[str, ...]] | None = None
 
     def _groups(self) -> dict[str, tuple[str, ...]]:
         if self._found is None:
             model, images = self._model, self._images
-            if structure_of(model) != self._structure:
+            if _structure_of(model) != self._structure:
                 raise ModelError(
                     "Expected the model that the gradients are of, got one with parts replaced; "
                     "ask for the norms again, or for their groups before the model is changed."
                 )
-            known = state_of(model).found
-            key = parameter_groups, images.shape[1:], images.dtype
-            if key not in known:
-                known[key] = parameter_groups(model, head_of(model, images))
-            self._found = known[key]
+            question = parameter_groups, images.shape[1:], images.dtype
+            self._found = remembered(
+                model, question, lambda: parameter_groups(model, head_of(model, images))
+            )
             del self._model, self._images, self._structure
         return self._found
 
@@ -117,6 +116,13 @@ class ModelGroups(Mapping[str, tuple[str, ...]]):
     def __len__(self) -> int:
         """Return the number of groups."""
         return len(self._groups())
+
+
+def _structure_of(model: nn.Module) -> tuple[tuple[str, int], ...]:
+    """Return names and identities of modules and parameters: a replaced part has another."""
+    return tuple(
+        (name, id(part)) for name, part in (*model.named_modules(), *model.named_parameters())
+    )
 
 
 def _homes(names: list[str], blocks: list[tuple[str, ...]]) -> dict[str, str]:

@@ -6,7 +6,6 @@ sample that does not itself depend on ``W``. Both are checked on values, with th
 and the forward is recorded, which shows whether ``W`` is used elsewhere.
 """
 
-import threading
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
@@ -25,7 +24,8 @@ from gradscore.network import (
     check_eval_mode,
     check_independence,
     dry_run,
-    state_of,
+    observe,
+    remembered,
     wrap_forward_errors,
 )
 from gradscore.outputs import logits_of
@@ -80,11 +80,8 @@ def head_of(model: nn.Module, images: Tensor) -> Head:
         ModelError: As :func:`find_head` does.
         InvalidArgument: As it does.
     """
-    known = state_of(model).found
-    key = find_head, images.shape[1:], images.dtype
-    if key not in known:
-        known[key] = find_head(model, images)
-    return known[key]
+    question = find_head, images.shape[1:], images.dtype
+    return remembered(model, question, lambda: find_head(model, images))
 
 
 def find_head(model: nn.Module, images: Tensor) -> Head:
@@ -132,25 +129,20 @@ def _forward(
 ) -> tuple[Tensor, list[_Call]]:
     """Run the model, some modules' outputs replaced; return logits and linear-like calls."""
     calls: list[_Call] = []
-    handles = []
-    thread = threading.get_ident()
-    for name, module in model.named_modules():
-        if isinstance(module, LINEAR_LIKE):
+    linear_like = {n: m for n, m in model.named_modules() if isinstance(m, LINEAR_LIKE)}
 
-            def note(module: nn.Module, args: tuple, output: Any, name: str = name) -> Any:
-                if threading.get_ident() != thread:
-                    return None
-                if args and isinstance(args[0], Tensor):
-                    calls.append(_Call(name, module, args[0].detach(), _autocast(images)))
-                return instead[module].view_as(output).clone() if module in instead else None
+    def note(name: str, args: tuple, output: Any) -> Any:
+        module = linear_like[name]
+        if args and isinstance(args[0], Tensor):
+            calls.append(_Call(name, module, args[0].detach(), _autocast(images)))
+        return instead[module].view_as(output).clone() if module in instead else None
 
-            handles.append(module.register_forward_hook(note))
-    try:
-        with dry_run(model, images) as own, wrap_forward_errors(model, images):
-            output = model(own)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with (
+        dry_run(model, images) as own,
+        observe(linear_like, note),
+        wrap_forward_errors(model, images),
+    ):
+        output = model(own)
     return logits_of(output, len(images)), calls
 
 

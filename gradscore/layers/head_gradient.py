@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gradscore.capture.derivation import nodes_below
 from gradscore.capture.forward import requiring_grad
-from gradscore.network import force_eager, preserve_state, without_caches
+from gradscore.network import force_eager, observe, preserve_state, without_caches
 from gradscore.outputs import logits_of
 
 MULTIPLY = {"Addmm", "Mm", "Bmm", "Linear", "MkldnnLinear", "Convolution", "Add"}
@@ -40,29 +40,26 @@ def gradient_fault(model: nn.Module, layer: str, images: Tensor) -> str:
     weight = module.weight
     seen: list[Tensor] = []
 
-    def keep(module: nn.Module, args: tuple, output: Tensor) -> None:
+    def keep(name: str, args: tuple, output: Tensor) -> None:
         # In the type that was multiplied: autocast rounds the features.
         seen.append(args[0].detach().to(output.dtype).flatten(1))
 
-    handle = module.register_forward_hook(keep)
-    try:
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            requiring_grad(model, {f"{layer}.weight".lstrip("."): weight}),
-            without_caches(model, images),
-            preserve_state(model),
-            force_eager(),
-        ):
-            logits = logits_of(model(images.detach().clone()), len(images))
-            if not logits.requires_grad:
-                return "the logits have no graph, as under torch.no_grad()"
-            for node in nodes_below([logits.grad_fn]):
-                if _kind(node.name()) not in MULTIPLY | MOVE:
-                    return f"{node.name()} lies between its weight and the logits"
-            return _difference(logits, seen[-1], weight)
-    finally:
-        handle.remove()
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        requiring_grad(model, {f"{layer}.weight".lstrip("."): weight}),
+        without_caches(model, images),
+        preserve_state(model),
+        force_eager(),
+        observe({layer: module}, keep),
+    ):
+        logits = logits_of(model(images.detach().clone()), len(images))
+        if not logits.requires_grad:
+            return "the logits have no graph, as under torch.no_grad()"
+        for node in nodes_below([logits.grad_fn]):
+            if _kind(node.name()) not in MULTIPLY | MOVE:
+                return f"{node.name()} lies between its weight and the logits"
+        return _difference(logits, seen[-1], weight)
 
 
 def _kind(name: str) -> str:

@@ -5,7 +5,7 @@ name among the groups of parameters.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from math import inf, log
 from typing import Any
 
@@ -16,6 +16,7 @@ from gradscore.errors import ModelError
 from gradscore.layers.blocks import find_blocks
 from gradscore.layers.groups import head_biases
 from gradscore.layers.head import Head
+from gradscore.network import observe
 
 
 def find_stages(model: nn.Module, head: Head, images: Tensor) -> dict[str, str]:
@@ -42,18 +43,22 @@ def find_stages(model: nn.Module, head: Head, images: Tensor) -> dict[str, str]:
             "Expected a network with stages, found none among its modules: "
             f"{', '.join(name for name, _ in model.named_children()) or 'it has none'}."
         )
+    members = {
+        name: (f"block{number}", module)
+        for number, unit in enumerate(units, start=1)
+        for name, module in model.named_modules()
+        if any(name == member or name.startswith(f"{member}.") for member in unit)
+    }
     last: dict[str, str] = {}
-    with ExitStack() as stack:
-        for number, unit in enumerate(units, start=1):
-            for name, module in model.named_modules():
-                if any(name == member or name.startswith(f"{member}.") for member in unit):
 
-                    def left(*_: Any, stage: str = f"block{number}", name: str = name) -> None:
-                        last[stage] = name
+    def left(name: str, args: tuple, output: Any) -> None:
+        last[members[name][0]] = name
 
-                    stack.callback(module.register_forward_hook(left).remove)
-        with torch.inference_mode():
-            model(images)
+    with (
+        torch.inference_mode(),
+        observe({name: module for name, (_, module) in members.items()}, left),
+    ):
+        model(images)
     stages = {f"block{number}": ", ".join(unit) for number, unit in enumerate(units, start=1)}
     for stage, unit in stages.items():
         if stage not in last:
@@ -85,18 +90,15 @@ def observe_stages(
         Stage to features ``[batch, channels]`` of the latest forward, at least float32.
     """
     found: dict[str, Tensor] = {}
-    with ExitStack() as stack:
-        for stage, name in stages.items():
 
-            def keep(_: nn.Module, __: Any, output: Any, stage: str = stage) -> None:
-                if isinstance(output, tuple | list) and output:
-                    output = output[0]
-                if isinstance(output, Tensor) and output.ndim > 1 and len(output) == len(images):
-                    # At once, and never a view: what follows may write into the output.
-                    found[stage] = pool(output, images)
+    def keep(stage: str, args: tuple, output: Any) -> None:
+        if isinstance(output, tuple | list) and output:
+            output = output[0]
+        if isinstance(output, Tensor) and output.ndim > 1 and len(output) == len(images):
+            # At once, and never a view: what follows may write into the output.
+            found[stage] = pool(output, images)
 
-            module = model.get_submodule(name)
-            stack.callback(module.register_forward_hook(keep).remove)
+    with observe({stage: model.get_submodule(name) for stage, name in stages.items()}, keep):
         yield found
 
 

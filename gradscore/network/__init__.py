@@ -10,15 +10,14 @@ from gradscore.network.checks import (
 from gradscore.network.dry_runs import (
     changes_parameters,
     dry_run,
+    kept_tensors_of,
     preserve_state,
-    structure_of,
     without_caches,
 )
-from gradscore.network.facts import ONE_AT_A_TIME, State, hold_state, state_of
+from gradscore.network.facts import ONE_AT_A_TIME, State, hold_state, remembered, state_of
 from gradscore.network.float64 import is_in_place
 from gradscore.network.independence import check_independence, note_data_dependence
-from gradscore.network.kept_tensors import kept_tensors_of
-from gradscore.network.observation import force_eager
+from gradscore.network.observation import force_eager, observe, unobserved
 
 __all__ = [
     "ONE_AT_A_TIME",
@@ -35,9 +34,11 @@ __all__ = [
     "is_in_place",
     "kept_tensors_of",
     "note_data_dependence",
+    "observe",
     "preserve_state",
+    "remembered",
     "state_of",
-    "structure_of",
+    "unobserved",
     "without_caches",
     "wrap_forward_errors",
 ]

@@ -10,17 +10,17 @@ import threading
 import types
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Container, Hashable, Iterator, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from gradscore.network.fingerprint import PLAIN, Fingerprint, Same, class_places, marks_of
-from gradscore.network.snapshots import is_own_hook
+from gradscore.network.observation import is_own_hook
 
 ONE_AT_A_TIME = threading.RLock()
 """Held while a model is not as its owner left it: threads may share models, or parameters."""
@@ -36,6 +36,8 @@ MOST_ENTRIES = 64
 
 Contents = Sequence[dict[str, Any]]
 """What each module of a model holds, by name, in the order of a walk through the model."""
+
+Answer = TypeVar("Answer")
 
 Place = tuple[int, str]
 """Where something is in the contents: number of the module, and name in it."""
@@ -58,17 +60,41 @@ class State:
     found: dict[Hashable, Any] = field(default_factory=dict)
 
 
-_STATES: WeakKeyDictionary[nn.Module, list[State]] = WeakKeyDictionary()
-_WRITTEN: WeakKeyDictionary[nn.Module, frozenset[Place]] = WeakKeyDictionary()
-"""What a forward itself changes, such as counters and caches: it is no part of a state."""
+@dataclass(eq=False)
+class Facts:
+    """What is known of a model, whatever state it is in.
 
-_FINGERPRINTS: WeakKeyDictionary[nn.Module, Fingerprint | None] = WeakKeyDictionary()
+    Attributes:
+        states: The states that it was in, the latest first.
+        fingerprint: Of the latest state; None where it has to be looked at at length.
+        ignored: What a forward itself changes, such as counters and caches: no part of a state.
+        changed_parameters: Parameters that a forward was seen to change, by identity; None before
+            the first forward.
+        buffer_copies: Its buffers by identity, with version counters and copies.
+    """
+
+    states: list[State] = field(default_factory=list)
+    fingerprint: Fingerprint | None = None
+    ignored: frozenset[Place] = frozenset()
+    changed_parameters: dict[int, Tensor] | None = None
+    buffer_copies: dict[int, tuple[Tensor, int, Tensor]] = field(default_factory=dict)
+
+
+_FACTS: WeakKeyDictionary[nn.Module, Facts] = WeakKeyDictionary()
 
 _SERIALS: dict[int, tuple[weakref.ref, int]] = {}
 _NUMBERS = itertools.count()
 
 _HELD = threading.local()
 """States of models, by identity, that :func:`hold_state` holds."""
+
+
+def facts_of(model: nn.Module) -> Facts:
+    """Return what is known of a model, to be added to."""
+    facts = _FACTS.get(model)
+    if facts is None:
+        facts = _FACTS[model] = Facts()
+    return facts
 
 
 def state_of(model: nn.Module) -> State:
@@ -87,19 +113,14 @@ def state_of(model: nn.Module) -> State:
     if held is not None:
         return held
     with ONE_AT_A_TIME:
-        states = _STATES.setdefault(model, [])
-        fingerprint = _FINGERPRINTS.get(model)
-        if (
-            states
-            and fingerprint
-            and _around(states[0]) == _surroundings()
-            and fingerprint.holds()
-        ):
+        facts = facts_of(model)
+        states, known = facts.states, facts.fingerprint
+        if states and known and _around(states[0]) == _surroundings() and known.holds():
             return states[0]
-        contents, modules = _walk(model, _WRITTEN.get(model, ()))
+        contents, modules = _walk(model, facts.ignored)
         scripted = any(isinstance(module, torch.jit.ScriptModule) for module in modules)
-        _FINGERPRINTS[model] = (
-            None if scripted else Fingerprint(modules, lambda x: _of(x, [], set()))
+        facts.fingerprint = (
+            None if scripted else Fingerprint(modules, lambda value: _of(value, [], set()))
         )
         state = next((other for other in states if other.contents == contents), None)
         if state is None:
@@ -111,6 +132,20 @@ def state_of(model: nn.Module) -> State:
         states.insert(0, state)
         del states[MOST_STATES:]
         return state
+
+
+def remembered(model: nn.Module, question: Hashable, find: Callable[[], Answer]) -> Answer:
+    """Return what is known of a model in its state, and find it out where it is not.
+
+    Args:
+        model: The model.
+        question: What is asked, and of what kind of input.
+        find: Finds it out.
+    """
+    found = state_of(model).found
+    if question not in found:
+        found[question] = find()
+    return found[question]
 
 
 @contextmanager
@@ -151,15 +186,13 @@ def ignore_changes(model: nn.Module, before: Contents, after: Contents) -> None:
         if old.get(name, absent) != new.get(name, absent)
     }
     with ONE_AT_A_TIME:
-        known = _WRITTEN.get(model, frozenset())
-        if changed <= known:
+        facts = facts_of(model)
+        if changed <= facts.ignored:
             return
         state = state_of(model)
-        _WRITTEN[model] = known | changed
-        around = state.contents[0]
-        state.contents = [around, *contents_of(model, _WRITTEN[model])[1:]]
-        _STATES[model] = [state]
-        _FINGERPRINTS.pop(model, None)
+        facts.ignored |= changed
+        state.contents = [state.contents[0], *contents_of(model, facts.ignored)[1:]]
+        facts.states, facts.fingerprint = [state], None
 
 
 def contents_of(model: nn.Module, without: Container[Place] = ()) -> Contents:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradscore.network.snapshots import is_own_hook
+from gradscore.network.observation import is_own_hook
 
 FEW = 4
 """Tensors of up to so many elements, such as gates, are told by their values as well: a change

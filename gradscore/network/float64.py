@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from gradscore.network.snapshots import is_own_hook
+from gradscore.network.observation import is_own_hook
 
 MOVED = 0.01
 """By what share of themselves parameters are moved; those that are zero, by this share of 0.1."""

@@ -8,14 +8,16 @@ global variables. Of these only tensors are put back: anything else may be the c
 import dis
 import functools
 import types
-from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-CONTAINERS = (dict, list, set, deque)
+from gradscore.copies import CONTAINERS, SavedContainer
+from gradscore.network.observation import is_own_hook
+
 MOST_ENTRIES = 4096
 """Larger containers hold data rather than what a forward made."""
 
@@ -24,98 +26,84 @@ _FOREIGN = frozenset({"builtins", "gradscore", "logging", "numpy", "threading", 
 
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None), Tensor, nn.Parameter})
 _MODULES_OWN = frozenset(vars(nn.Module()))
+_HOOKS = tuple(name for name in _MODULES_OWN if "hooks" in name)
 _REGISTERED = ("_parameters", "_buffers", "_modules")
 _ABSENT = object()
 
 
-class Container:
-    """A dictionary, list, set or deque, whose entries are put back.
-
-    Args:
-        part: The container.
-        outside: Whether it is not the model's, so that only tensors are put back.
-    """
-
-    def __init__(self, part: Any, outside: bool) -> None:
-        self.part, self.outside = part, outside
-        self.before = self._read()
-
-    def _read(self) -> list[Any]:
-        return list(self.part.items() if isinstance(self.part, dict) else self.part)
-
-    def restore(self) -> None:
-        """Put back what was there, if it is something else now."""
-        part, before = self.part, self.before
-        now = part.values() if isinstance(part, dict) else part
-        then = [value for _, value in before] if isinstance(part, dict) else before
-        if len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True)):
-            return
-        if not self.outside or any(isinstance(value, Tensor) for value in now):
-            part.clear()
-            part.extend(before) if isinstance(part, (list, deque)) else part.update(before)
-
-
-class Names:
-    """Some names of an object, a closed-over variable or the globals of a module.
+class SavedNames:
+    """Some names of an object, a closed-over variable, a class or the globals of a module.
 
     Args:
         owner: What has the names; globals are a dictionary.
-        names: The names.
-        outside: As for containers.
+        names: The names; of a class, all its attributes are meant.
+        tensors_only: Whether only what is a tensor now is put back.
     """
 
-    def __init__(self, owner: Any, names: tuple[str, ...], outside: bool) -> None:
-        self.owner, self.names, self.outside = owner, names, outside
-        self.before = [self._get(name) for name in names]
+    def __init__(
+        self, owner: Any, names: tuple[str, ...] = (), *, tensors_only: bool = False
+    ) -> None:
+        self.tensors_only = tensors_only
+        self._owner, self._names = owner, names
+        self.before = self._read()
 
-    def _get(self, name: str) -> Any:
-        if isinstance(self.owner, dict):
-            return self.owner.get(name, _ABSENT)
-        try:
-            return getattr(self.owner, name, _ABSENT)
-        except ValueError:  # a variable that is not yet bound
-            return _ABSENT
+    def _read(self) -> dict[str, Any]:
+        owner = self._owner
+        if isinstance(owner, type):
+            return dict(vars(owner))
+        if isinstance(owner, dict):
+            return {name: owner[name] for name in self._names if name in owner}
+        found = {}
+        for name in self._names:
+            with suppress(AttributeError, ValueError):  # not set, or a variable not yet bound
+                found[name] = getattr(owner, name)
+        return found
 
     def restore(self) -> None:
         """Put back what was there, if it is something else now."""
-        for name, then in zip(self.names, self.before, strict=True):
-            now = self._get(name)
-            if now is then or (self.outside and not isinstance(now, Tensor)):
+        now = self._read()
+        for name in self.before | now:
+            value, then = now.get(name, _ABSENT), self.before.get(name, _ABSENT)
+            if value is then or (self.tensors_only and not isinstance(value, Tensor)):
                 continue
-            if isinstance(self.owner, dict):
-                self.owner[name] = then
+            if isinstance(self._owner, dict):
+                self._owner[name] = then
+                if then is _ABSENT:
+                    del self._owner[name]
             elif then is _ABSENT:
-                delattr(self.owner, name)
+                delattr(self._owner, name)
             else:
-                setattr(self.owner, name, then)
+                setattr(self._owner, name, then)
 
 
-class Attributes:
-    """Attributes of a class of modules, of which tensors are put back.
+class SavedHooks:
+    """The hooks of a model's modules, of which those that a forward adds are removed.
+
+    Hooks of this package stay: another thread may have added them.
 
     Args:
-        kind: The class.
+        model: The model.
     """
 
-    def __init__(self, kind: type) -> None:
-        self.kind, self.before = kind, dict(vars(kind))
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._before = {id(hooks): set(hooks) for hooks in self._current()}
+
+    def _current(self) -> Iterator[dict[int, Any]]:
+        for module in self._model.modules():
+            attributes = module.__dict__
+            yield from (attributes[name] for name in _HOOKS if attributes.get(name))
 
     def restore(self) -> None:
-        """Put back what was there where it is another tensor now."""
-        for name, now in list(vars(self.kind).items()):
-            if isinstance(now, Tensor) and self.before.get(name) is not now:
-                if name in self.before:
-                    setattr(self.kind, name, self.before[name])
-                else:
-                    delattr(self.kind, name)
+        """Remove the hooks that were not there before."""
+        for hooks in self._current():
+            before = self._before.get(id(hooks), ())
+            for key, hook in list(hooks.items()):
+                if key not in before and not is_own_hook(hook):
+                    del hooks[key]
 
 
-Snapshot = Container | Names | Attributes
-
-
-def is_own_hook(hook: Any) -> bool:
-    """Say whether a hook of a module is one of this package."""
-    return (getattr(hook, "__module__", None) or "").startswith("gradscore.")
+Snapshot = SavedContainer | SavedNames
 
 
 def snapshots_of(model: nn.Module) -> list[Snapshot]:
@@ -133,7 +121,7 @@ def snapshots_of(model: nn.Module) -> list[Snapshot]:
         attributes = module.__dict__
         for part in (attributes, *(attributes.get(name) for name in _REGISTERED)):
             if isinstance(part, dict):  # a scripted module has another kind
-                found[id(part)] = Container(part, False)
+                found[id(part)] = SavedContainer(part)
         pending += [
             (value, False)
             for name, value in attributes.items()
@@ -141,7 +129,7 @@ def snapshots_of(model: nn.Module) -> list[Snapshot]:
         ]
         kinds.add(type(module))
     pending += [(function, True) for kind in kinds for function in _code_of(kind)]
-    found |= {kind: Attributes(kind) for kind in kinds if not _is_foreign(kind)}
+    found |= {kind: SavedNames(kind, tensors_only=True) for kind in kinds if not _is_foreign(kind)}
     seen: set[int] = set()
     while pending:
         value, outside = pending.pop()
@@ -150,7 +138,7 @@ def snapshots_of(model: nn.Module) -> list[Snapshot]:
         seen.add(id(value))
         for key, snapshot, entries in _inside(value, outside):
             found[key] = snapshot
-            pending += [(entry, snapshot.outside) for entry in entries]
+            pending += [(entry, snapshot.tensors_only) for entry in entries]
     return list(found.values())
 
 
@@ -158,31 +146,35 @@ def _inside(value: Any, outside: bool) -> Iterator[tuple[Hashable, Snapshot, Ite
     """Yield what a value can keep something in, and what is in there."""
     if isinstance(value, CONTAINERS):
         if len(value) <= MOST_ENTRIES:
-            snapshot = Container(value, outside)
+            snapshot = SavedContainer(value, tensors_only=outside)
             yield id(value), snapshot, [*(value.values() if isinstance(value, dict) else value)]
     elif isinstance(value, (types.FunctionType, types.MethodType, functools.partial)):
         function = _function_of(value)
         if function is None or _is_foreign(function):
             return
         for cell in function.__closure__ or ():
-            snapshot = Names(cell, ("cell_contents",), True)
-            yield id(cell), snapshot, snapshot.before
+            snapshot = SavedNames(cell, ("cell_contents",), tensors_only=True)
+            yield id(cell), snapshot, snapshot.before.values()
         stored, read = _global_names(function.__code__)
         globals_ = function.__globals__
         entries = [globals_[name] for name in read if name in globals_]
         # The code of other modules is not the model's.
         home = function.__module__
         own = [x for x in entries if getattr(x, "__module__", home) == home]
-        snapshot = Names(globals_, stored, True)
-        yield id(function), snapshot, (*own, *snapshot.before)
+        snapshot = SavedNames(globals_, stored, tensors_only=True)
+        yield id(function), snapshot, (*own, *snapshot.before.values())
     elif not isinstance(value, (type, types.ModuleType)) and not _is_foreign(type(value)):
         attributes = getattr(value, "__dict__", None)
         if isinstance(attributes, dict):
-            yield id(attributes), Container(attributes, outside), [*attributes.values()]
+            yield (
+                id(attributes),
+                SavedContainer(attributes, tensors_only=outside),
+                [*attributes.values()],
+            )
         slots = _slots_of(type(value))
         if slots:
-            snapshot = Names(value, slots, outside)
-            yield (id(value), slots), snapshot, snapshot.before
+            snapshot = SavedNames(value, slots, tensors_only=outside)
+            yield (id(value), slots), snapshot, snapshot.before.values()
 
 
 def _is_foreign(thing: Any) -> bool:

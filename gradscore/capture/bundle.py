@@ -22,7 +22,7 @@ from gradscore.capture.use import Use
 from gradscore.errors import ModelError
 from gradscore.norms import vector_norm
 from gradscore.rules import Rule
-from gradscore.rules.tile_forms import reduce_tiles
+from gradscore.rules.rule import reduce_tiles
 
 CHUNK_BYTES = {"cpu": 32 * 1024**2, "cuda": 1024**3}
 """Size of the per-sample gradients held at once where a rule has no cheaper form."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from gradscore.rules.conv_forms import in_tile_order
-from gradscore.rules.tile_forms import Tile
+from gradscore.rules.convolution import in_tile_order
+from gradscore.rules.rule import Tile
 
 _RESHAPES = ("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0")
 

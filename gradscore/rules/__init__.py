@@ -1,7 +1,6 @@
 """The table of rules: which function and which of its arguments is served by which rule.
 
-Every family has a file with its ``RULES`` and the ``SIGNATURES`` of its functions, since
-functions written in C++ do not tell the names of their arguments.
+Every layer family has a file with its functions and its rules; a line here joins them.
 """
 
 import inspect
@@ -11,40 +10,54 @@ from typing import Any
 from torch import Tensor
 
 from gradscore.errors import InvalidArgument
-from gradscore.rules import (
-    attention,
-    convolution,
-    embedding,
-    expansion,
-    linear,
-    normalization,
-    product,
-    scale_shift,
-)
+from gradscore.rules import broadcast, convolution, linear, normalization
 from gradscore.rules.rule import Call, Rule
 
 __all__ = ["RULES", "SIGNATURES", "Call", "Rule", "find_rule", "register_rule", "signature"]
 
-_FAMILIES = (
-    *(linear, convolution, normalization, embedding),
-    *(expansion, scale_shift, product, attention),
+Signatures = Mapping[Callable[..., Any], tuple[str, ...]]
+
+_TABLE: tuple[tuple[Signatures, Mapping[str, Rule]], ...] = (
+    (linear.LAYERS, {"weight": linear.WEIGHT, "bias": linear.BIAS}),
+    (linear.MATMULS, {"input": linear.LEFT, "other": linear.RIGHT}),
+    (linear.MMS, {"input": linear.LEFT, "mat2": linear.RIGHT}),
+    (linear.EINSUMS, {}),
+    (linear.EMBEDDINGS, {"weight": linear.TABLE}),
+    (convolution.PLAIN, {"weight": convolution.WEIGHT, "bias": convolution.BIAS}),
+    (
+        convolution.TRANSPOSED,
+        {"weight": convolution.TRANSPOSED_WEIGHT, "bias": convolution.BIAS},
+    ),
+    (normalization.BATCH, normalization.scale_and_shift("batch norm")),
+    (normalization.INSTANCE, normalization.scale_and_shift("instance norm")),
+    (normalization.GROUP, normalization.scale_and_shift("group norm")),
+    (normalization.LAYER, normalization.scale_and_shift("layer norm", trailing=True)),
+    (normalization.RMS, normalization.scale_alone("rms norm", trailing=True)),
+    (broadcast.EXPANSIONS, {"input": broadcast.EXPANSION}),
+    (broadcast.SCALES, {"input": broadcast.SCALE, "other": broadcast.SCALE}),
+    (broadcast.SHIFTS, {"input": broadcast.SHIFT, "other": broadcast.SHIFT}),
+    (broadcast.DIFFERENCES, {"input": broadcast.SHIFT, "other": broadcast.SHIFT}),
+    (
+        broadcast.SCALED_SHIFTS,
+        {"input": broadcast.SHIFT, "tensor1": broadcast.SCALE, "tensor2": broadcast.SCALE},
+    ),
+    (broadcast.PRELUS, {"weight": broadcast.PRELU}),
+    (broadcast.ATTENTIONS, {"attn_mask": broadcast.MASK}),
 )
+"""Functions with the names of their arguments, and the rule that serves each argument."""
 
+SIGNATURES: dict[Callable[..., Any], tuple[str, ...]] = {
+    function: names for functions, _ in _TABLE for function, names in functions.items()
+}
+"""Names of positional arguments; functions written in C++ do not tell them."""
+assert len(SIGNATURES) == sum(len(functions) for functions, _ in _TABLE), "a function stands twice"
 
-def _merged(tables: list[Mapping[Any, Any]]) -> dict[Any, Any]:
-    merged: dict[Any, Any] = {}
-    for table in tables:
-        twice = merged.keys() & table.keys()
-        if twice:
-            raise InvalidArgument(f"Expected one entry for each key, got two for {twice}.")
-        merged |= table
-    return merged
-
-
-RULES: dict[tuple[Callable[..., Any], str], Rule] = _merged([f.RULES for f in _FAMILIES])
-SIGNATURES: dict[Callable[..., Any], tuple[str, ...]] = _merged(
-    [family.SIGNATURES for family in _FAMILIES]
-)
+RULES: dict[tuple[Callable[..., Any], str], Rule] = {
+    (function, argument): rule
+    for functions, rules in _TABLE
+    for function in functions
+    for argument, rule in rules.items()
+}
 
 
 def register_rule(function: Callable[..., Any], argument: str, rule: Rule) -> None:

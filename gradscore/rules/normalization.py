@@ -7,31 +7,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gradscore.rules.norm_forms import batch_norm_gradients, scale_and_shift_gradients
-from gradscore.rules.rule import Call, GradientForm, Rule
-from gradscore.rules.tile_forms import abs_norms
+from gradscore.rules.rule import Call, Rule, Tiling, abs_norms, spans, sum_by_channel
 
-SIGNATURES = {
+BATCH = {
     F.batch_norm: (
         *("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
     ),
     torch.batch_norm: (
         *("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps"),
     ),
+}
+INSTANCE = {
     F.instance_norm: (
         *("input", "running_mean", "running_var", "weight", "bias"),
         *("use_input_stats", "momentum", "eps"),
     ),
-    F.group_norm: ("input", "num_groups", "weight", "bias", "eps"),
-    torch.group_norm: ("input", "num_groups", "weight", "bias", "eps"),
-    F.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
-    torch.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
-    F.rms_norm: ("input", "normalized_shape", "weight", "eps"),
-    torch.rms_norm: ("input", "normalized_shape", "weight", "eps"),
 }
-BATCH, INSTANCE = (F.batch_norm, torch.batch_norm), (F.instance_norm,)
-GROUP, LAYER = (F.group_norm, torch.group_norm), (F.layer_norm, torch.layer_norm)
-RMS = (F.rms_norm, torch.rms_norm)
+GROUP = dict.fromkeys(
+    (F.group_norm, torch.group_norm), ("input", "num_groups", "weight", "bias", "eps")
+)
+LAYER = dict.fromkeys(
+    (F.layer_norm, torch.layer_norm), ("input", "normalized_shape", "weight", "bias", "eps")
+)
+RMS = dict.fromkeys((F.rms_norm, torch.rms_norm), ("input", "normalized_shape", "weight", "eps"))
+TRAILING = {**LAYER, **RMS}
+"""Those that normalise over trailing axes, each of whose entries has its own scale."""
 
 
 def normalized(call: Call) -> Tensor:
@@ -57,24 +57,18 @@ def _eps(call: Call) -> float | None:
     return call.get("eps", None if call.function in RMS else 1e-5)
 
 
-def channel_weight(call: Call, argument: str, grad: Tensor) -> Tensor:
-    """Return ``sum over positions of g * x_hat``, shape ``[samples, channels]``."""
-    return _over_positions(grad * normalized(call), call)
+def scale_gradient(call: Call, argument: str, grad: Tensor) -> Tensor:
+    """Return ``sum over positions of g * x_hat``, shape ``[samples, *weight.shape]``."""
+    return shift_gradient(call, argument, grad * normalized(call))
 
 
-def channel_bias(call: Call, argument: str, grad: Tensor) -> Tensor:
-    """Return the sum of the output gradient over positions, shape ``[samples, channels]``."""
-    return _over_positions(grad, call)
-
-
-def trailing_weight(call: Call, argument: str, grad: Tensor) -> Tensor:
-    """Return ``sum over positions of g * x_hat``, shape ``[samples, *normalized_shape]``."""
-    return _over_leading(grad * normalized(call), call)
-
-
-def trailing_bias(call: Call, argument: str, grad: Tensor) -> Tensor:
-    """Return the sum of the output gradient, shape ``[samples, *normalized_shape]``."""
-    return _over_leading(grad, call)
+def shift_gradient(call: Call, argument: str, grad: Tensor) -> Tensor:
+    """Return the sum of the output gradient over positions, shape ``[samples, *bias.shape]``."""
+    if call.function not in TRAILING:
+        return sum_by_channel(grad, call.samples)
+    shape = tuple(call.arguments["normalized_shape"])
+    positions = grad.shape[: grad.ndim - len(shape)].numel()
+    return grad.reshape(call.samples, positions // call.samples, *shape).sum(dim=1)
 
 
 def scale_and_shift_norms(
@@ -87,7 +81,7 @@ def scale_and_shift_norms(
     """
     if call.arguments["input"].is_meta:
         return None
-    if call.function in (*LAYER, *RMS) and _leading(call) == 0:
+    if call.function in TRAILING and _leading(call) == 0:
         return None
     if argument not in call.memo:
         scale, shift = _scale_and_shift(call, grad)
@@ -100,7 +94,7 @@ def _scale_and_shift(call: Call, grad: Tensor) -> tuple[Tensor, Tensor]:
     if call.function in BATCH:
         mean, var = call.arguments["running_mean"], call.arguments["running_var"]
         return batch_norm_gradients(x, grad, mean, var, _eps(call), call.samples)
-    if call.function in (*LAYER, *RMS):
+    if call.function in TRAILING:
         dims = tuple(range(1, 1 + _leading(call)))
     else:
         dims = (1, *range(3, x.ndim + 1))
@@ -117,39 +111,84 @@ def _normalization(call: Call) -> Callable[[Tensor], Tensor]:
     return lambda x: normalized(replace(call, arguments={**call.arguments, "input": x}))
 
 
-def _over_positions(product: Tensor, call: Call) -> Tensor:
-    """Sum ``[samples * k, channels, *positions]`` to ``[samples, channels]``."""
-    rows, channels = product.shape[:2]
-    by_channel = product.reshape(rows, channels, product.shape[2:].numel()).sum(dim=2)
-    return by_channel.reshape(call.samples, rows // call.samples, channels).sum(dim=1)
+def batch_norm_gradients(
+    x: Tensor, g: Tensor, mean: Tensor, var: Tensor, eps: float, samples: int
+) -> tuple[Tensor, Tensor]:
+    """Return the sums over positions of ``g (x - mean) / sqrt(var + eps)`` and of ``g``.
+
+    The library's own backward, which reads input and output gradient once, gives them for every
+    sample if the samples lie side by side in the channels.
+
+    Args:
+        x: Inputs, shape ``[samples * k, channels, ...]``.
+        g: Output gradients, shaped as ``x``.
+        mean: Fixed mean, shape ``[channels]``.
+        var: Fixed variance, shape ``[channels]``.
+        eps: What is added to the variance.
+        samples: Number of samples.
+
+    Returns:
+        Gradients of scale and shift, shape ``[samples, channels]`` each.
+    """
+    rows, channels = x.shape[:2]
+    positions = x.shape[2:].numel()
+    # In half precision a variance may be out of range, and a mean off by more than x varies.
+    exact = torch.promote_types(x.dtype, torch.float32)
+    mean, var = mean.to(exact).repeat(rows), var.to(exact).repeat(rows)
+    # A CPU has no need of a weight, nor of the statistics that a forward saves; CUDA reads them.
+    _, scale, shift = torch.ops.aten.native_batch_norm_backward(
+        g.reshape(1, rows * channels, positions),
+        x.reshape(1, rows * channels, positions),
+        torch.ones_like(mean),
+        mean,
+        var,
+        mean,
+        (var + eps).rsqrt(),
+        False,
+        eps,
+        (False, True, True),
+    )
+    if rows == samples:
+        return scale.view(samples, channels), shift.view(samples, channels)
+    return tuple(sums.view(samples, -1, channels).sum(dim=1) for sums in (scale, shift))
 
 
-def _over_leading(product: Tensor, call: Call) -> Tensor:
-    shape = tuple(call.arguments["normalized_shape"])
-    leading = product.shape[: product.ndim - len(shape)].numel()
-    return product.reshape(call.samples, leading // call.samples, *shape).sum(dim=1)
+def scale_and_shift_gradients(
+    x: Tensor,
+    g: Tensor,
+    normalize: Callable[[Tensor], Tensor],
+    dims: tuple[int, ...],
+    samples: int,
+) -> tuple[Tensor, Tensor]:
+    """Return the sums over some axes of ``g * normalize(x)`` and of ``g``, a tile at a time.
+
+    Args:
+        x: Inputs, shape ``[samples * k, ...]``, of which samples do not mix.
+        g: Output gradients, shaped as ``x``.
+        normalize: The normalisation without scale and shift, of any number of samples.
+        dims: The axes of ``[samples, k, ...]`` that share one scale, ``k`` among them.
+        samples: Number of samples.
+
+    Returns:
+        Gradients of scale and shift, shape ``[samples, ...]`` without ``dims``.
+    """
+    x, g = (tensor.unflatten(0, (samples, -1)) for tensor in (x, g))
+    step = Tiling.of(x, samples, 1, x[:1].numel()).samples
+    scales, shifts = [], []
+    for part in spans(samples, step):
+        shifts.append(g[part].sum(dims))
+        normalized = normalize(x[part].flatten(0, 1)).view(g[part].shape)
+        scales.append(normalized.mul_(g[part]).sum(dims))
+    return torch.cat(scales), torch.cat(shifts)
 
 
-def _pair(
-    name: str, weight: GradientForm, bias: GradientForm, trailing: bool = False
-) -> dict[str, Rule]:
+def scale_alone(name: str, trailing: bool = False) -> dict[str, Rule]:
+    """Return the rule for the scale of a normalisation, by argument."""
+    return {"weight": Rule(name, scale_gradient, scale_and_shift_norms, trailing=trailing)}
+
+
+def scale_and_shift(name: str, trailing: bool = False) -> dict[str, Rule]:
+    """Return the rules for the scale and the shift of a normalisation, by argument."""
     norms = scale_and_shift_norms
-    return {
-        "weight": Rule(name, weight, norms, trailing=trailing),
-        "bias": Rule(f"{name} bias", bias, norms, reads_data=False, trailing=trailing),
-    }
-
-
-_FAMILIES = (
-    (BATCH, _pair("batch norm", channel_weight, channel_bias)),
-    (INSTANCE, _pair("instance norm", channel_weight, channel_bias)),
-    (GROUP, _pair("group norm", channel_weight, channel_bias)),
-    (LAYER, _pair("layer norm", trailing_weight, trailing_bias, trailing=True)),
-    (RMS, {"weight": Rule("rms norm", trailing_weight, scale_and_shift_norms, trailing=True)}),
-)
-RULES = {
-    (function, argument): rule
-    for functions, rules in _FAMILIES
-    for function in functions
-    for argument, rule in rules.items()
-}
+    shift = Rule(f"{name} bias", shift_gradient, norms, reads_data=False, trailing=trailing)
+    return {**scale_alone(name, trailing), "bias": shift}

@@ -1,12 +1,40 @@
-"""What a rule is: the per-sample gradient of one call with respect to one of its arguments."""
+"""What a rule is: per-sample gradients of one call, whole or in tiles, and the norms of tiles.
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+A rule that multiplies matrices yields tiles that stay in cache. Reducing each before the next one
+is made keeps any tensor of ``[batch, parameters]`` from existing, and the tile's second reading
+out of main memory.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from gradscore.rules.tile_forms import Tile
+from gradscore.norms import vector_norm
+
+TILE_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}
+"""Elements of one tile: for each thread of a CPU about its cache; on a GPU, to fill it."""
+
+LEAST_BAND = 256
+"""Output channels below which a product of matrices no longer runs at full speed."""
+
+
+class Tile(NamedTuple):
+    """Gradients of some samples for some output channels.
+
+    Attributes:
+        samples: Which samples.
+        channels: Which output channels, all of whose gradient entries are in the tile.
+        gradient: Shape ``[samples, rows, channels, columns]``, where ``rows * columns`` are the
+            entries of one output channel, in an order that is the form's own. The memory is
+            used again for the next tile, and whoever reads it may overwrite it.
+    """
+
+    samples: slice
+    channels: slice
+    gradient: Tensor
 
 
 @dataclass(frozen=True)
@@ -69,3 +97,133 @@ class Rule:
     trailing: bool = False
     serves: Callable[[Mapping[str, Any]], bool] | None = None
     tiles: TileForm | None = None
+
+
+class Tiling(NamedTuple):
+    """How many samples and output channels a tile holds.
+
+    A batched product gives each thread whole samples, so that their number is a multiple of the
+    threads: with three samples on two threads, one of them would wait for a third of the time.
+
+    Attributes:
+        samples: At most so many samples.
+        channels: At most so many output channels of each.
+    """
+
+    samples: int
+    channels: int
+
+    @classmethod
+    def of(cls, x: Tensor, samples: int, channels: int, columns: int) -> "Tiling":
+        """Return how gradients ``[samples, channels, columns]`` are cut where ``x`` is."""
+        threads = torch.get_num_threads() if x.device.type == "cpu" else 1
+        budget = tile_elements(x)
+        each = max(1, budget // max(1, channels * columns))
+        at_once = min(samples, threads * _even(-(-samples // threads), each))
+        band = max(LEAST_BAND, budget // max(1, columns))
+        return cls(at_once, _even(channels, band))
+
+
+def _even(total: int, most: int) -> int:
+    """Return the size of as few parts of a total as ``most`` allows, all of about one size."""
+    return -(-total // -(-total // most))
+
+
+def spans(total: int, step: int) -> Iterator[slice]:
+    """Yield consecutive slices of at most ``step`` that make up ``total``."""
+    return (slice(start, min(start + step, total)) for start in range(0, total, step))
+
+
+def tile_elements(x: Tensor) -> int:
+    """Return how many elements a tile should have, for each thread, on the device of ``x``."""
+    return TILE_ELEMENTS.get(x.device.type, TILE_ELEMENTS["cpu"])
+
+
+def matrix_product(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """Write ``left @ right`` of each sample to ``out``; that of one is shared by the threads."""
+    if len(out) == 1:
+        torch.mm(left[0], right[0], out=out[0])
+    else:
+        torch.bmm(left, right, out=out)
+
+
+def product_tiles(left: Tensor, right: Tensor) -> Iterator[Tile]:
+    """Yield ``left @ right`` of each sample in tiles.
+
+    Args:
+        left: Shape ``[n, channels, positions]``.
+        right: Shape ``[n, positions, columns]``.
+
+    Yields:
+        Tiles with one row of ``columns`` entries for every channel.
+    """
+    n, channels, columns = len(left), left.shape[1], right.shape[2]
+    tiling = Tiling.of(left, n, channels, columns)
+    memory = left.new_empty(tiling.samples * tiling.channels * columns)
+    for samples in spans(n, tiling.samples):
+        for rows in spans(channels, tiling.channels):
+            count, size = samples.stop - samples.start, rows.stop - rows.start
+            tile = memory[: count * size * columns].view(count, size, columns)
+            matrix_product(left[samples, rows], right[samples], tile)
+            yield Tile(samples, rows, tile.unsqueeze(1))
+
+
+def abs_norms(gradient: Tensor, orders: Sequence[float]) -> Tensor:
+    """Return norms of each sample's gradient, overwriting the gradient.
+
+    torch's own reduction for p = 1 runs at a sixth of the speed of ``abs`` in place and ``sum``.
+
+    Args:
+        gradient: Shape ``[samples, ...]``.
+        orders: Orders of the norm.
+
+    Returns:
+        Norms, shape ``[samples, len(orders)]``, in at least float32.
+    """
+    dims = tuple(range(1, gradient.ndim))
+    if gradient.dtype in (torch.float16, torch.bfloat16):
+        gradient = gradient.float()
+    if 1 not in orders:
+        return torch.stack([vector_norm(gradient, p, dims) for p in orders], dim=1)
+    gradient = gradient.abs() if gradient.is_complex() else gradient.abs_()
+    norms = [gradient.sum(dims) if p == 1 else vector_norm(gradient, p, dims) for p in orders]
+    return torch.stack(norms, dim=1)
+
+
+def reduce_tiles(
+    tiles: Iterable[Tile],
+    orders: Sequence[float],
+    pull_back: Callable[[Tile], Tensor] | None = None,
+) -> Tensor:
+    """Return the norms of per-sample gradients that come in tiles.
+
+    Args:
+        tiles: The tiles, at least one, which together hold every entry once.
+        orders: Orders of the norm.
+        pull_back: What to make of a tile's gradient before it is reduced, shaped as it.
+
+    Returns:
+        Norms, shape ``[samples, len(orders)]``.
+    """
+    parts: dict[int, list[Tensor]] = {}
+    for tile in tiles:
+        gradient = pull_back(tile) if pull_back else tile.gradient
+        parts.setdefault(tile.samples.start, []).append(abs_norms(gradient, orders))
+    wholes = [parts[start] for start in sorted(parts)]
+    if all(len(whole) == 1 for whole in wholes):
+        return torch.cat([whole[0] for whole in wholes])
+    return torch.cat([_combined(torch.stack(whole), orders) for whole in wholes])
+
+
+def _combined(parts: Tensor, orders: Sequence[float]) -> Tensor:
+    """Combine ``[parts, samples, len(orders)]`` by the p-norm of the parts' p-norms."""
+    return torch.stack(
+        [vector_norm(parts[:, :, column], p, dim=0) for column, p in enumerate(orders)], dim=1
+    )
+
+
+def sum_by_channel(grad: Tensor, samples: int) -> Tensor:
+    """Sum ``[samples * k, channels, ...]`` over positions to ``[samples, channels]``."""
+    rows, channels = grad.shape[:2]
+    by_row = grad.reshape(rows, channels, grad.shape[2:].numel()).sum(dim=2)
+    return by_row.reshape(samples, rows // samples, channels).sum(dim=1)

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradscore.capture.standardisation import Standardisation
-from gradscore.rules import conv_forms, tile_forms
-from gradscore.rules.conv_forms import Geometry, conv_form, conv_weight_norms, in_tile_order
-from gradscore.rules.linear_forms import linear_weight_norms
-from gradscore.rules.norm_forms import batch_norm_gradients, scale_and_shift_gradients
+from gradscore.rules import convolution, rule
+from gradscore.rules.convolution import Geometry, conv_tiles, in_tile_order
+from gradscore.rules.linear import linear_weight_norms
+from gradscore.rules.normalization import batch_norm_gradients, scale_and_shift_gradients
 
 ORDERS = (1.0, 2.0, math.inf, 0.5, 3.0)
 
@@ -69,9 +69,10 @@ def test_convolutions_equal_autograd(case):
     g = torch.randn_like(convolve(x, weight, **how))
     expected = sample_gradients(lambda a, w: convolve(a, w, **how), weight, x, g, case["samples"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tile_forms.TILE_ELEMENTS, "cpu", case["tile"])
-        patch.setattr(tile_forms, "LEAST_BAND", 1)
-        norms = conv_weight_norms(x, g, Geometry(weight.shape, **how), case["samples"], ORDERS)
+        patch.setitem(rule.TILE_ELEMENTS, "cpu", case["tile"])
+        patch.setattr(rule, "LEAST_BAND", 1)
+        geometry = Geometry(weight.shape, **how)
+        norms = rule.reduce_tiles(conv_tiles(x, g, geometry, case["samples"]), ORDERS)
     torch.testing.assert_close(norms, naive_norms(expected), rtol=1e-9, atol=1e-12)
 
 
@@ -95,10 +96,10 @@ def test_the_form_is_chosen_by_shape_and_keeps_its_digits(
     torch.manual_seed(0)
     weight, x = torch.randn(shape), torch.randn(5, shape[1], size, size)
     g = torch.randn_like(F.conv2d(x, weight, stride=stride, padding=padding))
-    taken, plain = [], getattr(conv_forms, form)
-    monkeypatch.setattr(conv_forms, form, lambda *args: taken.append(form) or plain(*args))
+    taken, plain = [], getattr(convolution, form)
+    monkeypatch.setattr(convolution, form, lambda *args: taken.append(form) or plain(*args))
     geometry = Geometry(weight.shape, (stride,) * 2, (padding,) * 2, (1, 1))
-    norms = conv_weight_norms(x, g, geometry, 5, (1.0, 2.0, 3.0))
+    norms = rule.reduce_tiles(conv_tiles(x, g, geometry, 5), (1.0, 2.0, 3.0))
     assert taken == [form]
     expected = sample_gradients(
         lambda a, w: F.conv2d(a, w, stride=stride, padding=padding),
@@ -112,15 +113,15 @@ def test_the_form_is_chosen_by_shape_and_keeps_its_digits(
 def test_tiles_are_small_and_hold_every_entry_once(
     shape, size, stride, padding, form, budget, monkeypatch
 ):
-    monkeypatch.setitem(tile_forms.TILE_ELEMENTS, "cpu", budget)
-    monkeypatch.setattr(tile_forms, "LEAST_BAND", 16)
+    monkeypatch.setitem(rule.TILE_ELEMENTS, "cpu", budget)
+    monkeypatch.setattr(rule, "LEAST_BAND", 16)
     x, weight = torch.randn(7, shape[1], size, size), torch.randn(shape)
     g = torch.randn_like(F.conv2d(x, weight, stride=stride, padding=padding))
     geometry = Geometry(weight.shape, (stride,) * 2, (padding,) * 2, (1, 1))
     seen = torch.zeros(7, shape[0])
     smallest = weight.numel() if form == "folded_tiles" else 16 * weight[0].numel()
     threads = torch.get_num_threads()
-    for tile in conv_form(x, g, geometry, 7)():
+    for tile in conv_tiles(x, g, geometry, 7):
         seen[tile.samples, tile.channels] += 1
         assert tile.gradient.numel() <= threads * max(budget, smallest)
         assert tile.gradient[0, :, 0].numel() == weight[0].numel()
@@ -138,7 +139,7 @@ def test_tiles_are_small_and_hold_every_entry_once(
 )
 def test_a_tile_holds_a_multiple_of_the_threads(gradients, tiling, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    assert tile_forms.Tiling.of(torch.empty(0), *gradients) == tiling
+    assert rule.Tiling.of(torch.empty(0), *gradients) == tiling
 
 
 @settings(max_examples=60, deadline=None)
@@ -151,8 +152,8 @@ def test_products_equal_autograd_at_one_and_at_many_positions(n, positions, inne
     x = torch.randn(n, positions, inner, dtype=torch.float64)
     g = torch.randn(n, positions, outer, dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tile_forms.TILE_ELEMENTS, "cpu", tile)
-        patch.setattr(tile_forms, "LEAST_BAND", 1)
+        patch.setitem(rule.TILE_ELEMENTS, "cpu", tile)
+        patch.setattr(rule, "LEAST_BAND", 1)
         norms = linear_weight_norms(x, g, ORDERS)
     expected = naive_norms(torch.einsum("npo,npi->noi", g, x))
     torch.testing.assert_close(norms, expected, rtol=1e-9, atol=1e-12)
@@ -210,7 +211,7 @@ def test_a_weight_without_entries_has_norms_of_zero(form):
     x, g = torch.randn(2, 0, 4), torch.randn(2, 3, 4)
     if form == "conv":
         geometry = Geometry(torch.Size((3, 0, 1)), (1,), (0,), (1,))
-        found = conv_weight_norms(x, g, geometry, 2, ORDERS)
+        found = rule.reduce_tiles(conv_tiles(x, g, geometry, 2), ORDERS)
     else:
         found = linear_weight_norms(x.transpose(1, 2), g.transpose(1, 2), ORDERS)
     assert torch.equal(found, torch.zeros(2, len(ORDERS)))
@@ -227,7 +228,7 @@ def test_a_weight_without_entries_has_norms_of_zero(form):
 )
 def test_shifted_inputs_take_no_more_than_is_read(kernel, stride, dilation, shape):
     geometry = Geometry(torch.Size((4, 3, *kernel)), stride, (0, 0), dilation)
-    assert conv_forms._shifted(torch.randn(2, 3, 20, 9), geometry, 5, 8).shape == shape
+    assert convolution._shifted(torch.randn(2, 3, 20, 9), geometry, 5, 8).shape == shape
 
 
 def test_a_folded_convolution_computes_nothing_but_its_weight_gradient():
@@ -240,7 +241,7 @@ def test_a_folded_convolution_computes_nothing_but_its_weight_gradient():
     seen = []
     geometry = Geometry(torch.Size((4, 1, 3)), (1,), (0,), (1,), groups=4)
     with Masks():
-        conv_forms.folded_gradient(torch.randn(2, 4, 6), torch.randn(2, 4, 4), geometry, 2)
+        convolution.folded_gradient(torch.randn(2, 4, 6), torch.randn(2, 4, 4), geometry, 2)
     assert seen == [[False, True, False]]
 
 
@@ -256,7 +257,7 @@ NORMALIZATIONS = [
 def test_scale_and_shift_of_other_norms_equal_autograd(
     normalize, dims, size, k, tile, monkeypatch
 ):
-    monkeypatch.setitem(tile_forms.TILE_ELEMENTS, "cpu", tile)
+    monkeypatch.setitem(rule.TILE_ELEMENTS, "cpu", tile)
     torch.manual_seed(0)
     x, g = (torch.randn(3 * k, 4, 5, dtype=torch.float64) for _ in range(2))
     scale, shift = scale_and_shift_gradients(x, g, normalize, dims, 3)
@@ -281,9 +282,9 @@ def test_standardised_weight_equals_autograd(size, stride):
     made = standardised(weight)
     x = torch.randn(3, 4, size, size, dtype=torch.float64)
     g = torch.randn_like(F.conv2d(x, made.detach(), stride=stride))
-    form = conv_form(x, g, Geometry(weight.shape, (stride,) * 2, (0, 0), (1, 1)), 3)
+    tiles = conv_tiles(x, g, Geometry(weight.shape, (stride,) * 2, (0, 0), (1, 1)), 3)
     pull_back = Standardisation.of(made).pull_back
-    norms = tile_forms.reduce_tiles(form(), ORDERS, pull_back)
+    norms = rule.reduce_tiles(tiles, ORDERS, pull_back)
     expected = sample_gradients(
         lambda a, w: F.conv2d(a, standardised(w), stride=stride), weight, x, g, 3
     )

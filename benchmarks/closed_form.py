@@ -31,8 +31,7 @@ from timing import device_name, device_option, fraction, interleaved
 from torch import Tensor, nn
 from torch.nn.functional import linear, log_softmax
 
-from gradscore.last_layer import last_layer_score
-from gradscore.linear_head import head_score
+from gradscore.closed_form import head_score, last_layer_score
 
 SHAPES = ((20000, 2048, 1000), (2000, 2048, 21843), (200000, 64, 10))
 """Rows, features and classes at which the limits are compared."""

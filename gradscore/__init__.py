@@ -19,7 +19,8 @@ _HOME = {
     "evaluate": "gradscore.evaluation",
     "extract": "gradscore.extraction",
     "gradient_norms": "gradscore.engine",
-    "last_layer_score": "gradscore.last_layer",
+    "head_score": "gradscore.closed_form",
+    "last_layer_score": "gradscore.closed_form",
     "register_rule": "gradscore.rules",
     "verify": "gradscore.verification",
 }

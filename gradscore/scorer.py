@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from gradscore.capture import own_images
+from gradscore.closed_form import check_finite, last_layer_score
 from gradscore.engine import layer_norms
 from gradscore.errors import GradScoreWarning
-from gradscore.last_layer import check_finite, last_layer_score
 from gradscore.layers.features import observe_features
 from gradscore.layers.head import Head, head_of
 from gradscore.network import (

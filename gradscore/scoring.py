@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gradscore.closed_form.cuda import use_triton
 from gradscore.errors import InvalidArgument, RunError
-from gradscore.kernels import use_triton
 from gradscore.methods import find_method
 from gradscore.methods.block import Block
 from gradscore.methods.question import Needs, Question, column_names

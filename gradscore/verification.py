@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
+from gradscore.closed_form import last_layer_score
 from gradscore.crosscheck import rules_alone
 from gradscore.engine import gradient_norms
 from gradscore.errors import InvalidArgument
-from gradscore.last_layer import last_layer_score
 from gradscore.layers.features import observe_features
 from gradscore.layers.head import Head, find_head
 from gradscore.network import ONE_AT_A_TIME, check_images, check_model, dry_run

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "gradscore"
 FLOORS = (
     "errors escapes files memory numpy_files",
     "norms objective metrics selection results outputs graph copies gaussians",
-    "rules closed_form deviation last_layer linear_head kernels",
+    "rules closed_form",
     "reference network",
     "capture batches crosscheck vmapped",
     "layers",
@@ -27,7 +27,13 @@ FLOORS = (
 )
 """From the ground up; a name of each line may use those of the same line and of those before."""
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
-SOLE_IMPORTERS = {"h5py": "run", "triton": "kernels", "click": "cli", "matplotlib": "plots"}
+SOLE_IMPORTERS = {
+    "h5py": "run",
+    "triton": "closed_form",
+    "numba": "closed_form",
+    "click": "cli",
+    "matplotlib": "plots",
+}
 HEAVY = ("torch", "h5py", "timm", "matplotlib", "torchvision", "sklearn", "numpy", "pyarrow")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

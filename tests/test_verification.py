@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradscore import verification
+from gradscore.closed_form import last_layer_score
 from gradscore.errors import InvalidArgument, ModelError
-from gradscore.last_layer import last_layer_score
 from gradscore.rules import RULES, Rule
 from gradscore.verification import verify
 

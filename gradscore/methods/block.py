@@ -1,7 +1,5 @@
 """Some rows of a run, with the intermediate results that several questions share."""
 
-import math
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -9,12 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradscore.deviation import one_hot_norm, uniform_norm
-from gradscore.last_layer import feature_norm
-from gradscore.methods.orders import deviation_norms, norms_of_orders
-
-PLAIN_ORDERS = frozenset((1.0, 2.0, math.inf))
-"""Orders without powers to share: each is fastest alone, whatever else is asked."""
+from gradscore.closed_form import deviation_norms, feature_norms
 
 
 class Shared(NamedTuple):
@@ -47,9 +40,7 @@ class Block:
     ) -> None:
         self.arrays = arrays
         self.device = device
-        self._orders = defaultdict(set)
-        for norm in shared:
-            self._orders[norm[1:]].add(norm.p)
+        self._shared = list(dict.fromkeys(shared))
         self._norms: dict[Shared, Tensor] = {}
 
     def __len__(self) -> int:
@@ -71,7 +62,7 @@ class Block:
         return torch.as_tensor(self.arrays[name], device="cpu")
 
     def norm(self, wanted: Shared) -> Tensor:
-        """Return a norm that was announced, computed together with its other orders.
+        """Return a norm that was announced, computed together with the others of its input.
 
         Args:
             wanted: One of the ``shared`` that the block was made with.
@@ -80,20 +71,10 @@ class Block:
             Norms, shape ``[rows]``, float64.
         """
         if wanted not in self._norms:
-            key = wanted[1:]
-            orders = self._orders[key] - PLAIN_ORDERS
-            if wanted.p in PLAIN_ORDERS:
-                norms = {wanted.p: self._plain_norm(wanted).double()}
-            elif wanted.target is None:
-                norms = norms_of_orders(self.features, orders)
+            asked = [norm for norm in self._shared if (norm.target is None) == (not wanted.target)]
+            if wanted.target is None:
+                norms = feature_norms(self.features, [norm.p for norm in asked])
             else:
-                norms = deviation_norms(self.logits, orders, *key)
-            self._norms.update({Shared(p, *key): norm for p, norm in norms.items()})
+                norms = deviation_norms(self.logits, asked)
+            self._norms.update(zip(asked, norms, strict=True))
         return self._norms[wanted]
-
-    def _plain_norm(self, wanted: Shared) -> Tensor:
-        if wanted.target is None:
-            return feature_norm(self.features, p=wanted.p)
-        norm = uniform_norm if wanted.target == "uniform" else one_hot_norm
-        # In float64: confident inputs differ in V by less than float32 tells apart.
-        return norm(self.logits, wanted.p, wanted.temperature, torch.float64)

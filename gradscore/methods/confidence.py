@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradscore.closed_form.plain import row_blocks
 from gradscore.methods.block import Block
-from gradscore.methods.orders import row_blocks
 from gradscore.methods.question import Method, Needs, Question
 from gradscore.objective import kl_divergence
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from gradscore.closed_form import last_layer_score
 from gradscore.extraction.replay import PASS_PREFIX, Replay
-from gradscore.last_layer import last_layer_score
 from gradscore.methods.block import Block, Shared
 from gradscore.methods.columns import (
     NormColumns,

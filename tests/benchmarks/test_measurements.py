@@ -10,7 +10,7 @@ import score
 import torch
 from timing import fraction, interleaved
 
-from gradscore.last_layer import last_layer_score
+from gradscore.closed_form import last_layer_score
 
 SMALL = {"batch": 2, "size": 32, "repeats": 2, "seconds": 60.0, "memory": ("gradscore",)}
 

@@ -8,10 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import linear
 
-import gradscore.deviation
-from gradscore.deviation import uniform_norm
+from gradscore.closed_form import (
+    deviation_norm,
+    deviation_norms,
+    feature_norm,
+    feature_norms,
+    last_layer_score,
+    plain,
+)
 from gradscore.errors import InvalidArgument
-from gradscore.last_layer import deviation_norm, feature_norm, last_layer_score
 from gradscore.norms import vector_norm
 from gradscore.objective import Objective, one_hot_deviation, uniform_deviation
 
@@ -125,16 +130,44 @@ def test_float64_from_float32_is_within_a_millionth_and_tells_confident_rows_apa
     logits = torch.stack([row(classes) for row in LOGITS.values()])
     for temperature in TEMPERATURES:
         expected = vector_norm(uniform_deviation(logits.double(), temperature), p, dim=1)
-        found = uniform_norm(logits, p, temperature, torch.float64)
+        found = deviation_norms(logits, [Objective(p, temperature, "uniform")])[0]
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
     gaps = torch.linspace(15, 25, 50)
     confident = torch.cat([gaps[:, None], LOGITS["drawn"](classes - 1).expand(50, -1)], dim=1)
     largest = vector_norm(torch.tensor([classes - 1.0] + [-1.0] * (classes - 1)).double(), p)
-    found = largest - uniform_norm(confident, p, 1.0, torch.float64)
+    found = largest - deviation_norms(confident, [Objective(p, 1.0, "uniform")])[0]
     exact = vector_norm(uniform_deviation(confident.double(), 1.0), p, dim=1)
     assert found.diff().lt(0).all()
     # What is left of float64 after the subtraction of numbers of size C.
     torch.testing.assert_close(found, largest - exact, rtol=1e-5, atol=classes * 1e-15)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 32.0, 1024.0])
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+def test_many_settings_are_each_as_if_alone(classes, temperature, target):
+    f = torch.randn(7, classes, generator=torch.Generator().manual_seed(classes)) * 4
+    orders = (*ORDERS, 1.5, 7.5)
+    deviation = uniform_deviation if target == "uniform" else one_hot_deviation
+    exact = deviation(f.double(), temperature)
+    found = deviation_norms(f, [Objective(p, temperature, target) for p in orders])
+    for p, norms in zip(orders, found, strict=True):
+        torch.testing.assert_close(norms, vector_norm(exact, p, dim=1), rtol=1e-6, atol=0)
+
+
+def test_settings_in_any_order_answer_in_that_order():
+    f = drawn(5, 7, 4, torch.float32)[0]
+    settings = [Objective(p, t, y) for p in (2.0, 1.0) for y in TARGETS for t in (8.0, 0.5)]
+    for setting, norms in zip(settings, deviation_norms(f, settings), strict=True):
+        assert torch.equal(norms, deviation_norms(f, [setting])[0])
+
+
+def test_norms_of_zeros_huge_and_tiny_rows():
+    rows = torch.stack([torch.zeros(6), torch.full((6,), 1e30), torch.full((6,), 1e-30)])
+    orders = (*ORDERS, 1.5, 7.5)
+    for p, norms in zip(orders, feature_norms(rows, orders), strict=True):
+        expected = rows[:, 0].double() * 6 ** (1 / p)
+        torch.testing.assert_close(norms, expected, rtol=1e-6, atol=0)
 
 
 def test_a_confident_sample_keeps_a_score_beyond_float32_rounding():
@@ -166,7 +199,7 @@ def test_blocks_of_rows_change_no_score(classes, target, monkeypatch):
     x, logits, _ = drawn(101, classes, 101, torch.float32)
     how = {"target": target, "temperature": 2.0}
     whole = last_layer_score(x, logits, **how)
-    monkeypatch.setattr(gradscore.deviation, "BLOCK_BYTES", {"cpu": 4 * 7 * classes})
+    monkeypatch.setattr(plain, "BLOCK_ENTRIES", {"cpu": 7 * classes})
     torch.testing.assert_close(last_layer_score(x, logits, **how), whole, rtol=1e-6, atol=0)
 
 

@@ -1,6 +1,5 @@
 """The Triton kernels, interpreted on the CPU, against the torch path."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -12,10 +11,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gradscore import kernels
+from gradscore.closed_form import cuda, last_layer_score
+from gradscore.closed_form.cuda import use_triton
 from gradscore.errors import GradScoreWarning
-from gradscore.kernels import use_triton
-from gradscore.last_layer import last_layer_score
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -24,8 +22,7 @@ import itertools, math, sys, warnings
 warnings.simplefilter("error")
 import torch
 from torch.nn.functional import linear
-from gradscore.last_layer import deviation_norm, feature_norm, last_layer_score
-from gradscore.linear_head import head_outputs
+from gradscore.closed_form import head_score, last_layer_score
 
 def rows(shape, scale, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale
@@ -59,10 +56,9 @@ def from_head(shape, dtype, orders, temperatures, with_bias=True):
     b = framed(rows((classes,), 1, 3).to(dtype)) if with_bias else None
     for target, p, temperature in itertools.product(("uniform", "one-hot"), orders, temperatures):
         how = {"p": p, "temperature": temperature, "target": target}
-        expected = head_outputs(x, w, b, **how, backend="torch")
-        found = head_outputs(x, w, b, **how, backend="triton")
-        for name in expected._fields:
-            agree(getattr(found, name), getattr(expected, name), 5e-5, (shape, how, name))
+        expected = head_score(x, w, b, **how, backend="torch")
+        found = head_score(x, w, b, **how, backend="triton")
+        agree(found, expected, 5e-5, (shape, how))
 """
 
 ORDERS = "(0.5, 1.0, 2.0, 3.0, math.inf)"
@@ -171,7 +167,7 @@ def test_interpreted_kernels_equal_torch(interpreted, name):
 
 
 def test_a_wrong_kernel_would_be_found():
-    wrong = "import gradscore.kernels.launch as l\nl.kind_of = lambda p: 1\n"
+    wrong = "import gradscore.closed_form.cuda as l\nl.kind_of = lambda p: 1\n"
     done = run(CASES + wrong + CHECKS["half"], TRITON_INTERPRET="1")
     assert "AssertionError" in done.stderr
 
@@ -210,15 +206,15 @@ class OnCuda(torch.Tensor):
 @pytest.fixture
 def launcher(monkeypatch):
     """Return the module that launches kernels; what was found out about devices is forgotten."""
-    monkeypatch.setattr(kernels, "_runs_on", cache(kernels._runs_on.__wrapped__))
-    return importlib.import_module("gradscore.kernels.launch")
+    monkeypatch.setattr(cuda, "_runs_on", cache(cuda._runs_on.__wrapped__))
+    return cuda
 
 
 def test_auto_is_torch_where_the_launcher_cannot_be_built_and_says_so_once(launcher, monkeypatch):
     def no_compiler(device):
         raise RuntimeError("Failed to find C compiler.\nPlease specify one.")
 
-    monkeypatch.setattr(launcher, "try_on", no_compiler)
+    monkeypatch.setattr(launcher, "_launch_one_row", no_compiler)
     x, f = torch.randn(4, 3), torch.randn(4, 5)
     there = x.as_subclass(OnCuda), f.as_subclass(OnCuda)
     with pytest.warns(GradScoreWarning, match="compiler. Scores are computed by torch") as told:
@@ -230,7 +226,7 @@ def test_auto_is_torch_where_the_launcher_cannot_be_built_and_says_so_once(launc
 
 def test_auto_is_triton_where_the_launcher_can_be_built(launcher, monkeypatch):
     tried = []
-    monkeypatch.setattr(launcher, "try_on", tried.append)
+    monkeypatch.setattr(launcher, "_launch_one_row", tried.append)
     x = torch.ones(2, 3).as_subclass(OnCuda)
     assert [use_triton("auto", x) for _ in range(2)] == [True, True]
     assert len(tried) == 1
@@ -242,7 +238,7 @@ def test_memory_that_ends_is_no_missing_compiler(launcher, monkeypatch):
     def full(device):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(launcher, "try_on", full)
+    monkeypatch.setattr(launcher, "_launch_one_row", full)
     with pytest.raises(torch.OutOfMemoryError):
         use_triton("auto", torch.ones(2, 3).as_subclass(OnCuda))
 
@@ -256,12 +252,14 @@ def test_a_kernel_is_launched_on_the_device_of_its_tensors(launcher, monkeypatch
         yield
         current.pop()
 
+    from gradscore.closed_form import triton_kernels
+
     class Kernel:
         def __getitem__(self, grid):
             return lambda *args, **kwargs: seen.append((grid, list(current)))
 
     monkeypatch.setattr(torch.cuda, "device", device)
-    monkeypatch.setattr(launcher, "closed_form_kernel", Kernel())
+    monkeypatch.setattr(triton_kernels, "closed_form_kernel", Kernel())
     how = {"p": 1.0, "temperature": 1.0, "target": "uniform"}
     with FakeTensorMode():
         x, f = torch.ones(2, 3, device="cuda:1"), torch.ones(2, 4, device="cuda:1")

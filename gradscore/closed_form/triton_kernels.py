@@ -1,18 +1,59 @@
-"""The closed form over tiles of rows: one kernel, whose logits come from memory or from the head.
+"""The closed form in Triton: tiles of rows, whose logits come from memory or from the head.
 
-The logits of a program's rows pass by twice, tile by tile: once for the largest and the sum of
-exponentials, kept online, once for the norm of the deviations. Rows are computed in float32 first,
-and those within the bounds of :mod:`gradscore.deviation` again in float64.
+A program reads its rows' logits twice: once for the largest and the sum of exponentials, once for
+the norm of the deviations. Rows too close to uniform or one-hot for float32 are done in float64.
+Made from features and weight, logits are never written, but multiplied twice.
 
-Read from memory, the second pass finds the logits in cache, so that every input is read once. Made
-from features and weight, they are never written, but multiplied twice: that pays where the inner
-dimension is small against the bytes saved, see :mod:`gradscore.linear_head`.
+The order of a norm is one of four kinds, known when a kernel is compiled: 1, 2 and infinity cost
+no power function. Features, and deviations for other orders, are scaled to at most 1 before they
+are raised to a power, so that no power, nor a sum of them, leaves the range of the type.
 """
 
 import triton
 import triton.language as tl
 
-from gradscore.kernels.powers import INFINITE, ONE, OTHER, gather, positive, power, root
+ONE, TWO, INFINITE, OTHER = (tl.constexpr(kind) for kind in range(4))
+
+
+@triton.jit
+def power(magnitude, p, KIND: tl.constexpr):
+    """Return ``magnitude ** p``; for infinity the magnitude itself."""
+    result = magnitude
+    if KIND == TWO:
+        result = magnitude * magnitude
+    if KIND == OTHER:
+        # The bound keeps log2 finite; such powers vanish beside the largest entry's, which is 1.
+        log = tl.log2(tl.maximum(magnitude, 1e-37))
+        result = tl.where(magnitude > 0, tl.exp2(p * log), 0.0).to(magnitude.dtype)
+    return result
+
+
+@triton.jit
+def gather(total, tile, KIND: tl.constexpr):
+    """Add a tile ``[rows, columns]`` of powers to the rows' totals ``[rows]``."""
+    if KIND == INFINITE:
+        result = tl.maximum(total, tl.max(tile, axis=1))
+    else:
+        result = total + tl.sum(tile, axis=1)
+    return result
+
+
+@triton.jit
+def root(total, p, KIND: tl.constexpr):
+    """Return ``total ** (1/p)``; for infinity the total itself."""
+    result = total
+    if KIND == TWO:
+        result = tl.sqrt(total)
+    if KIND == OTHER:
+        log = tl.log2(tl.maximum(total, 1e-37))
+        result = tl.where(total > 0, tl.exp2(log / p), 0.0).to(total.dtype)
+    return result
+
+
+@triton.jit
+def positive(scale):
+    """Return ``scale``, or 1 where it is zero."""
+    return tl.where(scale > 0, scale, 1.0).to(scale.dtype)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -28,11 +69,6 @@ def closed_form_kernel(
     weight_column,
     bias,
     score,
-    feature_norm,
-    deviation_norm,
-    predicted,
-    max_logit,
-    energy,
     rows,
     in_features: tl.constexpr,
     classes: tl.constexpr,
@@ -48,7 +84,7 @@ def closed_form_kernel(
     FEATURE_BLOCK: tl.constexpr,
     CLASS_BLOCK: tl.constexpr,
 ):
-    """Store what is asked of ``ROWS`` rows; logits from memory or, ``FROM_HEAD``, made here."""
+    """Store the scores of ``ROWS`` rows; logits from memory or, ``FROM_HEAD``, made here."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     live = row < rows
     # Rows past the end repeat the last one: no special values to carry, and nothing is stored.
@@ -60,7 +96,7 @@ def closed_form_kernel(
         source = (logits + row[:, None] * logit_row, logit_column)
 
     u = norm_of_rows(x, feature_column, in_features, p, KIND, TYPE, ROWS, FEATURE_BLOCK)
-    top, low, others, first = online_softmax(
+    top, low, others = online_softmax(
         source, classes, temperature, TYPE, FROM_HEAD, HAS_BIAS, ROWS, FEATURE_BLOCK, CLASS_BLOCK
     )
     v, measure = deviation_of_rows(
@@ -70,7 +106,7 @@ def closed_form_kernel(
     if TYPE == tl.float32:  # noqa: SIM300
         again = measure <= near
         if tl.max(again.to(tl.int32), axis=0) > 0:
-            top64, low64, others64, _ = online_softmax(
+            top64, low64, others64 = online_softmax(
                 source, classes, temperature, tl.float64, FROM_HEAD, HAS_BIAS, ROWS,
                 FEATURE_BLOCK, CLASS_BLOCK,
             )  # fmt: skip
@@ -87,13 +123,6 @@ def closed_form_kernel(
     s = u * v / temperature
     s = -s if ONE_HOT else s / classes
     tl.store(score + row, s.to(tl.float32), mask=live)
-    tl.store(feature_norm + row, u.to(tl.float32), mask=live)
-    tl.store(deviation_norm + row, v.to(tl.float32), mask=live)
-    if FROM_HEAD:
-        tl.store(predicted + row, first, mask=live)
-        tl.store(max_logit + row, top.to(tl.float32), mask=live)
-        value = top + temperature * tl.log(1 + others)
-        tl.store(energy + row, value.to(tl.float32), mask=live)
 
 
 @triton.jit
@@ -181,7 +210,7 @@ def online_softmax(
     FEATURE_BLOCK: tl.constexpr,
     CLASS_BLOCK: tl.constexpr,
 ):
-    """Return each row's largest and smallest logit, the others' sum and the first largest class.
+    """Return each row's largest and smallest logit, and the others' sum.
 
     The others' sum is that of ``exp((f_j - max)/T)`` over all but one largest logit. It is kept
     apart from the 1 of the largest, in which it would drown on a confident row.
@@ -189,7 +218,6 @@ def online_softmax(
     top = tl.full([ROWS], -float("inf"), TYPE)
     low = tl.full([ROWS], float("inf"), TYPE)
     others = tl.zeros([ROWS], TYPE)
-    first = tl.zeros([ROWS], tl.int64)
     for start in range(0, classes, CLASS_BLOCK):
         column = start + tl.arange(0, CLASS_BLOCK)
         f = logit_tile(
@@ -198,7 +226,6 @@ def online_softmax(
         low = tl.minimum(low, tl.min(tl.where(column[None, :] < classes, f, float("inf")), axis=1))
         highest = tl.max(f, axis=1)
         raised = highest > top
-        first = tl.where(raised, start + tl.argmax(f, axis=1), first).to(tl.int64)
         higher = tl.maximum(top, highest)
         equal = f == higher[:, None]
         # Minus infinity less itself is NaN: while a row has shown nothing else, zero stands in.
@@ -209,7 +236,7 @@ def online_softmax(
         lowered = (others + 1) * tl.exp((top - origin) / temperature)
         others = tl.where(raised, lowered + (count - 1) + added, others + count + added).to(TYPE)
         top = higher
-    return top, low, others, first
+    return top, low, others
 
 
 @triton.jit

@@ -1,0 +1,293 @@
+"""Gradient norm of the last linear layer, in closed form: the public functions.
+
+For logits ``f = W x + b`` and the loss ``KL(u || softmax(f/T))``, with ``u`` uniform over ``C``
+classes, the gradient with respect to ``W`` is an outer product::
+
+    dL/dW = -g x^T,    g = (1 - C softmax(f/T)) / (C T).
+
+Every entry-wise L_p norm of an outer product is the product of the two vector norms, so no
+backward pass is needed: ``S = U V / (C T)`` with ``U = |x|_p`` and ``V = |1 - C softmax(f/T)|_p``.
+With ``p = 1`` this is the GradNorm score, Eq. 9 of Huang, Geng & Li, "On the Importance of
+Gradients for Detecting Distributional Shifts in the Wild", NeurIPS 2021.
+
+What is here checks inputs and results and chooses who computes: :mod:`gradscore.closed_form.plain`
+in torch, or :mod:`gradscore.closed_form.cuda` in Triton.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from gradscore.closed_form import plain
+from gradscore.closed_form.cuda import use_triton
+from gradscore.errors import InvalidArgument
+from gradscore.norms import check_order
+from gradscore.objective import Objective
+
+BLOCK_BYTES = 32 << 20
+"""Features or logits of a head's product at once: enough rows for its full speed, few enough for
+caches."""
+
+BLOCK_ROWS = 768
+"""Fewest rows at once, if that many come: each block reads the whole weight again."""
+
+FUSED_FEATURES = 256
+"""Most features for which, on CUDA, a second product costs less than writing and reading the
+logits: it adds ``2 m C`` operations a row and saves ``12 C`` bytes."""
+
+
+@torch.no_grad()
+def last_layer_score(
+    features: Tensor,
+    logits: Tensor,
+    *,
+    p: float = 1.0,
+    temperature: float = 1.0,
+    target: str = "uniform",
+    backend: str = "auto",
+) -> Tensor:
+    """Return each sample's score from the last layer's weight gradient; larger means more ID.
+
+    Uniform target: the L_p norm of the gradient, ``U V / (C T)``. One-hot target: minus the
+    norm, ``-|x|_p |softmax(f/T) - e_y|_p / T``, since there ID inputs have the smaller gradient.
+    The bias gradient is left out, as in the paper. The authors' released code does not divide
+    its target by ``C``: its scores are ``C`` times these, in the same order.
+
+    Args:
+        features: Input ``x`` of the last layer, shape ``[batch, in_features]``.
+        logits: Its output ``f``, not yet divided by ``temperature``, shape ``[batch, classes]``.
+        p: Order of the norm, positive; ``math.inf`` is allowed, and so are the fractions of the
+            paper's Fig. 4, though below 1 the result is no norm.
+        temperature: Softmax temperature ``T``, positive and without unit.
+        target: ``uniform`` or ``one-hot``.
+        backend: ``torch``, ``triton`` (CUDA, up to float32), or ``auto``: triton where it runs.
+
+    Returns:
+        Scores in nats per unit of weight, shape ``[batch]``, without gradient, in float64 if the
+        inputs are, otherwise in float32 (half precision overflows when summing ``|x|``).
+
+    Raises:
+        InvalidArgument: If the shapes disagree, ``temperature`` or ``p`` is not positive,
+            ``target`` or ``backend`` is unknown, triton cannot serve the inputs, or a row of the
+            inputs is not finite. A logit of minus infinity is a class of probability zero.
+    """
+    if features.ndim != 2 or logits.ndim != 2 or features.shape[0] != logits.shape[0]:
+        raise InvalidArgument(
+            "Expected features [batch, in_features] and logits [batch, classes], "
+            f"got {list(features.shape)} and {list(logits.shape)}."
+        )
+    objective = Objective(p, temperature, target)
+    return check_finite(_score(features, logits, objective, backend), "features and logits")
+
+
+@torch.no_grad()
+def head_score(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    p: float = 1.0,
+    temperature: float = 1.0,
+    target: str = "uniform",
+    backend: str = "auto",
+) -> Tensor:
+    """Return each sample's last-layer score from its features and the layer's parameters.
+
+    The logits of all rows never stand in memory. They are made for some rows at a time, in a block
+    that is reused, and each block is scored while it is in cache: the cost is that of the bare
+    matrix product. On CUDA a narrow head is scored by one kernel, which writes no logits.
+
+    Args:
+        features: Input ``x`` of the last layer, shape ``[batch, in_features]``.
+        weight: Its weight ``W``, shape ``[classes, in_features]``.
+        bias: Its bias, shape ``[classes]``, or None.
+        p: Order of the norm, positive.
+        temperature: Softmax temperature ``T``, positive.
+        target: ``uniform`` or ``one-hot``.
+        backend: ``torch``, ``triton`` or ``auto``.
+
+    Returns:
+        Scores as of :func:`last_layer_score`, shape ``[batch]``.
+
+    Raises:
+        InvalidArgument: If shapes or types disagree, a setting is out of range, triton cannot
+            serve the inputs, or a row's features or logits are not finite.
+    """
+    _check_head(features, weight, bias)
+    objective = Objective(p, temperature, target)
+    if torch.compiler.is_compiling():
+        return _score(features, linear(features, weight, bias), objective, "torch")
+    if _fused(backend, features, weight, bias):
+        from gradscore.closed_form.cuda import from_head
+
+        bias = None if bias is None else bias.contiguous()
+        score = from_head(features, weight, bias, **asdict(objective))
+    else:
+        score = features.new_empty(features.shape[0], dtype=_raised(features))
+        for rows, logits in _logits(features, weight, bias):
+            score[rows] = _score(features[rows], logits, objective, backend)
+    return check_finite(score, "features and logits")
+
+
+@torch.no_grad()
+def feature_norm(features: Tensor, *, p: float = 1.0) -> Tensor:
+    """Return ``U = |x|_p`` of Eq. 9 for each sample.
+
+    Args:
+        features: Input ``x`` of the last layer, shape ``[batch, in_features]``.
+        p: Order of the norm, positive.
+
+    Returns:
+        Norms in units of the features, shape ``[batch]``, in at least float32.
+
+    Raises:
+        InvalidArgument: If ``features`` is not a matrix or ``p`` is not positive.
+    """
+    return feature_norms(features, [check_order(p)])[0].to(_raised(features))
+
+
+@torch.no_grad()
+def deviation_norm(
+    logits: Tensor, *, p: float = 1.0, temperature: float = 1.0, target: str = "uniform"
+) -> Tensor:
+    """Return ``V = |1 - C softmax(f/T)|_p`` of Eq. 9, or its one-hot counterpart.
+
+    Args:
+        logits: Network outputs ``f``, shape ``[batch, classes]``.
+        p: Order of the norm, positive.
+        temperature: Softmax temperature ``T``, positive.
+        target: ``uniform``, or ``one-hot`` for ``|softmax(f/T) - e_y|_p``, ``y`` being the first
+            largest logit.
+
+    Returns:
+        Norms without unit, shape ``[batch]``, in at least float32.
+
+    Raises:
+        InvalidArgument: If ``logits`` is not a matrix, ``p`` or ``temperature`` is not positive,
+            or ``target`` is unknown.
+    """
+    return deviation_norms(logits, [Objective(p, temperature, target)])[0].to(_raised(logits))
+
+
+@torch.no_grad()
+def feature_norms(features: Tensor, orders: Sequence[float]) -> Tensor:
+    """Return ``U = |x|_p`` for each order, all from one reading of the features.
+
+    Args:
+        features: Input ``x`` of the last layer, shape ``[batch, in_features]``.
+        orders: Orders of the norm, positive.
+
+    Returns:
+        Norms in units of the features, shape ``[orders, batch]``, in float64 (on devices that
+        have it).
+
+    Raises:
+        InvalidArgument: If ``features`` is not a matrix.
+    """
+    check_matrix(features, "features [batch, in_features]")
+    return plain.feature_norms(features, orders)
+
+
+@torch.no_grad()
+def deviation_norms(logits: Tensor, objectives: Sequence[Objective]) -> Tensor:
+    """Return V for each order, temperature and target, all from one reading of the logits.
+
+    In float64: confident samples differ in V by less than float32 tells apart.
+
+    Args:
+        logits: Network outputs ``f``, shape ``[batch, classes]``.
+        objectives: What to answer.
+
+    Returns:
+        Norms without unit, shape ``[objectives, batch]``, in float64 (on devices that have it).
+
+    Raises:
+        InvalidArgument: If ``logits`` is not a matrix.
+    """
+    check_matrix(logits, "logits [batch, classes]")
+    return plain.deviation_norms(logits, objectives)
+
+
+def check_matrix(tensor: Tensor, what: str) -> None:
+    """Raise unless ``tensor`` is a floating-point matrix with at least one column.
+
+    Raises:
+        InvalidArgument: Naming ``what`` was expected.
+    """
+    if tensor.ndim != 2 or tensor.shape[1] == 0 or not tensor.is_floating_point():
+        raise InvalidArgument(f"Expected {what}, got {tensor.dtype} {list(tensor.shape)}.")
+
+
+def check_finite(score: Tensor, inputs: str) -> Tensor:
+    """Return ``score [batch]``, or raise naming its first row that is not finite.
+
+    Raises:
+        InvalidArgument: Naming the ``inputs`` to be looked at, and the row.
+    """
+    if not torch.compiler.is_compiling() and not bool(score.isfinite().all()):
+        row = int((~score.isfinite()).nonzero()[0, 0])
+        raise InvalidArgument(
+            f"Expected finite {inputs}, got a score of {score[row].item()} in row {row}."
+        )
+    return score
+
+
+def _score(features: Tensor, logits: Tensor, objective: Objective, backend: str) -> Tensor:
+    """Return the score of :func:`last_layer_score`, shape ``[batch]``, not checked."""
+    if not torch.compiler.is_compiling() and use_triton(backend, features, logits):
+        from gradscore.closed_form.cuda import from_logits
+
+        check_matrix(features, "features [batch, in_features]")
+        check_matrix(logits, "logits [batch, classes]")
+        return from_logits(features, logits, **asdict(objective))
+    u, v = feature_norms(features, [objective.p])[0], deviation_norms(logits, [objective])[0]
+    sign = logits.shape[1] if objective.target == "uniform" else -1
+    score = u * v / (sign * objective.temperature)
+    return score.to(torch.promote_types(_raised(features), logits.dtype))
+
+
+def _raised(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _logits(
+    features: Tensor, weight: Tensor, bias: Tensor | None
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield some rows and their logits, in a block that the next rows overwrite."""
+    dtype = _raised(features)
+    classes, in_features = weight.shape
+    weight, bias = weight.to(dtype).t(), None if bias is None else bias.to(dtype)
+    step = max(BLOCK_ROWS, BLOCK_BYTES // (max(classes, in_features) * dtype.itemsize))
+    block = features.new_empty(min(step, features.shape[0]), classes, dtype=dtype)
+    for start in range(0, features.shape[0], step):
+        rows = slice(start, start + step)
+        x = features[rows].to(dtype)
+        out = block[: x.shape[0]]
+        if bias is None:
+            torch.mm(x, weight, out=out)
+        else:
+            torch.addmm(bias, x, weight, out=out)
+        yield rows, out
+
+
+def _fused(backend: str, *tensors: Tensor | None) -> bool:
+    features, *parameters = (tensor for tensor in tensors if tensor is not None)
+    able = use_triton(backend, features, *parameters)
+    return able and (backend == "triton" or features.shape[1] <= FUSED_FEATURES)
+
+
+def _check_head(features: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    check_matrix(features, "features [batch, in_features]")
+    check_matrix(weight, "weight [classes, in_features]")
+    fits = weight.shape[1] == features.shape[1] and weight.dtype == features.dtype
+    if bias is not None:
+        fits = fits and bias.shape == weight.shape[:1] and bias.dtype == features.dtype
+    if not fits or not weight.shape[0]:
+        shapes = [f"{t.dtype} {list(t.shape)}" for t in (features, weight, bias) if t is not None]
+        raise InvalidArgument(
+            "Expected features [batch, in_features], weight [classes, in_features] and bias "
+            f"[classes] of one type, got {', '.join(shapes)}."
+        )

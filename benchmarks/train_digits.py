@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
-from gradscore.data.digits import digit_arrays
+from gradscore.data.named import digit_arrays
 from gradscore.models.digits import PREPROCESSING, DigitsNet
 
 EPOCHS = 30

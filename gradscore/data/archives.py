@@ -1,21 +1,21 @@
 """Images in .tar archives: WebDataset shards, or plain archives of folders."""
 
-import glob
 import json
-import re
 import tarfile
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gradscore.data.folders import MACOS, counted, ending, folder_labels
-from gradscore.data.labels import class_numbers
+from PIL import Image
+
+from gradscore.data.folders import MACOS, counted, ending, folder_labels, paths_of
+from gradscore.data.labels import Wanted, class_numbers
 from gradscore.data.manifest_formats import IMAGE_SUFFIXES
-from gradscore.data.opened import Opened, Wanted
-from gradscore.data.readers import ArchiveMembers, PackedMembers
+from gradscore.data.pictures import LARGEST_FILE, Opened, decode_image
 from gradscore.data.tar_members import open_archive, sound_members
 from gradscore.errors import DataError
-from gradscore.files import open_regular
+from gradscore.files import SCARCE, open_regular
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 LABEL_KEYS = ("label", "cls", "class_id", "class", "target")
@@ -23,7 +23,75 @@ LABEL_KEYS = ("label", "cls", "class_id", "class", "target")
 PACKED_BYTES = 4 << 30
 """Images of compressed archives are held in memory up to this size."""
 LABEL_BYTES = 1 << 20
-MOST_FILES = 1_000_000
+
+
+class Members:
+    """Image files inside .tar archives.
+
+    Those of an uncompressed archive are read at their place. Those of a compressed one are all
+    held in memory, once a process.
+
+    Args:
+        places: Archive, place of the first byte, and number of bytes of each image.
+        names: What errors call the images.
+        packed: Whether the archives are compressed.
+    """
+
+    def __init__(
+        self, places: Sequence[tuple[Path, int, int]], names: Sequence[str], packed: bool
+    ) -> None:
+        self.places, self.names, self.packed = places, names, packed
+        self._contents: dict[tuple[Path, int], bytes] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the contents to be read again by the process that receives this."""
+        return {**self.__dict__, "_contents": {}}
+
+    def read(self, place: int) -> Image.Image:
+        """Return the picture in a member."""
+        path, offset, size = self.places[place]
+        name = f"{path}:{self.names[place]}"
+        if size > LARGEST_FILE:
+            raise DataError(f"{name}: expected at most {LARGEST_FILE:,} bytes, got {size:,}.")
+        content = (
+            self._unpacked(path, offset, name)
+            if self.packed
+            else _in_place(path, offset, size, name)
+        )
+        return decode_image(content, name)
+
+    def _unpacked(self, path: Path, offset: int, name: str) -> bytes:
+        if (path, offset) not in self._contents:
+            self._unpack(path)
+        if (path, offset) not in self._contents:
+            raise DataError(f"{name}: the archive has changed since it was opened.")
+        return self._contents[path, offset]
+
+    def _unpack(self, path: Path) -> None:
+        wanted = {offset for there, offset, _ in self.places if there == path}
+        try:
+            with open_archive(path) as archive:
+                for member in sound_members(archive, path):
+                    if member.offset_data in wanted and member.size <= LARGEST_FILE:
+                        content = archive.extractfile(member).read()
+                        self._contents[path, member.offset_data] = content
+        except Exception as error:  # each kind of packing has its own for damage
+            raise DataError(f"Cannot read the archive {str(path)!r}: {error}") from error
+
+
+def _in_place(path: Path, offset: int, size: int, name: str) -> bytes:
+    """Return a member's bytes from an uncompressed archive."""
+    try:
+        with open_regular(path) as file:
+            file.seek(offset)
+            content = file.read(size)
+    except OSError as error:
+        if error.errno in SCARCE:
+            raise
+        raise DataError(f"{name}: cannot be read: {error.strerror}.") from None
+    if len(content) != size:
+        raise DataError(f"{name}: the archive ends in the middle of it.")
+    return content
 
 
 class _Labels:
@@ -86,7 +154,6 @@ def open_archives(text: str, wanted: Wanted) -> Opened:
         numbers, notice = None, ""
     notices = [notice, f"passed over: {counted(others)}" if others else ""]
     sizes = [str(size) for _, _, size in places]
-    reader = (PackedMembers if packed else ArchiveMembers)(places, names)
     total = sum(size for _, _, size in places)
     if packed and total > PACKED_BYTES:
         raise DataError(
@@ -94,7 +161,7 @@ def open_archives(text: str, wanted: Wanted) -> Opened:
             f"{total / (1 << 30):.1f} GiB in {text!r}: unpack it to a .tar (gunzip, unxz), which "
             "is read in place."
         )
-    return Opened(names, numbers, reader, contents=sizes, notices=notices)
+    return Opened(names, numbers, Members(places, names, packed), contents=sizes, notices=notices)
 
 
 def _sorted_out(
@@ -147,28 +214,3 @@ def _inside(names: list[str]) -> list[str]:
 def _is_packed(path: Path) -> bool:
     with open_regular(path) as file:
         return file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"))
-
-
-def paths_of(text: str, what: str) -> list[Path]:
-    """Return the files of a name with at most one ``{000..009}``, or with wildcards.
-
-    Args:
-        text: The name.
-        what: What an error calls such a file.
-
-    Raises:
-        DataError: If a file is absent, or the numbers are more than :data:`MOST_FILES`.
-    """
-    braces = re.search(r"\{(\d+)\.\.(\d+)\}", text)
-    if braces:
-        first, last = braces.groups()
-        if len(last) > 18 or int(last) - int(first) >= MOST_FILES:
-            raise DataError(f"Expected at most {MOST_FILES:,} files, got {braces[0][:40]}.")
-        numbers = range(int(first), int(last) + 1)
-        names = [text.replace(braces[0], str(n).zfill(len(first))) for n in numbers]
-    else:
-        names = sorted(glob.glob(text)) if not Path(text).is_file() else [text]
-    absent = next((name for name in names if not Path(name).is_file()), None if names else text)
-    if absent is not None:
-        raise DataError(f"No {what} at {absent!r}.")
-    return [Path(name) for name in names]

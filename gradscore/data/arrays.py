@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from gradscore.data.labels import UNKNOWN, check_number, class_numbers
+from gradscore.data.labels import UNKNOWN, Wanted, check_number, class_numbers
 from gradscore.data.manifest import file_sha256
-from gradscore.data.opened import Opened, Wanted
-from gradscore.data.readers import ArrayFile, array_in
+from gradscore.data.pictures import Opened, Picture
 from gradscore.errors import DataError
 from gradscore.numpy_files import load_npy, open_npz
 
@@ -23,6 +23,73 @@ CORRUPTED = (50_000, 32, 32, 3)
 SCANNED_BYTES = 1 << 26
 ROUNDING = 1e-3
 """Floats may leave 0..1 by so much, as resampling and rounding make them."""
+
+
+class ArrayFile:
+    """Images of an .npy, or of an array of an .npz: uint8, or floats in 0..1.
+
+    Stored without compression they are read in place; compressed ones are held in memory, once a
+    process.
+
+    Args:
+        path: The file.
+        key: Name of the array in an .npz; None for an .npy.
+        start: Where the set begins in the array.
+        channels_first: Whether an image is ``[c, h, w]``, not ``[h, w]`` or ``[h, w, c]``.
+    """
+
+    def __init__(
+        self, path: Path, key: str | None, start: int = 0, *, channels_first: bool = False
+    ) -> None:
+        self.path, self.key, self.start = path, key, start
+        self.channels_first = channels_first
+        self._images: NDArray | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the array to be opened again by the process that receives this."""
+        return {**self.__dict__, "_images": None}
+
+    @property
+    def images(self) -> NDArray:
+        """The whole array, mapped from the file where it can be."""
+        if self._images is None:
+            try:
+                self._images = array_in(self.path, self.key)
+            except (OSError, ValueError) as error:  # it was sound when the set was opened
+                raise DataError(f"Cannot read {str(self.path)!r}: {error}") from error
+        return self._images
+
+    def read(self, place: int) -> Picture:
+        """Return one picture, or a float array ``[channels, height, width]``."""
+        image = self.images[self.start + place]
+        if image.ndim == 2:
+            image = image[None]
+        elif not self.channels_first:
+            image = image.transpose(2, 0, 1)
+        if image.dtype != np.uint8:
+            return np.array(image, np.float32)
+        if len(image) == 1:
+            return Image.fromarray(np.ascontiguousarray(image[0]))
+        return Image.fromarray(np.ascontiguousarray(image[:3].transpose(1, 2, 0)))
+
+
+def array_in(path: Path, key: str | None, *, check: bool = False) -> NDArray:
+    """Return an array of a file, in its place there where it can be.
+
+    Args:
+        path: An .npz, or an .npy.
+        key: Name of the array in an .npz; None for an .npy.
+        check: Whether the checksum of an array that stays in the file is compared.
+
+    Raises:
+        OSError: If the file cannot be opened.
+        ValueError: If it is damaged or cannot be read safely.
+    """
+    if key is None:
+        return load_npy(path, mapped=True)
+    with open_npz(path) as arrays:
+        mapped = arrays.mapped(key, check=check)
+        return arrays.read(key) if mapped is None else mapped
 
 
 def split_part(text: str) -> tuple[str, str]:
@@ -164,23 +231,23 @@ def _refuse_unscaled(images: NDArray, source: str) -> None:
         return
     eight_bits = low >= 0 and high <= 255
     if images.dtype == bool:
-        remedy = "store images.astype('uint8') * 255"
+        hint = "store images.astype('uint8') * 255"
     elif eight_bits and not floating:
-        remedy = "store images.astype('uint8')"
+        hint = "store images.astype('uint8')"
     elif eight_bits:
-        remedy = "divide by 255 where 255 is white, or store uint8"
+        hint = "divide by 255 where 255 is white, or store uint8"
     elif low < 0:
-        remedy = "store them before normalisation, which is the model's `preprocessing`"
+        hint = "store them before normalisation, which is the model's `preprocessing`"
     else:
-        remedy = "divide by the value that is white, and store floats"
+        hint = "divide by the value that is white, and store floats"
     raise DataError(
         f"Expected images of uint8, or floats in 0..1, in {source!r}, got {images.dtype} from "
-        f"{low:.6g} to {high:.6g}; {remedy}."
+        f"{low:.6g} to {high:.6g}; {hint}."
     )
 
 
 def _range(images: NDArray) -> tuple[float, float]:
-    """Return the least and the largest value, read part by part; NaN is left to be told later."""
+    """Return the least and the largest value, read part by part; NaN is reported later."""
     rows = max(1, SCANNED_BYTES // max(1, images[0].nbytes))
     parts = [images[start : start + rows] for start in range(0, len(images), rows)]
     low = np.fmin.reduce([np.fmin.reduce(part, None) for part in parts])

@@ -62,8 +62,8 @@ class DeclaredSet:
             kinds = {"count": int, "folders": int, "unverified": list | tuple}
             kind = kinds.get(field.name, str)
             if not (isinstance(value, kind) or (optional and value is None)):
-                told = getattr(kind, "__name__", "list")
-                raise ValueError(f"expected {field.name} as {told}, got {value!r}")
+                wanted = getattr(kind, "__name__", "list")
+                raise ValueError(f"expected {field.name} as {wanted}, got {value!r}")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", self.name):
             raise ValueError(
                 f"Expected a set name of letters, digits and . _ + - only, got {self.name!r}"
@@ -143,7 +143,7 @@ def problems(
     Args:
         declared: The set.
         root: Folder that its ``files`` pattern starts from.
-        listed: A list written by :func:`build_list`; every image is then held to its SHA-256.
+        listed: A list written by :func:`build_list`; every image must have its SHA-256.
 
     Raises:
         DataError: If the list cannot be read.

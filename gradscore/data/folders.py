@@ -1,6 +1,11 @@
-"""Folders of images: what is in them, and the classes that their sub-folders mean."""
+"""Folders of images: what is in them, and the classes that their sub-folders mean.
 
+Also the files that one name with wildcards or numbers stands for.
+"""
+
+import glob
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,8 +13,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gradscore.data.labels import UNKNOWN, ClassNames, Labels, named_classes, whole_number
+from gradscore.data.labels import (
+    UNKNOWN,
+    ClassNames,
+    Labels,
+    Wanted,
+    named_classes,
+    whole_number,
+)
 from gradscore.data.manifest_formats import IMAGE_SUFFIXES
+from gradscore.data.pictures import Files, Opened
 from gradscore.errors import DataError
 
 MACOS = "__MACOSX"
@@ -24,11 +37,28 @@ MOST_REVISITS = 10_000
 """Folders that links lead to once more; few folders that link to each other name millions."""
 
 
+MOST_FILES = 1_000_000
+"""Files that one name with ``{000..009}`` may stand for."""
+
+
 class Listing(NamedTuple):
     """Relative paths of a folder's images, sorted, and what was passed over, in words."""
 
     paths: list[str]
     passed_over: str
+
+
+def open_folder(text: str, wanted: Wanted) -> Opened:
+    """Open the images below a folder; for a labelled set its sub-folders are classes.
+
+    Raises:
+        DataError: As :func:`find_images` does.
+    """
+    paths, passed_over = find_images(text)
+    labels, notice = None, ""
+    if wanted.labelled:
+        labels, notice = folder_labels(paths, wanted.class_names, wanted.classes)
+    return Opened(paths, labels, Files(Path(text), paths), notices=[notice, passed_over])
 
 
 def find_images(folder: str | Path) -> Listing:
@@ -128,6 +158,31 @@ def counted(others: Counter) -> str:
     """
     ordered = sorted(others.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{n:,} {what}" for what, n in ordered)
+
+
+def paths_of(text: str, what: str) -> list[Path]:
+    """Return the files of a name with at most one ``{000..009}``, or with wildcards.
+
+    Args:
+        text: The name.
+        what: What an error calls such a file.
+
+    Raises:
+        DataError: If a file is absent, or the numbers are more than :data:`MOST_FILES`.
+    """
+    braces = re.search(r"\{(\d+)\.\.(\d+)\}", text)
+    if braces:
+        first, last = braces.groups()
+        if len(last) > 18 or int(last) - int(first) >= MOST_FILES:
+            raise DataError(f"Expected at most {MOST_FILES:,} files, got {braces[0][:40]}.")
+        numbers = range(int(first), int(last) + 1)
+        names = [text.replace(braces[0], str(n).zfill(len(first))) for n in numbers]
+    else:
+        names = sorted(glob.glob(text)) if not Path(text).is_file() else [text]
+    absent = next((name for name in names if not Path(name).is_file()), None if names else text)
+    if absent is not None:
+        raise DataError(f"No {what} at {absent!r}.")
+    return [Path(name) for name in names]
 
 
 def folder_labels(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -24,6 +25,21 @@ class Labels(NamedTuple):
 
     numbers: NDArray[np.int64]
     notice: str = ""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is known of the model that a set is opened for.
+
+    Attributes:
+        class_names: Its class names in order, or each name's number; None where unknown.
+        classes: The number of its classes; None where unknown.
+        labelled: Whether folders mean classes.
+    """
+
+    class_names: ClassNames | None = None
+    classes: int | None = None
+    labelled: bool = True
 
 
 def whole_number(label: Any) -> int | None:
@@ -64,7 +80,7 @@ def class_numbers(
         classes: The number of the model's classes.
 
     Raises:
-        DataError: If a number is below -1, or numbers and names are mixed; the first such is told.
+        DataError: If a number is below -1, or numbers and names are mixed; the first is named.
     """
     distinct = {label: whole_number(label) for label in dict.fromkeys(labels)}
     for label, number in distinct.items():

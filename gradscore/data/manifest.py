@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscore.data.labels import ClassNames, class_numbers
+from gradscore.data.labels import ClassNames, Wanted, class_numbers
 from gradscore.data.manifest_formats import IMAGE_SUFFIXES, READERS, WRITERS, Columns
+from gradscore.data.pictures import Files, Opened
 from gradscore.errors import DataError
 from gradscore.files import open_regular, written_aside
 
@@ -56,6 +57,18 @@ def split_root(source: str) -> tuple[Path, Path]:
     if at and manifest.lower().endswith(SUFFIXES) and not Path(source).exists():
         return Path(manifest), Path(root)
     return Path(source), Path(source).parent
+
+
+def open_list(text: str, wanted: Wanted) -> Opened:
+    """Open the images of ``MANIFEST[@ROOT]``.
+
+    Raises:
+        DataError: As :func:`read_manifest` does.
+    """
+    listed = read_manifest(text, wanted.class_names, wanted.classes)
+    reader = Files(listed.root, listed.paths, listed.sha256)
+    notices = [listed.notice]
+    return Opened(listed.paths, listed.labels, reader, contents=listed.sha256, notices=notices)
 
 
 def read_manifest(

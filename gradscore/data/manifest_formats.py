@@ -132,7 +132,7 @@ def _read_imglist(file: BinaryIO, path: Path) -> Iterator[Row]:
 
 
 def _parts(line: str) -> list[str]:
-    r"""Return path and label of a line; more or fewer parts where it cannot be told.
+    r"""Return path and label of a line; more or fewer parts where it is unclear.
 
     >>> [_parts(line) for line in ("a b.png 3", "a.png", "a.png\tcat\t0\t9", "a.png 0 1")]
     [['a b.png', '3'], ['a.png', ''], ['a.png', 'cat'], ['a.png', '0', '1']]

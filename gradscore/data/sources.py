@@ -8,17 +8,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscore.data import archives, arrays, tables
-from gradscore.data.decode import pixels_up_to
-from gradscore.data.digits import digit_arrays
-from gradscore.data.folders import find_images, folder_labels
-from gradscore.data.labels import UNKNOWN, ClassNames
-from gradscore.data.manifest import SUFFIXES, read_manifest, rows_sha256, split_root
-from gradscore.data.opened import Opened, Wanted
-from gradscore.data.readers import Files, Items, Picture, Pictures, Reader
-from gradscore.data.subset import Chosen, choose
+from gradscore.data import archives, arrays, named, tables
+from gradscore.data.folders import open_folder
+from gradscore.data.labels import UNKNOWN, ClassNames, Wanted
+from gradscore.data.manifest import SUFFIXES, open_list, rows_sha256, split_root
+from gradscore.data.pictures import Opened, Picture, Reader, pixels_up_to
 from gradscore.errors import DataError
 
+SEED = 0
+"""Of the choice of some images from all of a set."""
 FORMS = (
     "a folder of images, a list (.csv, .parquet, .txt, or LIST@ROOT), .npz or .npy, .tar or "
     ".tar.gz, .parquet with images in it, torchvision:DATASET:SPLIT or digits:SPLIT"
@@ -34,7 +32,7 @@ class ImageSet:
         paths: A name for each image.
         labels: Shape ``[n]``, int64; -1 unknown.
         reader: What fetches an image.
-        sha256: Identity of the list: names, labels, and contents where they are cheap to tell.
+        sha256: Identity of the list: names, labels, and contents where they are cheap to identify.
         notice: What the user should know about the images and labels, or empty.
         max_pixels: Larger pictures are refused; None leaves Pillow's own limit.
         contents: What identifies the content of each image, or empty.
@@ -126,6 +124,66 @@ def open_set(
     )
 
 
+class Chosen:
+    """Reads some of another reader's images, in an order of their own."""
+
+    def __init__(self, reader: Reader, places: NDArray[np.int64]) -> None:
+        self.reader, self.places = reader, places
+
+    def read(self, place: int) -> Picture:
+        """Return one of the chosen images."""
+        return self.reader.read(int(self.places[place]))
+
+
+def choose(
+    paths: Sequence[str], labels: NDArray[np.int64], limit: int
+) -> tuple[NDArray[np.int64], str]:
+    """Return the places of ``limit`` images, and a notice about how they were chosen.
+
+    They are spread over the classes, or over the folders where no label is known, by a fixed seed.
+    Fewer images are always the first ones of more. Images of one class or folder are taken in
+    their order.
+
+    Args:
+        paths: Names of the set's images.
+        labels: Their labels, -1 unknown.
+        limit: How many to choose, fewer than there are.
+    """
+    known = labels != UNKNOWN
+    groups, what = (labels, "classes") if known.any() else (_folders(paths), "folders")
+    number = len(np.unique(groups[known] if known.any() else groups))
+    order = spread(groups) if number > 1 else np.arange(len(paths))
+    order = np.concatenate([order[known[order]], order[~known[order]]])
+    notice = f"spread over {number:,} {what} by a fixed seed" if number > 1 else "the first ones"
+    return order[:limit], notice
+
+
+def _folders(paths: Sequence[str]) -> NDArray[np.int64]:
+    numbers: dict[str, int] = {}
+    folders = (path.rpartition("/")[0] for path in paths)
+    return np.array([numbers.setdefault(folder, len(numbers)) for folder in folders])
+
+
+def spread(groups: NDArray) -> NDArray[np.int64]:
+    """Return all places in an order whose every beginning holds the groups in equal shares.
+
+    Both the groups' turns and the order within each are drawn from a fixed seed.
+
+    >>> groups = np.array([5, 5, 5, 5, 7, 7])
+    >>> groups[spread(groups)].tolist()
+    [7, 5, 7, 5, 5, 5]
+    """
+    rng = np.random.default_rng(SEED)
+    shuffled = rng.permutation(len(groups))
+    _, group, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    turns = rng.permutation(len(counts))
+    by_group = shuffled[np.argsort(group[shuffled], kind="stable")]
+    starts = np.repeat(np.cumsum(counts) - counts, counts)
+    round_of = np.empty(len(groups), np.int64)
+    round_of[by_group] = np.arange(len(groups)) - starts
+    return np.lexsort((turns[group], round_of))
+
+
 def _opener(text: str) -> Callable[[str, Wanted], Opened]:
     """Return what opens the images that a text names.
 
@@ -142,48 +200,14 @@ def _opener(text: str) -> Callable[[str, Wanted], Opened]:
     if tables.holds_images(text):
         return tables.open_tables
     if split_root(text)[0].suffix.lower() in SUFFIXES and not os.path.isdir(text):
-        return _open_list
+        return open_list
     if os.path.isdir(text):  # False, not an error, for what no name can be
-        return _open_folder
+        return open_folder
     unpack = " Unpack it to a folder." if lower.endswith((".zip", ".7z", ".rar")) else ""
     raise DataError(f"No set of images at {text!r}; expected {FORMS}.{unpack}")
 
 
-def _open_list(text: str, wanted: Wanted) -> Opened:
-    manifest = read_manifest(text, wanted.class_names, wanted.classes)
-    reader = Files(manifest.root, manifest.paths, manifest.sha256)
-    return Opened(
-        manifest.paths,
-        manifest.labels,
-        reader,
-        contents=manifest.sha256,
-        notices=[manifest.notice],
-    )
-
-
-def _open_folder(text: str, wanted: Wanted) -> Opened:
-    paths, passed_over = find_images(text)
-    labels, notice = None, ""
-    if wanted.labelled:
-        labels, notice = folder_labels(paths, wanted.class_names, wanted.classes)
-    return Opened(paths, labels, Files(Path(text), paths), notices=[notice, passed_over])
-
-
-def _open_digits(text: str, wanted: Wanted) -> Opened:
-    images, labels, names = digit_arrays(text.partition(":")[2])
-    return Opened(names, labels, Pictures(images))
-
-
-def _open_torchvision(text: str, wanted: Wanted) -> Opened:
-    from gradscore.data.torchvision_sets import open_dataset
-
-    dataset, labels = open_dataset(text)
-    name = text.partition("@")[0].removeprefix("torchvision:").replace(":", "/")
-    paths = [f"{name}/{place}" for place in range(len(dataset))]
-    return Opened(paths, labels, Items(dataset, name))
-
-
 _NAMED: dict[str, Callable[[str, Wanted], Opened]] = {
-    "digits": _open_digits,
-    "torchvision": _open_torchvision,
+    "digits": named.open_digits,
+    "torchvision": named.open_torchvision,
 }

@@ -11,11 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from gradscore.data.archives import paths_of
-from gradscore.data.decode import decode_image
-from gradscore.data.labels import UNKNOWN, Labels, class_numbers, named_classes, whole_number
+from gradscore.data.folders import paths_of
+from gradscore.data.labels import (
+    UNKNOWN,
+    Labels,
+    Wanted,
+    class_numbers,
+    named_classes,
+    whole_number,
+)
 from gradscore.data.manifest_formats import FEW_ROWS, check_unfolded
-from gradscore.data.opened import Opened, Wanted
+from gradscore.data.pictures import Opened, decode_image
 from gradscore.errors import DataError
 from gradscore.files import open_regular
 
@@ -71,7 +77,7 @@ def holds_images(text: str) -> bool:
     try:
         return _image_column(_schema(paths_of(text, "file")[0])) is not None
     except DataError:
-        return False  # told by what opens lists
+        return False  # reported by what opens lists
 
 
 def open_tables(text: str, wanted: Wanted) -> Opened:

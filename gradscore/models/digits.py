@@ -1,7 +1,7 @@
 """The embedded model: a small network that knows the handwritten digits 0 to 5.
 
 It comes with its weights, so that everything can be tried without a download. How they were
-trained is ``benchmarks/train_digits.py``; the sets that go with it are ``gradscore.data.digits``.
+trained is ``benchmarks/train_digits.py``; the sets that go with it are ``gradscore.data.named``.
 """
 
 from importlib.resources import as_file, files

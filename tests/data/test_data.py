@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from gradscore.data import batch_spans, first_readable, load_batches, open_set
-from gradscore.data.decode import decode_image
-from gradscore.data.digits import digit_arrays
-from gradscore.data.sources import folder_labels
+from gradscore.data.folders import folder_labels
+from gradscore.data.named import digit_arrays
+from gradscore.data.pictures import decode_image
 from gradscore.errors import DataError
 from gradscore.models.preprocessing import Preprocessing
 

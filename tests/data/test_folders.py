@@ -18,10 +18,10 @@ from PIL import Image
 
 from gradscore.cli import cli
 from gradscore.data import open_set
-from gradscore.data.decode import decode_image
 from gradscore.data.folders import find_images
+from gradscore.data.labels import Wanted
 from gradscore.data.manifest import read_manifest
-from gradscore.data.opened import Wanted
+from gradscore.data.pictures import decode_image
 from gradscore.data.tables import open_tables
 from gradscore.errors import DataError
 

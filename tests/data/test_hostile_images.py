@@ -15,8 +15,7 @@ from PIL.Image import open as pil_open
 
 from gradscore.cli import cli
 from gradscore.data import decoding_processes, load_batches, open_set
-from gradscore.data.decode import decode_image, decoding_here
-from gradscore.data.readers import Items
+from gradscore.data.pictures import Items, decode_image, decoding_here
 from gradscore.errors import DataError
 from gradscore.models.preprocessing import Preprocessing
 

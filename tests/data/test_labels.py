@@ -10,7 +10,7 @@ from PIL import Image
 
 from gradscore.data import open_set
 from gradscore.data.labels import class_numbers
-from gradscore.data.subset import spread
+from gradscore.data.sources import spread
 from gradscore.errors import DataError
 
 NAMES = ["cat", "dog", "traffic light"]

@@ -211,7 +211,7 @@ def test_pictures_are_what_the_libraries_take_them_for():
     """Grey, palettes, transparency and CMYK become RGB as by Pillow's own conversion."""
     import io
 
-    from gradscore.data.decode import decode_image
+    from gradscore.data.pictures import decode_image
 
     colours = Image.fromarray(COLOURS[0])
     palette = colours.convert("P")

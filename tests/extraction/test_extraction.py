@@ -11,7 +11,7 @@ from helpers.small_models import make_model
 from PIL import Image
 from torch import nn
 
-from gradscore.data.digits import digit_arrays
+from gradscore.data.named import digit_arrays
 from gradscore.errors import (
     DataError,
     GradScoreError,

@@ -118,7 +118,7 @@ def test_a_failed_download_says_what_to_do():
 
 
 def test_digits_come_with_their_weights():
-    from gradscore.data.digits import digit_arrays
+    from gradscore.data.named import digit_arrays
 
     model = create_model("digits")
     images, labels, _ = digit_arrays("test")

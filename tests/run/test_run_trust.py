@@ -649,7 +649,7 @@ def test_libraries_data_sets_that_a_run_names_are_not_opened(kept, tmp_path, mon
     run = shutil.copytree(kept, tmp_path / "run")
     alter(run, put("torchvision:MNIST:test@evil", "sets", "digits", "source"))
     opened = []
-    monkeypatch.setattr("gradscore.data.torchvision_sets.open_dataset", opened.append)
+    monkeypatch.setattr("gradscore.data.named.open_dataset", opened.append)
     error = CliRunner().invoke(cli, ["extract", "--run", str(run), "-p", "2", "-q"]).exception
     assert isinstance(error, RunError), error
     assert "add `--id digits=torchvision:MNIST:test@evil` if you trust it" in str(error)

@@ -1,15 +1,23 @@
-"""Image files to pictures of 8 bits, grey or RGB; anything doubtful is refused by name."""
+"""Pictures of 8 bits, grey or RGB, from image files and what else holds them.
 
+Anything doubtful is refused by name. A reader fetches the pictures of a set one by one; it can be
+sent to worker processes.
+"""
+
+import hashlib
 import io
 import os
 import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from gradscore.errors import DataError
@@ -19,6 +27,7 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that are decoded here; others, such as EPS, would run further programs."""
 LARGEST_FILE = 1 << 29
 """Bytes of an image file: more than the most pixels in any of these formats."""
+Picture = Image.Image | NDArray[np.float32]
 _replacing = threading.RLock()
 
 
@@ -165,3 +174,83 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     if "transparency" in picture.info:
         picture = picture.convert("RGBA")
     return picture.convert("RGB")
+
+
+class Reader(Protocol):
+    """Fetches images by their place in the set."""
+
+    def read(self, place: int) -> Picture:
+        """Return a picture (``L`` or ``RGB``), or a float array ``[channels, height, width]``.
+
+        Raises:
+            DataError: If it cannot be read; the message names it.
+        """
+        ...
+
+
+class Files:
+    """Image files below a folder; each is checked against its SHA-256 where the list has one."""
+
+    def __init__(self, root: Path, paths: Sequence[str], sha256: Sequence[str] = ()) -> None:
+        self.root, self.paths, self.sha256 = root, paths, sha256
+
+    def read(self, place: int) -> Image.Image:
+        """Return the picture in a file."""
+        path = self.root / self.paths[place]
+        content = read_image_file(path)
+        if self.sha256 and hashlib.sha256(content).hexdigest() != self.sha256[place]:
+            raise DataError(f"{path}: its SHA-256 is not the one in the manifest.")
+        return decode_image(content, str(path))
+
+
+class Pictures:
+    """Grey pictures held in memory."""
+
+    def __init__(self, images: NDArray[np.uint8]) -> None:
+        self.images = images
+
+    def read(self, place: int) -> Image.Image:
+        """Return one picture."""
+        return Image.fromarray(self.images[place])
+
+
+class Items:
+    """Items of a dataset ``[i] -> (image, label)``, as torchvision's are."""
+
+    def __init__(self, dataset: Any, name: str) -> None:
+        self.dataset, self.name = dataset, name
+
+    def read(self, place: int) -> Image.Image:
+        """Return one item's picture."""
+        try:
+            with decoding_here():
+                picture = self.dataset[place][0]
+        except DataError:
+            raise
+        except Exception as error:  # each dataset has its own kinds
+            raise DataError(f"{self.name}/{place}: cannot be read: {error}") from error
+        if not isinstance(picture, Image.Image):
+            kind = type(picture).__name__
+            raise DataError(f"{self.name}/{place}: expected a picture, got {kind}.")
+        return picture if picture.mode in ("L", "RGB") else picture.convert("RGB")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The images of a source.
+
+    Attributes:
+        paths: A name for each image.
+        labels: Class numbers ``[n]``, int64, -1 unknown; None where the source has none.
+        reader: What fetches an image.
+        contents: What identifies the content of each image, or empty.
+        whole: What identifies the content of all of them together.
+        notices: What the user should know, a clause each.
+    """
+
+    paths: Sequence[str]
+    labels: NDArray[np.int64] | None
+    reader: Reader
+    contents: Sequence[str] = ()
+    whole: Sequence[str] = ()
+    notices: Sequence[str] = ()

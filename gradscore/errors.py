@@ -1,5 +1,8 @@
 """What can go wrong, by kind. The command line prints each as one line and exits with 1."""
 
+SIGNS_OF_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory")
+"""Of CUDA, also as a ``torch.AcceleratorError``; of cuDNN's and cuBLAS's status; of the CPU."""
+
 
 class GradScoreError(Exception):
     """Base of every error that gradscore raises on purpose."""
@@ -31,3 +34,17 @@ class NotRecorded(RunError):
 
 class GradScoreWarning(UserWarning):
     """A result stands, but is hardly what was meant, or less sure; the message says why."""
+
+
+def memory_ended(error: BaseException) -> bool:
+    """Return whether an error says that memory has ended, whichever library said it.
+
+    Where a failure is answered by another way, such as one sample after the other, this one is
+    not: the other way would be slow without a word, or end likewise.
+    """
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(sign in text for sign in SIGNS_OF_MEMORY)

@@ -18,6 +18,8 @@ from typing import BinaryIO, TextIO
 
 from gradscore.errors import GradScoreError, RunError
 
+FEW_BYTES, BYTES_A_BYTE = 1 << 28, 100
+"""What is compressed may unfold to the larger of so much, and so many times its size."""
 SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """What the machine lacks says nothing about a file."""
 _KINDS = {
@@ -65,6 +67,11 @@ def read_regular(path: str | os.PathLike, limit: int) -> bytes:
             reason = f"expected at most {limit:,} bytes, got {size:,}"
             raise OSError(errno.EFBIG, reason, os.fspath(path))
         return file.read(size)
+
+
+def most_unfolded(size: int) -> int:
+    """Return the most bytes that ``size`` compressed ones may unfold to."""
+    return max(FEW_BYTES, BYTES_A_BYTE * size)
 
 
 @contextmanager

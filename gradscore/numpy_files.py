@@ -16,10 +16,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscore.files import open_regular
+from gradscore.files import most_unfolded, open_regular
 
-FEW_BYTES, BYTES_A_BYTE = 1 << 28, 100
-"""A compressed array may unfold to the larger of so much, and so many times its size."""
 ENDING = ".npy"
 _PART = 1 << 22
 _ENCRYPTED = 1
@@ -86,7 +84,7 @@ class ArrayArchive:
             raise ValueError(f"the array {name} is encrypted")
         if info.compress_type not in _METHODS:
             raise ValueError(f"the array {name} is compressed by method {info.compress_type}")
-        if info.file_size > max(FEW_BYTES, BYTES_A_BYTE * info.compress_size):
+        if info.file_size > most_unfolded(info.compress_size):
             raise ValueError(
                 f"the array {name} would unfold from {info.compress_size:,} bytes to "
                 f"{info.file_size:,}"

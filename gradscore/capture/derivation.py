@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
+from gradscore.errors import memory_ended
 from gradscore.graph import nodes_below
-from gradscore.memory import memory_ended
 
 
 def leaves_below(roots: Sequence[Node | None]) -> list[Tensor]:

@@ -11,7 +11,7 @@ from torch.func import vjp, vmap
 from gradscore.capture.arguments import Slot, tensors_in
 from gradscore.capture.layout import UseLayout
 from gradscore.capture.use import Use
-from gradscore.memory import memory_ended
+from gradscore.errors import memory_ended
 from gradscore.network import is_in_place
 
 

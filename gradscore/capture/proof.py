@@ -25,7 +25,7 @@ from gradscore.capture.layout import (
 )
 from gradscore.capture.recorder import Recorder
 from gradscore.capture.witness import confirmed
-from gradscore.memory import memory_ended
+from gradscore.errors import memory_ended
 from gradscore.network import state_of, unobserved
 
 MOST_KNOWN = 64

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from gradscore.data.labels import check_number, whole_number
 from gradscore.errors import DataError
 from gradscore.escapes import from_cell, to_cell
-from gradscore.files import as_text
+from gradscore.files import as_text, most_unfolded
 
 IMAGE_SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm"),
@@ -32,8 +32,6 @@ LONGEST_PATH = 4096
 """Characters that a system opens a file by."""
 FEW_ROWS, ROWS_A_BYTE = 1_000_000, 8
 """A .parquet with more rows than both allow repeats a few values only to fill memory."""
-FEW_BYTES, BYTES_A_BYTE = 1 << 28, 100
-"""The same for the size that it is to unfold to."""
 
 COLUMN_KINDS = {
     "path": ("string",),
@@ -210,7 +208,7 @@ def check_unfolded(facts: Any, kinds: Iterable[str], size: int, path: Path) -> N
     chunks = [group.column(place) for group in groups for place in range(facts.num_columns)]
     unfolded = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema in kinds)
     many = facts.num_rows > max(FEW_ROWS, ROWS_A_BYTE * size)
-    if many or unfolded > max(FEW_BYTES, BYTES_A_BYTE * size):
+    if many or unfolded > most_unfolded(size):
         raise DataError(
             f"Expected a list that unfolds to about its size, got {facts.num_rows:,} rows and "
             f"{unfolded:,} bytes in the {size:,} bytes of {str(path)!r}."

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+from gradscore.files import most_unfolded
+
 HEADER_BYTES = 1 << 18
 """Long names and further fields of a member are read at once, and may be so much."""
 PIECE_BYTES = 1 << 20
-FEW_BYTES, BYTES_A_BYTE = 1 << 28, 100
-"""A compressed archive may unfold to the larger of so much, and so many times its size."""
 _EXTENDED = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
@@ -107,7 +107,7 @@ def sound_members(archive: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarI
     """
     size = os.path.getsize(path)
     plain = type(archive.fileobj).__name__ in ("BufferedReader", "ExFileObject")
-    end = size if plain else max(FEW_BYTES, BYTES_A_BYTE * size)
+    end = size if plain else most_unfolded(size)
     while (member := _next(archive)) is not None:
         if member.size < 0 or member.offset_data + member.size > end:
             raise ValueError(

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from gradscore.capture import own_images
-from gradscore.errors import ModelError
+from gradscore.errors import ModelError, memory_ended
 from gradscore.extraction.precision import PRECISIONS
 from gradscore.layers.head import Head
-from gradscore.memory import memory_ended
 from gradscore.network import preserve_state, wrap_forward_errors
 from gradscore.outputs import logits_of
 

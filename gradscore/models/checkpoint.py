@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from gradscore.errors import WeightsError
+from gradscore.files import most_unfolded
 from gradscore.models.pickles import SAVE, check_pickle
-from gradscore.numpy_files import BYTES_A_BYTE, FEW_BYTES, open_npz
+from gradscore.numpy_files import open_npz
 
 TORCH_SUFFIXES = (".pth", ".pt", ".th", ".tar", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES, ".npz")
@@ -136,7 +137,7 @@ def _read(path: Path) -> Any:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             unfolded = sum(member.file_size for member in archive.infolist())
-            if unfolded > max(FEW_BYTES, BYTES_A_BYTE * path.stat().st_size):
+            if unfolded > most_unfolded(path.stat().st_size):
                 raise WeightsError(f"{str(path)!r} would unfold to {unfolded:,} bytes.")
             if any(name.endswith("constants.pkl") for name in archive.namelist()):
                 raise WeightsError(

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-from gradscore import numpy_files
 from gradscore.data import open_set
 from gradscore.errors import DataError, WeightsError
 from gradscore.models.weights import Weights, fit_weights, load_weights
@@ -96,7 +95,7 @@ def test_an_array_that_comes_twice_is_refused(tmp_path):
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_an_archive_that_unfolds_to_far_more_is_refused_unread(tmp_path, monkeypatch, method):
-    monkeypatch.setattr(numpy_files, "FEW_BYTES", 1000)
+    monkeypatch.setattr("gradscore.files.FEW_BYTES", 1000)
     archive(tmp_path / "s.npz", {"images": npy(np.zeros((1000, 8, 8), np.uint8))}, method)
     with pytest.raises(DataError, match=r"would unfold from|is compressed by method"):
         open_set(tmp_path / "s.npz")
@@ -188,7 +187,7 @@ def test_hostile_archives_are_refused(tmp_path, name, packed):
 def test_a_packed_archive_is_read_to_its_checksum(tmp_path, change, monkeypatch):
     import gzip
 
-    monkeypatch.setattr("gradscore.data.tar_members.FEW_BYTES", 1 << 16)
+    monkeypatch.setattr("gradscore.files.FEW_BYTES", 1 << 16)
     monkeypatch.setattr("gradscore.data.tar_members.PIECE_BYTES", 1 << 10)
     sound = header("a.png", PIECE) + png() + bytes(1024)
     content = bytearray(gzip.compress(sound + bytes(1 << 20) * (change == "tail")))
@@ -301,7 +300,7 @@ def test_parts_of_a_folder_are_files_in_it(tmp_path):
 
 
 def test_a_checkpoint_that_unfolds_to_far_more_is_refused_unread(tmp_path, monkeypatch):
-    monkeypatch.setattr("gradscore.models.checkpoint.FEW_BYTES", 1000)
+    monkeypatch.setattr("gradscore.files.FEW_BYTES", 1000)
     torch.save({"weight": torch.zeros(10**5)}, tmp_path / "w.pth")
     assert load_weights(tmp_path / "w.pth").tensors["weight"].shape == (10**5,)
     with zipfile.ZipFile(tmp_path / "w.pth") as whole:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import records
 import torch
@@ -22,7 +23,6 @@ from timing import device_name, fraction, interleaved
 
 from gradscore.methods.question import Question
 from gradscore.run import HeadInfo, RunInfo, RunStore, SetInfo
-from gradscore.run.shard import read_plainly
 from gradscore.scoring import iterate_scores
 
 SHARD_ROWS = 4096
@@ -114,6 +114,20 @@ def _read(store: RunStore) -> None:
 def _score(store: RunStore, questions: list[Question]) -> None:
     for _ in iterate_scores(store, store.sets, questions):
         pass
+
+
+def read_plainly(path: Path, fields: Sequence[str], rows: int) -> None:
+    """Read datasets of a shard and drop them, as a script of a few lines would, without a check.
+
+    Args:
+        path: The shard.
+        fields: The datasets.
+        rows: How many at once.
+    """
+    with h5py.File(path, "r", locking=False) as file:
+        for start in range(0, len(file[fields[0]]), rows):
+            for field in fields:
+                file[field][start : start + rows]
 
 
 def _peak_mb() -> int | None:

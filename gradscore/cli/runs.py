@@ -79,7 +79,7 @@ def check(path) -> None:
     if problems:
         print_table(("file", "problem"), [problem[:2] for problem in problems], left=2)
         say("Delete these files, then make them again:")
-        told = [problem.remedy.strip("`").split("` and `") for problem in problems]
+        told = [problem.repair.strip("`").split("` and `") for problem in problems]
         for command in dict.fromkeys(itertools.chain(*told)):
             say(f"  {command}")
         raise click.exceptions.Exit(1)

@@ -63,7 +63,7 @@ from gradscore.extraction.sameness import SamePictures
 from gradscore.extraction.writing import Computed, ShardWriter
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.run import BASE, RunStore, SetInfo
-from gradscore.run.names import RUN_FILE
+from gradscore.run.layout import RUN_FILE
 
 ODIN_TEMPERATURE = 1000.0
 

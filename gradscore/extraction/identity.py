@@ -206,7 +206,7 @@ def open_run(path: Path, info: RunInfo, head: Mapping[str, NDArray], *, blocks: 
             require_equal(
                 f"The run {path}", field, _plain(getattr(store.info, field)), getattr(info, field)
             )
-        store.mend(head)
+        store.repair(head)
     except BaseException:
         store.close()
         raise

@@ -8,7 +8,7 @@ from gradscore.errors import InvalidArgument
 from gradscore.extraction.computing import GRADIENTS
 from gradscore.extraction.precision import PRECISIONS
 from gradscore.run import ROLES
-from gradscore.run.names import check_set_name
+from gradscore.run.layout import check_set_name
 
 DEVICES = ("auto", "cpu", "cuda")
 

@@ -32,10 +32,8 @@ from gradscore.run import (
     RunStore,
     describe_fit,
     mahalanobis_name,
-    read_fit,
-    write_fit,
 )
-from gradscore.run.names import RUN_FILE
+from gradscore.run.layout import RUN_FILE
 
 RECORDED = ("odin", "mahalanobis")
 """Methods with a pass of their own."""
@@ -181,7 +179,7 @@ def fit_to(
     known = store.info.passes.get(mahalanobis_name(name))
     if known is not None:  # before the work, not after it
         require_equal(f"Pass {known.name} of the run", "fit", known.details["fit"], entry.name)
-    arrays = read_fit(store, entry.name)
+    arrays = store.read_fit(entry.name)
     if arrays is not None:
         return store.info.fits[entry.name], StageFit.from_arrays(stages, arrays)
     labels = read.images.labels
@@ -194,5 +192,5 @@ def fit_to(
             f"{labelled} labelled images, fewer than {2 * IMAGES}: {half} fit the regression and "
             f"{half} choose the magnitude"
         )
-    write_fit(store, entry, learned.arrays())
+    store.write_fit(entry, learned.arrays())
     return entry, learned

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscore.errors import InvalidArgument, RunError
-from gradscore.run import FitInfo, RunStore, describe_fit, read_fit, write_fit
+from gradscore.run import FitInfo, RunStore, describe_fit
 
 Arrays = dict[str, NDArray]
 
@@ -51,7 +51,7 @@ def fitted(
         RunError: If the stored file is missing or damaged.
     """
     entry = describe_fit(run.info, method, sets, settings)
-    arrays = read_fit(run, entry.name)
+    arrays = run.read_fit(entry.name)
     if arrays is None:
         arrays = {name: np.asarray(array) for name, array in learn().items()}
         # A run that is read-only, or being written by another process, can be scored all the same.
@@ -62,5 +62,5 @@ def fitted(
 
 def _store(run: RunStore, entry: FitInfo, arrays: Arrays) -> None:
     with RunStore.open_for_writing(run.path) as writer:
-        write_fit(writer, entry, arrays)
+        writer.write_fit(entry, arrays)
     run.info.fits[entry.name] = entry

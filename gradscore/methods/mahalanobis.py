@@ -17,7 +17,7 @@ from gradscore.methods.block import Block
 from gradscore.methods.columns import require_closed_form
 from gradscore.methods.fitted import Arrays, fitted, labelled_set, require_sets
 from gradscore.methods.question import Method, Needs, Question
-from gradscore.run import extract_command, mahalanobis_name, mahalanobis_options, read_fit
+from gradscore.run import extract_command, mahalanobis_name, mahalanobis_options
 
 
 def _plan(question: Question, run: Any) -> Needs:
@@ -76,7 +76,7 @@ def _plan_stages(question: Question, run: Any) -> Needs:
 def _read_stages(question: Question, run: Any) -> Arrays:
     (fit_set,) = question.learned_from()
     name = run.info.passes[mahalanobis_name(fit_set)].details["fit"]
-    arrays = read_fit(run, name)
+    arrays = run.read_fit(name)
     if arrays is None:
         again = extract_command(run, *mahalanobis_options(run.info, fit_set))
         raise RunError(f"The fit {name} is missing; make it again with {again}.")

@@ -3,27 +3,32 @@
 The only package that imports h5py.
 """
 
-from gradscore.run.advice import (
+from gradscore.run.contents import describe_fit, pass_field
+from gradscore.run.hints import (
     ROLE_OPTIONS,
     extract_command,
     keep_options,
     mahalanobis_options,
+    model_of,
     odin_options,
     remove_command,
+    require_openable,
 )
-from gradscore.run.checking import Problem, check
-from gradscore.run.damage import remedy
-from gradscore.run.fits import describe_fit, read_fit, write_fit
-from gradscore.run.layout import FailedRow, FitInfo, HeadInfo, PassInfo, RunInfo, SetInfo, Shard
-from gradscore.run.named import model_of, require_openable
-from gradscore.run.names import (
+from gradscore.run.layout import (
     BASE,
     ROLES,
+    FailedRow,
+    FitInfo,
+    HeadInfo,
+    PassInfo,
+    RunInfo,
+    SetInfo,
+    Shard,
     mahalanobis_name,
     norms_name,
     odin_name,
-    pass_field,
 )
+from gradscore.run.reader import Problem, check
 from gradscore.run.store import RunStore, require_newest
 
 __all__ = [
@@ -50,10 +55,7 @@ __all__ = [
     "odin_name",
     "odin_options",
     "pass_field",
-    "read_fit",
-    "remedy",
     "remove_command",
     "require_newest",
     "require_openable",
-    "write_fit",
 ]

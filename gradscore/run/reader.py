@@ -1,22 +1,28 @@
-"""A run on disk as anyone reads it: what it holds, and rows block by block."""
+"""A run as anyone reads it: what it holds, rows block by block, and whether it is sound."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
 from gradscore.errors import NotRecorded, RunError
 from gradscore.norms import number_name
-from gradscore.run import encoding, names
-from gradscore.run.advice import extract_command, new_run_command, norms_options, pass_options
-from gradscore.run.arrays import Arrays, read_head
-from gradscore.run.below import read_below
-from gradscore.run.damage import told
-from gradscore.run.layout import PassInfo, RunInfo, SetInfo
-from gradscore.run.names import BASE
-from gradscore.run.reading import BASE_FIELDS, Block, Rows, ahead, read_blocks
+from gradscore.run.blocks import BASE_FIELDS, Block, Rows, ahead, read_blocks
+from gradscore.run.contents import Arrays, read_fit_file, read_head
+from gradscore.run.files import DamagedFile, read_below
+from gradscore.run.hints import (
+    extract_command,
+    new_run_command,
+    norms_options,
+    pass_options,
+    repair_commands,
+    repair_hint,
+)
+from gradscore.run.index import LARGEST_FILE, decode
+from gradscore.run.layout import BASE, RUN_FILE, PassInfo, RunInfo, SetInfo
+from gradscore.run.shard import ShardReader
 
 
 class RunReader:
@@ -105,7 +111,7 @@ class RunReader:
             raise NotRecorded(
                 f"The run {self.path} holds no last layer: {self.info.head.reason or 'none'}."
             )
-        with told(self.path, self.info):
+        with repair_hint(self.path, self.info):
             return read_head(self.path, self.info)
 
     def require_complete(self, set_name: str, passes: Sequence[str] = (BASE,)) -> SetInfo:
@@ -180,17 +186,18 @@ class RunReader:
             From the places of the next images to their values; raises RunError where the run does
             not hold them, or is damaged.
         """
-        cursor = Rows(self.path, self.info, self.sets[set_name], name, fields, start)
+        reader = ShardReader(self.path, self.info, self.sets[set_name], name)
+        cursor = Rows(reader, fields, start)
 
         def take(index: NDArray) -> NDArray:
-            with told(self.path, self.info):
+            with repair_hint(self.path, self.info):
                 (values,) = cursor.take(index).values()
             return values
 
         return take
 
     def _read(self, *what: Any) -> Iterator[Block]:
-        with told(self.path, self.info):
+        with repair_hint(self.path, self.info):
             yield from read_blocks(self.path, self.info, *what)
 
 
@@ -200,13 +207,79 @@ def read_info(path: Path) -> RunInfo:
     Raises:
         RunError: If there is none, or it is damaged.
     """
-    file = path / names.RUN_FILE
+    file = path / RUN_FILE
     if not os.path.lexists(file):
         raise RunError(f"No run in {path}; make one with {new_run_command(path)}.")
-    with told(path, None):
-        return encoding.decode(read_below(path, names.RUN_FILE, encoding.LARGEST), file)
+    with repair_hint(path, None):
+        return decode(read_below(path, RUN_FILE, LARGEST_FILE), file)
 
 
 def _what(name: str) -> str:
     """Return what a pass holds, in a word for messages."""
     return "features and logits" if name == BASE else name
+
+
+class Problem(NamedTuple):
+    """One fault: the file, relative to the run, what is wrong, and what makes it again.
+
+    Attributes:
+        repair: What to run after the file was deleted: commands between backticks.
+    """
+
+    file: str
+    reason: str
+    repair: str
+
+
+def check(path: str | Path) -> list[Problem]:
+    """Verify every byte that a run has finished, and that its files agree with each other.
+
+    Every file goes through what reads it elsewhere: what is sound here is read there, and what is
+    refused there is reported here. Unfinished passes are no fault. Memory does not grow with the
+    run.
+
+    Args:
+        path: The run's directory.
+
+    Returns:
+        All faults found, in the order of the files; empty for a sound run.
+
+    Raises:
+        RunError: If there is no run in ``path``, or a file may not be read.
+    """
+    root = Path(path)
+    try:
+        info = read_info(root)
+        faults = list(_faults(root, info))
+    except RunError as error:
+        if not isinstance(error.__cause__, DamagedFile):
+            raise
+        info, faults = None, [error.__cause__]
+    reported = ((fault.path.relative_to(root).as_posix(), fault.fault) for fault in faults)
+    return [
+        Problem(*fault, repair_commands(root, info, fault[0])) for fault in dict.fromkeys(reported)
+    ]
+
+
+def _faults(root: Path, info: RunInfo) -> Iterator[DamagedFile]:
+    if info.head.sha256 is not None:
+        yield from _fault(read_head, root, info)
+    for fit in info.fits.values():
+        yield from _fault(read_fit_file, root, info, fit)
+    for entry in info.sets.values():
+        for name in entry.passes:
+            reader = ShardReader(root, info, entry, name)
+            faults = list(reader.range_faults())
+            yield from faults
+            reported = {fault.path for fault in faults}
+            for shard in reader.shards:
+                # Rows that are not those of the shard's range were reported already.
+                if root / shard.file not in reported:
+                    yield from _fault(reader.verify, shard)
+
+
+def _fault(read: Callable, *arguments: object) -> Iterator[DamagedFile]:
+    try:
+        read(*arguments)
+    except DamagedFile as fault:
+        yield fault

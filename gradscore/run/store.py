@@ -10,13 +10,25 @@ from typing import Any
 from numpy.typing import NDArray
 
 from gradscore.errors import RunError
-from gradscore.run import encoding, names
-from gradscore.run.advice import again_command
-from gradscore.run.damage import told
-from gradscore.run.layout import FORMAT, FailedRow, PassInfo, RunInfo, SetInfo, Shard
-from gradscore.run.ranges import range_faults
+from gradscore.run.contents import Arrays, fit_file, read_fit_file, shard_file
+from gradscore.run.hints import again_command, repair_hint
+from gradscore.run.index import encode
+from gradscore.run.layout import (
+    BASE,
+    FORMAT,
+    HEAD_FILE,
+    RUN_FILE,
+    FailedRow,
+    FitInfo,
+    PassInfo,
+    RunInfo,
+    SetInfo,
+    Shard,
+    check_name,
+    check_set_name,
+)
 from gradscore.run.reader import RunReader, read_info
-from gradscore.run.shard import build_shard
+from gradscore.run.shard import ShardReader, build_shard
 from gradscore.run.writer import Writer
 
 
@@ -49,11 +61,11 @@ class RunStore(RunReader):
         path = Path(path)
         writer = Writer(path)
         try:
-            if os.path.lexists(path / names.RUN_FILE):
+            if os.path.lexists(path / RUN_FILE):
                 raise RunError(f"There is a run in {path} already.")
             if head:
-                info.head.sha256 = writer.write_arrays(names.HEAD_FILE, head)
-            writer.write(names.RUN_FILE, encoding.encode(info))
+                info.head.sha256 = writer.write_arrays(HEAD_FILE, head)
+            writer.write(RUN_FILE, encode(info))
             store = cls(path)
         except BaseException:
             writer.release()
@@ -120,11 +132,11 @@ class RunStore(RunReader):
 
     def add_set(self, entry: SetInfo) -> None:
         """Add a set without rows; part of the next written ``run.json``."""
-        self.info.sets[names.check_set_name(entry.name, entry.role)] = entry
+        self.info.sets[check_set_name(entry.name, entry.role)] = entry
 
     def add_pass(self, entry: PassInfo) -> None:
         """Add a recorded question; part of the next written ``run.json``."""
-        self.info.passes[names.check_name(entry.name, "pass name")] = entry
+        self.info.passes[check_name(entry.name, "pass name")] = entry
 
     def add_shards(
         self,
@@ -152,13 +164,39 @@ class RunStore(RunReader):
         entry = self.info.sets[set_name]
         for name, content in arrays.items():
             shards = entry.passes.setdefault(name, [])
-            file = names.shard_file(set_name, name, len(shards))
+            file = shard_file(set_name, name, len(shards))
             built = build_shard(content)
             writer.write(file, built)
             digest = hashlib.sha256(built).hexdigest()
             rows = len(content["index"])
             shards.append(Shard(file, digest, *span, rows, dict(settings or {})))
         entry.failed.extend(failed)
+        self.save()
+
+    def read_fit(self, name: str) -> Arrays | None:
+        """Return the arrays of a fit, or None where the run holds no such fit or its file is gone.
+
+        Raises:
+            RunError: If its file is damaged.
+        """
+        known = self.info.fits.get(name)
+        if known is None or not self._is_there(fit_file(name)):
+            return None
+        with repair_hint(self.path, self.info):
+            return read_fit_file(self.path, self.info, known)
+
+    def write_fit(self, entry: FitInfo, arrays: Mapping[str, NDArray]) -> None:
+        """Write a fit's file, then ``run.json``; equal arrays give equal bytes.
+
+        Args:
+            entry: What :func:`~gradscore.run.describe_fit` returned; its checksum is filled in.
+            arrays: What was learned, by name.
+
+        Raises:
+            RunError: If a file cannot be written, or the run was not opened for writing.
+        """
+        entry.sha256 = self.writer.write_arrays(fit_file(entry.name), arrays)
+        self.info.fits[entry.name] = entry
         self.save()
 
     def remove_set(self, name: str) -> list[str]:
@@ -178,7 +216,7 @@ class RunStore(RunReader):
             raise RunError(f"Expected a set of the run {self.path} ({known}), got {name!r}.")
         fits = [key for key, fit in info.fits.items() if name in fit.sets]
         resting = {key for key, entry in info.passes.items() if entry.details.get("fit") in fits}
-        files = [names.fit_file(key) for key in fits]
+        files = [fit_file(key) for key in fits]
         for entry in info.sets.values():
             gone = entry.passes.keys() if entry.name == name else entry.passes.keys() & resting
             files += [shard.file for key in sorted(gone) for shard in entry.passes[key]]
@@ -194,9 +232,9 @@ class RunStore(RunReader):
 
     def save(self) -> None:
         """Write ``run.json``."""
-        self.writer.write(names.RUN_FILE, encoding.encode(self.info))
+        self.writer.write(RUN_FILE, encode(self.info))
 
-    def mend(self, head: Mapping[str, NDArray]) -> None:
+    def repair(self, head: Mapping[str, NDArray]) -> None:
         """Take what was deleted from the run for not recorded, so that it is recorded again.
 
         A pass grows from the first image on: with a shard all that are behind it are forgotten.
@@ -208,17 +246,18 @@ class RunStore(RunReader):
         Raises:
             RunError: If the rows that are left are not those of the set's images.
         """
-        if head and not self._is_there(names.HEAD_FILE):
-            self.info.head.sha256 = self.writer.write_arrays(names.HEAD_FILE, head)
+        if head and not self._is_there(HEAD_FILE):
+            self.info.head.sha256 = self.writer.write_arrays(HEAD_FILE, head)
         for entry in self.info.sets.values():
             # The rows say where to go on, before any of them is read.
-            with told(self.path, self.info):
+            with repair_hint(self.path, self.info):
                 for name in entry.passes:
-                    for fault in range_faults(self.path, entry, name, exactly=False):
+                    reader = ShardReader(self.path, self.info, entry, name)
+                    for fault in reader.range_faults(exactly=False):
                         raise fault
             for name, shards in entry.passes.items():
                 gone = [place for place, s in enumerate(shards) if not self._is_there(s.file)]
-                if gone and name == names.BASE:
+                if gone and name == BASE:
                     start = shards[gone[0]].start
                     entry.failed = [row for row in entry.failed if row.index < start]
                 del shards[gone[0] if gone else len(shards) :]

@@ -18,9 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscore.errors import RunError
-from gradscore.run.below import FOLDER
-from gradscore.run.files import cannot_write
-from gradscore.run.names import LOCK_FILE
+from gradscore.run.files import FOLDER, cannot_write
+from gradscore.run.layout import LOCK_FILE
 
 _held: set[int] = set()
 

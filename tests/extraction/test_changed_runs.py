@@ -161,7 +161,7 @@ def test_a_shard_that_is_made_again_may_be_interrupted_once_more(tmp_path):
     extract("digits", sets, run, **how)
     (run / "images" / "base" / "shard-00000.h5").unlink()
     with RunStore.open_for_writing(run) as store:
-        store.mend({})
+        store.repair({})
         store.save()
     extract("digits", sets, run, **how)
     assert not check(run)

@@ -14,7 +14,7 @@ from gradscore.extraction import extract
 from gradscore.extraction.stage_fit import FGSM_STEP, MAGNITUDES, SEED, images_a_side
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.recorded import Run
-from gradscore.run import RunStore, check, read_fit
+from gradscore.run import RunStore, check
 
 SETS = {
     "digits": ("id", "digits:test"),
@@ -169,7 +169,7 @@ def test_mahalanobis_over_stages_is_the_papers(tmp_path, monkeypatch, magnitudes
     store = extract(Staged(), SETS, tmp_path, **STAGES, **SMALL)
     rates, score = literal_fit(Staged(), magnitudes)
     details = store.info.passes["mahalanobis-train"].details
-    np.testing.assert_allclose(read_fit(store, details["fit"])["fpr95"], rates)
+    np.testing.assert_allclose(store.read_fit(details["fit"])["fpr95"], rates)
     assert details["magnitude"] == magnitudes[int(np.argmin(rates))]
     assert details["stages"] == {"block1": "layer1", "block2": "layer2"}
     for name in ("digits", "noise"):

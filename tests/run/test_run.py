@@ -188,7 +188,7 @@ def test_names_that_mean_something_else_are_refused(tmp_path, name):
 
 
 def test_another_format_is_refused(run, monkeypatch):
-    monkeypatch.setattr("gradscore.run.encoding.FORMATS", (1,))
+    monkeypatch.setattr("gradscore.run.layout.FORMATS", (1,))
     with pytest.raises(RunError, match="Expected a run of format 1, got format 2"):
         RunStore(run)
 
@@ -296,7 +296,7 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(run, monkeypatch):
             raise PermissionError(errno.EACCES, "Permission denied")
         return given(path, *arguments, **how)
 
-    monkeypatch.setattr("gradscore.run.below.os.open", refuse)
+    monkeypatch.setattr("gradscore.run.files.os.open", refuse)
     refused = "none"
     store = RunStore(run)
     asked = {
@@ -360,7 +360,7 @@ def test_ranges_beyond_a_set_end_before_they_are_gone_through(run):
         store.save()
     beyond = pytest.raises(RunError, match=rf"to {2**60} of 100; delete it, then make it again")
     with RunStore.open_for_writing(run) as store, beyond:
-        store.mend({})
+        store.repair({})
 
 
 @pytest.mark.parametrize("gone", ["fits", "digits", f"digits/{PASS}"])
@@ -377,9 +377,9 @@ def test_of_a_folder_that_is_gone_all_is_made_again(run, gone):
         "digits": ("--layers last --on-error", norms),
         f"digits/{PASS}": (norms,),
     }[gone]
-    remedies = {problem.file: problem.remedy for problem in check(run)}
-    assert remedies[gone].count("`gradscore ") == len(asked)
-    assert all(part in remedies[gone] for part in asked)
+    repairs = {problem.file: problem.repair for problem in check(run)}
+    assert repairs[gone].count("`gradscore ") == len(asked)
+    assert all(part in repairs[gone] for part in asked)
     told = CliRunner().invoke(cli, ["run", "check", str(run)]).output
     assert [told.count(f"{part}") for part in asked] == [1] * len(asked)
     assert "`" not in told

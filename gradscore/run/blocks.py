@@ -11,10 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscore.run.files import DamagedFile
-from gradscore.run.layout import RunInfo, SetInfo
-from gradscore.run.names import BASE, BLOCKS
-from gradscore.run.opening import OpenShard, ShardReader
-from gradscore.run.ranges import range_faults
+from gradscore.run.layout import BASE, BLOCKS, RunInfo, SetInfo
+from gradscore.run.shard import OpenShard, ShardReader
 
 Block = dict[str, NDArray]
 BASE_FIELDS = ("index", "path", "label", "features", "logits")
@@ -30,13 +28,13 @@ def read_blocks(
     rows: int,
 ) -> Iterator[Block]:
     """Yield blocks of a set; see :meth:`gradscore.run.RunStore.blocks`."""
-    for fault in (fault for name in (BASE, *passes) for fault in range_faults(root, entry, name)):
+    readers = [ShardReader(root, info, entry, name) for name in (BASE, *passes)]
+    for fault in (fault for reader in readers for fault in reader.range_faults()):
         raise fault
     with ExitStack() as stack:
-        others = [Rows(root, info, entry, name) for name in passes]
+        base, others = readers[0], [Rows(reader) for reader in readers[1:]]
         for other in others:
             stack.callback(other.close)
-        base = ShardReader(root, info, entry, BASE)
         for shard in base.shards:
             with base.open(shard) as opened:
                 for start in range(0, shard.rows, rows):
@@ -62,28 +60,19 @@ class Rows:
     """A cursor over one pass of a set, whatever shards it was written in.
 
     Args:
-        root: The run's directory.
-        info: What the run is about.
-        entry: The set.
-        name: The pass.
+        reader: Opens the shards of the pass.
         fields: Which of its datasets; by default all.
         start: First image.
     """
 
     def __init__(
-        self,
-        root: Path,
-        info: RunInfo,
-        entry: SetInfo,
-        name: str,
-        fields: Sequence[str] | None = None,
-        start: int = 0,
+        self, reader: ShardReader, fields: Sequence[str] | None = None, start: int = 0
     ) -> None:
-        self._reader = ShardReader(root, info, entry, name)
-        self._path, self._start = root / entry.name / name, start
-        self._shards = iter([shard for shard in self._reader.shards if shard.stop > start])
+        self._reader, self._start = reader, start
+        self._shards = iter([shard for shard in reader.shards if shard.stop > start])
         if fields is None:
-            fields = [field for field in self._reader.fields if field != "index"]
+            fields = [field for field in reader.fields if field != "index"]
+        name = reader.name
         self._keys = {field: f"{name}/{field}" if name == BLOCKS else name for field in fields}
         self._stack = ExitStack()
         self._open: OpenShard | None = None
@@ -142,7 +131,9 @@ class Rows:
         self._place = int(np.searchsorted(self._open.index, self._start))
 
     def _disagreement(self) -> DamagedFile:
-        return DamagedFile(self._path, "is damaged: its rows are not those of its base pass")
+        return DamagedFile(
+            self._reader.folder, "is damaged: its rows are not those of its base pass"
+        )
 
 
 def ahead(make: Callable[[], Iterator[T]]) -> Iterator[T]:

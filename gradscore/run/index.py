@@ -1,0 +1,300 @@
+"""``run.json`` as bytes, and back; what is not exactly as it was written is refused.
+
+The file carries a SHA-256 of its own bytes (taken with the checksum's digits as zeros), so that
+no altered character goes unnoticed. A checksum is easily made, though: JSON becomes dataclasses
+strictly, nothing missing, nothing extra, every value of its type; and what a run says is checked
+against what could have been recorded before anything is done with it.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gradscore.errors import RunError
+from gradscore.run import layout
+from gradscore.run.contents import shard_file
+from gradscore.run.files import DamagedFile
+from gradscore.run.layout import PassInfo, RunInfo, SetInfo
+
+LARGEST_FILE = 1 << 26
+"""Most bytes of a ``run.json``: more than a hundred thousand shards."""
+ABSENT = {1: ("class_names", "fits", "notice"), 2: ()}
+"""Format to the fields that may be absent, and then have their defaults."""
+UNKNOWN = {1: ("class_names",), 2: ()}
+"""Format to the fields that it does not have."""
+LARGEST_NUMBER = 2**63 - 1
+_CHECKSUM = re.compile(rb'"checksum": "([0-9a-f]{64})"\n}\n\Z')
+_TYPES = ("float32", "float16")
+
+
+def encode(info: RunInfo) -> bytes:
+    """Return the content of ``run.json``."""
+    content = {**dataclasses.asdict(info), "checksum": "0" * 64}
+    text = json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
+    blank = text.encode()
+    before, _, after = blank.rpartition(b"0" * 64)
+    return before + hashlib.sha256(blank).hexdigest().encode() + after
+
+
+def decode(content: bytes, path: Path) -> RunInfo:
+    """Return what ``run.json`` says.
+
+    Raises:
+        DamagedFile: If it is damaged, or says what no run could.
+        RunError: If it is of a format that this version does not know.
+    """
+    match = _CHECKSUM.search(content, max(0, len(content) - 100))
+    if match is None:
+        raise DamagedFile(path, "is damaged: it does not end in its checksum")
+    blank = content[: match.start(1)] + b"0" * 64 + content[match.end(1) :]
+    if hashlib.sha256(blank).hexdigest().encode() != match.group(1):
+        raise DamagedFile(path, "is damaged: its content does not agree with its checksum")
+    try:
+        fields = parse(content.decode())
+        if not isinstance(fields, dict):
+            raise Unexpected("it is no object")
+        known = fields.get("format")
+        if known not in layout.FORMATS or isinstance(known, bool):
+            raise RunError(
+                f"Expected a run of format {' or '.join(map(str, layout.FORMATS))}, got format "
+                f"{known!r} in {path}; it was written by another version of gradscore."
+            )
+        del fields["checksum"]
+        for name in UNKNOWN[known]:
+            _require(name not in fields, f"no {name!r} in a run of format {known}")
+        info = typed(RunInfo, fields, "", ABSENT[known])
+        _check(info)
+    except UnicodeDecodeError:
+        raise DamagedFile(path, "is damaged: it is not UTF-8") from None
+    except Unexpected as error:
+        raise DamagedFile(path, f"is damaged: {error}") from None
+    return info
+
+
+def _check(info: RunInfo) -> None:
+    """Raise where a run says what could not have been recorded.
+
+    Raises:
+        Unexpected: Naming what.
+    """
+    _require(info.classes > 1 and info.features >= 0, "two classes or more")
+    _require(info.input_shape and min(info.input_shape) > 0, "an input_shape of positive sizes")
+    _require(
+        info.class_names is None or len(info.class_names) == info.classes,
+        f"{info.classes} class_names",
+    )
+    _require(all(size >= 0 for size in info.parameters.values()), "parameters of positive sizes")
+    for name, members in info.groups.items():
+        _require(
+            set(members) <= set(info.parameters), f"parameters of the model in group {name!r}"
+        )
+    for name, entry in info.passes.items():
+        _require(name == entry.name, f"pass {name!r} under its name")
+        _check_pass(info, entry)
+    for name, entry in info.sets.items():
+        _require(name == entry.name, f"set {name!r} under its name")
+        _check_set(info, entry)
+    for name, fit in info.fits.items():
+        _require(name == fit.name and _is_name(name), f"fit {name!r} under its name")
+        _require(set(fit.sets) <= set(info.sets), f"sets of the run in fit {name!r}")
+
+
+def _check_pass(info: RunInfo, entry: PassInfo) -> None:
+    details, what = entry.details, f"in pass {entry.name!r}"
+    allowed = layout.KINDS if info.format > 1 else layout.FIELDS
+    _require(
+        _is_name(entry.name) and entry.kind in allowed, f"a name and a kind that are known {what}"
+    )
+    _require(
+        entry.name.startswith(f"{entry.kind}-") or entry.name == entry.kind == layout.BLOCKS,
+        f"a name that begins with the kind {what}",
+    )
+    _require(set(entry.parameters) <= set(info.parameters), f"parameters of the model {what}")
+    _require(
+        all(value is None or value > 0 for value in (entry.p, entry.temperature)),
+        f"a positive order and temperature {what}",
+    )
+    if entry.kind == "norms":
+        asked = (entry.target, entry.temperature, entry.p)
+        _require(
+            None not in asked and entry.parameters, f"target, temperature, p, parameters {what}"
+        )
+    elif entry.kind == "keep":
+        _require(entry.name == f"keep-{details.get('module')}", f"its module {what}")
+        _require(details.get("dtype") in _TYPES, f"a dtype of {' or '.join(_TYPES)} {what}")
+        _require(_is_shape(details.get("shape")), f"a shape {what}")
+    elif entry.kind == "odin":
+        epsilon = details.get("epsilon")
+        known = isinstance(epsilon, int | float) and epsilon > 0 and entry.temperature is not None
+        _require(known, f"epsilon and temperature {what}")
+    elif entry.kind == "mahalanobis":
+        stages, fit = details.get("stages"), details.get("fit")
+        _require(isinstance(stages, Mapping) and stages, f"stages {what}")
+        known = info.fits.get(fit) if isinstance(fit, str) else None
+        _require(known and known.method == "mahalanobis_stages", f"a fit of the run {what}")
+        _require(known.settings.get("stages") == stages, f"the stages of its fit {what}")
+    else:
+        channels = details.get("channels")
+        known = isinstance(channels, Mapping) and _is_shape(list(channels.values()))
+        _require(known and "index" not in channels, f"the channels of each block {what}")
+
+
+def _check_set(info: RunInfo, entry: SetInfo) -> None:
+    what = f"in set {entry.name!r}"
+    roles = (*layout.ROLES, layout.SURROGATE) if info.format > 1 else ("id", "ood", None)
+    _require(entry.role in roles, f"a role that is known {what}, not {entry.role!r}")
+    try:
+        layout.check_set_name(entry.name, entry.role)
+    except RunError as error:
+        raise Unexpected(str(error)) from None
+    _require(entry.rows >= 0, f"a number of rows {what}")
+    places = [row.index for row in entry.failed]
+    _require(
+        places == sorted(set(places)) and all(0 <= place < entry.rows for place in places),
+        f"failed images of the set, in their order, {what}",
+    )
+    for name, shards in entry.passes.items():
+        _require(name == layout.BASE or name in info.passes, f"passes of the run {what}")
+        for number, shard in enumerate(shards):
+            file = shard_file(entry.name, name, number)
+            _require(shard.file == file, f"the file {file} {what}, not {shard.file!r}")
+            _require(min(shard.start, shard.stop, shard.rows) >= 0, f"numbers of rows in {file}")
+            size = shard.settings.get("batch_size", 1)
+            _require(type(size) is int and size > 0, f"a batch_size of 1 or more in {file}")
+
+
+def _require(holds: object, what: str) -> None:
+    if not holds:
+        raise Unexpected(f"expected {what}")
+
+
+def _is_name(name: str) -> bool:
+    try:
+        return bool(layout.check_name(name, "name"))
+    except RunError:
+        return False
+
+
+def _is_shape(value: object) -> bool:
+    return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
+
+
+def _finite(value: Any) -> Any:
+    """Return ``value`` with infinity as text, which JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return "inf" if value == math.inf else value
+
+
+class Unexpected(ValueError):
+    """A value is not what it should be; the message says where and why."""
+
+
+def parse(text: str) -> Any:
+    """Return what a JSON text says.
+
+    Raises:
+        Unexpected: If it is no JSON, too deep, names something twice, or holds no finite number.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_once, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise Unexpected("it is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise Unexpected(f"it is no JSON: {error}") from None
+    except ValueError as error:  # also numbers of thousands of digits
+        raise Unexpected(str(error)) from None
+
+
+def typed(kind: Any, value: Any, where: str, absent: typing.Container[str] = ()) -> Any:
+    """Return a JSON value as an annotation says it is.
+
+    Args:
+        kind: ``str``, ``int``, ``float``, a dataclass, ``list``, ``tuple`` or ``dict`` of these, a
+            union with None, or ``Any`` for plain values of any kind.
+        value: What was parsed.
+        where: What the value is called in errors, such as ``sets.digits``.
+        absent: Fields of a dataclass that may not be there, and take their defaults.
+
+    Raises:
+        Unexpected: If it is something else.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return _any(value, where)
+    if origin is types.UnionType:
+        inner = next(member for member in arguments if member is not types.NoneType)
+        return None if value is None else typed(inner, value, where)
+    if dataclasses.is_dataclass(kind):
+        return _fields(kind, value, where, absent)
+    if origin is dict:
+        return {
+            key: typed(arguments[1], inner, f"{where}.{key}")
+            for key, inner in _of_type(value, dict, where).items()
+        }
+    if origin in (list, tuple):
+        found = _of_type(value, list, where)
+        return origin(typed(arguments[0], inner, f"{where}[{k}]") for k, inner in enumerate(found))
+    return _of_type(value, kind, where)
+
+
+def _fields(kind: type, value: Any, where: str, absent: typing.Container[str]) -> Any:
+    found = _of_type(value, dict, where)
+    known = typing.get_type_hints(kind)
+    strange = [name for name in found if name not in known]
+    lacking = [name for name in known if name not in found and name not in absent]
+    if strange or lacking:
+        what = f"no {strange[0]!r}" if strange else f"{lacking[0]!r}"
+        raise Unexpected(f"expected {what} in {where or 'it'}")
+    under = f"{where}." if where else ""
+    return kind(**{name: typed(known[name], inner, under + name) for name, inner in found.items()})
+
+
+def _of_type(value: Any, kind: type, where: str) -> Any:
+    number = isinstance(value, int) and not isinstance(value, bool)
+    if kind is float and value == "inf":
+        return math.inf
+    if kind is float and number and abs(value) <= LARGEST_NUMBER:
+        return float(value)
+    if kind is int and number and abs(value) > LARGEST_NUMBER:
+        raise Unexpected(f"expected a number below 2^63 as {where}, got a larger one")
+    if not isinstance(value, kind) or (kind is int and not number):
+        names = {str: "a text", int: "a whole number", float: "a number", list: "a list"}
+        what = names.get(kind, "true or false" if kind is bool else "an object")
+        raise Unexpected(f"expected {what} as {where or 'the whole'}, got {type(value).__name__}")
+    if kind is float and not math.isfinite(value):
+        raise Unexpected(f"expected a finite number as {where}, got {value}")
+    return value
+
+
+def _any(value: Any, where: str) -> Any:
+    """Return a plain value, its numbers within bounds."""
+    if isinstance(value, Mapping):
+        return {key: _any(inner, f"{where}.{key}") for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_any(inner, where) for inner in value]
+    if value is None or isinstance(value, bool):
+        return value
+    return _of_type(value, type(value), where)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise Unexpected(f"it says {twice!r} twice")
+    return found
+
+
+def _refuse_constant(name: str) -> None:
+    raise Unexpected(f"expected finite numbers, got {name}")

@@ -1,9 +1,14 @@
-"""What the commands print: tables and notices on stdout, progress on stderr.
+"""What the commands print: tables and facts on stdout, notices and progress on stderr.
 
-All text goes through here, as file names and the like may hold what a terminal would obey.
+All text goes through here, as file names and the like may hold what a terminal would obey. The
+library's messages name its own arguments, in backquotes: ``limit=N`` and the like. On the command
+line they are options.
 """
 
+import ast
 import contextlib
+import re
+import shlex
 import shutil
 import sys
 import time
@@ -12,7 +17,6 @@ from typing import Any
 
 import click
 
-from gradscore.cli.wording import as_options
 from gradscore.escapes import message, printable
 
 PLAIN_LINE_EVERY_S = 10.0
@@ -20,6 +24,8 @@ NARROWEST = 12
 """Characters of a text that a column always shows."""
 BETWEEN, EDGES = "   ", "  "
 """Blanks between two columns, and beside all."""
+_ARGUMENT = re.compile(r"`([a-z_]+)=([^`]+)`")
+_FIELD = re.compile(r"'([a-z]+)': ('[^']*'|\([^)]*\)|[^,}]+)")
 
 
 def print_table(
@@ -155,3 +161,26 @@ class Progress:
     def tell(self, sentence: str) -> None:
         """Print what the user should know before the first image."""
         notice(sentence, quiet=self.quiet)
+
+
+def as_options(text: object) -> str:
+    """Return a message with the arguments that it names written as options.
+
+    >>> as_options("choose `batch_size='auto'`; give `preprocessing={'resize': 8, 'crop': 8}`")
+    'choose --batch-size auto; give --resize 8 --crop 8'
+    """
+    return _ARGUMENT.sub(_option, str(text))
+
+
+def _option(match: re.Match) -> str:
+    name, value = match.groups()
+    if name == "preprocessing":
+        return " ".join(_written(*field) for field in _FIELD.findall(value)) or match[0]
+    return _written(name, value)
+
+
+def _written(name: str, value: str) -> str:
+    if value[0] in "\"'":
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = shlex.quote(str(ast.literal_eval(value)))
+    return f"--{name.replace('_', '-')} {value}"

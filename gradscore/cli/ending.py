@@ -12,7 +12,7 @@ from types import FrameType
 
 import click
 
-from gradscore.cli.wording import as_options
+from gradscore.cli.console import as_options
 from gradscore.errors import GradScoreError
 from gradscore.escapes import message
 

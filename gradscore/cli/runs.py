@@ -1,15 +1,25 @@
 """``gradscore run``: look into a run, and verify it."""
 
 import itertools
+from typing import Any
 
 import click
 
 from gradscore.cli.console import counted, notice, print_facts, print_table, say
-from gradscore.cli.models import preprocessing_text, weights_text
 from gradscore.cli.options import quiet_option, run_option, run_place
 
 SHOWN = 10
 """Class names in print."""
+
+
+WEIGHTS = {
+    "digits": "embedded",
+    "python": "of the factory itself",
+    "timm": "pretrained, of the library",
+    "torchvision": "pretrained, of the library",
+    "hf": "of the folder itself",
+}
+"""What weights a model has by default, by its family."""
 
 
 @click.group(short_help="Inspect and verify a run.")
@@ -66,6 +76,17 @@ def _names(class_names: tuple[str, ...] | None) -> str:
         return "unknown"
     more = f" and {counted(len(class_names) - SHOWN, 'other')}"
     return ", ".join(class_names[:SHOWN]) + (more if len(class_names) > SHOWN else "")
+
+
+def preprocessing_text(about: Any) -> str:
+    """Return how a run's pictures are made ready for its model."""
+    return ", ".join(f"{field} {value}" for field, value in about.preprocessing.items())
+
+
+def weights_text(about: Any) -> str:
+    """Return where the weights of a run's model come from."""
+    family = about.model.partition(":")[0]
+    return about.weights or WEIGHTS.get(family, "of the model that was given")
 
 
 @run.command(short_help="Verify every byte of a run.")

@@ -11,7 +11,7 @@ from helpers.commands import call
 from torch import nn
 
 import gradscore as gs
-from gradscore.cli.wording import as_options
+from gradscore.cli.console import as_options
 from gradscore.errors import InvalidArgument
 
 PACKAGE = Path(gs.__file__).parent

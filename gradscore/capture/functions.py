@@ -141,6 +141,13 @@ def spreads(source: Tensor, result: Tensor, batch: int) -> bool:
     return batch > 1 and result.shape[:1] == (batch,) and grown
 
 
+def is_in_place(function: Callable[..., Any]) -> bool:
+    """Say whether a function changes its first argument, by torch's convention of names."""
+    # An overload of aten adds its own name: ``add_.Tensor``.
+    name = getattr(function, "__name__", "").partition(".")[0]
+    return name.endswith("_") and not name.endswith("__")
+
+
 COMPOSITES = frozenset({F.multi_head_attention_forward})
 """Functions written in Python that use several parameters: they are entered, not recorded."""
 

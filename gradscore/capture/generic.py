@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.func import vjp, vmap
 
 from gradscore.capture.arguments import Slot, tensors_in
+from gradscore.capture.functions import is_in_place
 from gradscore.capture.layout import UseLayout
 from gradscore.capture.use import Use
 from gradscore.errors import memory_ended
-from gradscore.network import is_in_place
 
 
 class Unserved(Exception):

@@ -28,13 +28,13 @@ from gradscore.capture.functions import (
     entered,
     first_argument,
     fixed_arguments,
+    is_in_place,
     moves_by_value,
     reads_values,
     spreads,
 )
 from gradscore.capture.use import Edge, Made, Root, Use, without_memory
 from gradscore.errors import ModelError
-from gradscore.network import is_in_place
 from gradscore.rules import find_rule
 
 

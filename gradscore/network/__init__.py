@@ -5,19 +5,20 @@ from gradscore.network.checks import (
     check_images,
     check_model,
     check_unhooked,
+    kept_tensors_of,
+    without_caches,
     wrap_forward_errors,
 )
-from gradscore.network.dry_runs import (
+from gradscore.network.facts import ONE_AT_A_TIME, State, hold_state, remembered, state_of
+from gradscore.network.forwards import (
     changes_parameters,
     dry_run,
-    kept_tensors_of,
+    force_eager,
+    observe,
     preserve_state,
-    without_caches,
+    unobserved,
 )
-from gradscore.network.facts import ONE_AT_A_TIME, State, hold_state, remembered, state_of
-from gradscore.network.float64 import is_in_place
 from gradscore.network.independence import check_independence, note_data_dependence
-from gradscore.network.observation import force_eager, observe, unobserved
 
 __all__ = [
     "ONE_AT_A_TIME",
@@ -31,7 +32,6 @@ __all__ = [
     "dry_run",
     "force_eager",
     "hold_state",
-    "is_in_place",
     "kept_tensors_of",
     "note_data_dependence",
     "observe",

@@ -1,4 +1,4 @@
-"""Loss gradients of the same samples in different batches, compared."""
+"""Loss gradients of the same samples in batches of different composition, compared."""
 
 import math
 import random
@@ -9,17 +9,9 @@ from contextlib import contextmanager, nullcontext, suppress
 import torch
 from torch import Tensor, nn
 
-from gradscore.network.batches import (
-    Composition,
-    alone,
-    extremes,
-    rearranged,
-    substitutes,
-    synthetic_samples,
-)
-from gradscore.network.dry_runs import dry_run
-from gradscore.network.facts import Contents, contents_of
+from gradscore.network.contents import Contents, contents_of
 from gradscore.network.float64 import Float64, ResultTypes
+from gradscore.network.forwards import dry_run
 from gradscore.objective import Objective
 from gradscore.outputs import logits_of
 
@@ -32,13 +24,13 @@ SYNTHETIC = 1e-5
 """The same for samples that are made up, in which rounding may grow."""
 
 SMALLEST = 1e-10
-"""Loss gradients below are held to this instead of to themselves."""
+"""Errors of loss gradients below are taken relative to this instead."""
 
 TEMPERATURES = (1.0, 30.0, 1000.0)
 """Where the softmax is sharp, its gradient hides what a higher temperature shows."""
 
 ROUNDING = 64
-"""Errors of a logit, in units of its last place, that tell nothing."""
+"""Errors of a logit, in units of its last place, that rounding explains."""
 
 ALONE_VALUES = 2**20
 """So many values of input are run one sample at a time, of more samples some."""
@@ -46,13 +38,16 @@ ALONE_VALUES = 2**20
 NONE, SOME, EVERY = range(3)
 """Which samples of a batch are run by themselves as well."""
 
+Composition = tuple[Tensor, Tensor, Tensor]
+"""A batch, numbers of samples of the first batch, and where these stand in it."""
+
 
 class Unknown(Exception):
     """The logits of the batch itself are not numbers, so that nothing can be compared."""
 
 
 class Comparison:
-    """Forwards of a model, or of a copy of it, over the same samples in different batches.
+    """Forwards of a model, or of a copy of it, over batches of different composition.
 
     Args:
         model: The model or its copy.
@@ -89,18 +84,18 @@ class Comparison:
         some = torch.linspace(0, len(images) - 1, count).round().long()
         some = some.unique().to(images.device)
 
-        def compositions(wild: bool) -> Iterator[Composition]:
+        def compositions(out_of_range: bool) -> Iterator[Composition]:
             if by_itself:
-                yield from extremes(images, some, wild=wild)
+                yield from extremes(images, some, out_of_range=out_of_range)
             if not by_itself or len(images) == 1 or len(some) < len(images):
-                yield from rearranged(images, wild=wild)
+                yield from rearranged(images, out_of_range=out_of_range)
 
         # Some models do not take values out of range, as of token ids, or another batch size.
         ways = (
             lambda: compositions(True),
             lambda: compositions(False),
-            lambda: substitutes(images, wild=True),
-            lambda: substitutes(images, wild=False),
+            lambda: substitutes(images, out_of_range=True),
+            lambda: substitutes(images, out_of_range=False),
         )
         difference = self._by_first(own, ways)
         if by_itself:
@@ -152,7 +147,7 @@ class Comparison:
         self._runs += 1
         widening = Float64() if self._in_float64 else nullcontext()
         with dry_run(self._model, images) as own, widening:
-            _seed(self._runs, images.device)
+            _seed_generators(self._runs, images.device)
             yield own
 
     def _limit(self, images: Tensor) -> float:
@@ -171,8 +166,8 @@ def _relative(own: Tensor, others: Tensor) -> float:
 
     Samples whose own logits are not numbers are left out.
     """
-    told = (own.isfinite() | (own == -math.inf)).all(dim=1)
-    own, others = own[told], others[told]
+    valid = (own.isfinite() | (own == -math.inf)).all(dim=1)
+    own, others = own[valid], others[valid]
     size = own.masked_fill(~own.isfinite(), 0).abs().amax(dim=1, keepdim=True)
     worst = 0.0
     for temperature in TEMPERATURES:
@@ -185,7 +180,7 @@ def _relative(own: Tensor, others: Tensor) -> float:
     return worst
 
 
-def _seed(seed: int, device: torch.device) -> None:
+def _seed_generators(seed: int, device: torch.device) -> None:
     """Seed what forwards draw from; ``torch.manual_seed`` asks every kind of device."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -193,3 +188,106 @@ def _seed(seed: int, device: torch.device) -> None:
     random.seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed)
+
+
+def rearranged(images: Tensor, *, out_of_range: bool) -> Iterator[Composition]:
+    """Yield every sample of a batch in another order among companions.
+
+    Where companions may have no values that the batch has not, this is in two halves, each with
+    companions of its own values: the largest of one of them is then another.
+
+    Args:
+        images: The batch, shape ``[batch, ...]``.
+        out_of_range: Whether values out of the batch's range may be tried; never of whole numbers.
+    """
+    order = _order(images)
+    if out_of_range and _is_continuous(images):
+        companions, places = _companions(images, out_of_range), _places(images, 4, len(images))
+        yield torch.cat([companions[:4], images[order], companions[4:]]), order, places
+        return
+    half = len(images) // 2
+    for numbers in (order[half:], order[:half]):
+        if len(numbers):
+            companions = _companions(images[numbers], out_of_range)
+            places = _places(images, 1, len(numbers))
+            yield torch.cat([companions[2:3], images[numbers], companions[3:6]]), numbers, places
+
+
+def extremes(images: Tensor, numbers: Tensor, *, out_of_range: bool) -> Iterator[Composition]:
+    """Yield a batch in which some samples stand backwards among companions, one of them twice.
+
+    Args:
+        images: The batch, shape ``[batch, ...]``.
+        numbers: Which of its samples.
+        out_of_range: As for :func:`rearranged`.
+    """
+    companions, back = _companions(images, out_of_range), numbers.flip(0)
+    batch = torch.cat([companions[4:5], images[back], images[back[:1]], companions[:2]])
+    yield batch, back, _places(images, 1, len(back))
+
+
+def alone(images: Tensor, numbers: Tensor) -> Iterator[Composition]:
+    """Yield some samples, each as a batch of its own."""
+    first = torch.zeros(1, dtype=torch.long, device=images.device)
+    for number in numbers:
+        yield images[number][None], number[None], first
+
+
+def substitutes(images: Tensor, *, out_of_range: bool) -> Iterator[Composition]:
+    """Yield batches of the same size: the samples in another order, then half of them replaced.
+
+    Args:
+        images: The batch, shape ``[batch, ...]``.
+        out_of_range: As for :func:`rearranged`.
+    """
+    companions, order = _companions(images, out_of_range), _order(images)
+    places = _places(images, 0, len(images))
+    yield images[order], order, places
+    for replaced, kept in ((places[::2], places[1::2]), (places[1::2], places[::2])):
+        if len(kept) and len(replaced):
+            batch = images[order]
+            batch[replaced] = companions[torch.arange(len(replaced)) % len(companions)]
+            yield batch, order[kept], kept
+
+
+def synthetic_samples(images: Tensor) -> Tensor | None:
+    """Return samples unlike those of a batch, ``[7, ...]``, or None where none can be made.
+
+    What only certain values set off, in a sample of the batch or in another, may show in them.
+    """
+    if not (_is_continuous(images) and images[0].numel()):
+        return None
+    return _companions(images, out_of_range=True)
+
+
+def _is_continuous(images: Tensor) -> bool:
+    """Say whether images take values that they have not, as token ids do not."""
+    return images.is_floating_point() or images.is_complex()
+
+
+def _places(images: Tensor, first: int, count: int) -> Tensor:
+    return torch.arange(first, first + count, device=images.device)
+
+
+def _order(images: Tensor) -> Tensor:
+    draw = torch.Generator().manual_seed(1)
+    return torch.randperm(len(images), generator=draw).to(images.device)
+
+
+def _companions(images: Tensor, out_of_range: bool) -> Tensor:
+    """Return samples unlike those of a batch, shape ``[7, ...]``."""
+    one, draw = images[0], torch.Generator().manual_seed(2)
+    if not one.numel():
+        return images[:1].expand(7, *one.shape)
+    if out_of_range and _is_continuous(images):
+        size = images.nan_to_num(posinf=0.0, neginf=0.0).abs().amax()
+        noise = torch.randn((3, *one.shape), generator=draw, dtype=torch.float64)
+        noise *= torch.tensor([1, 0.1, 30.0]).reshape(3, *[1] * one.ndim)
+        zero = torch.zeros_like(one)
+        large = zero + (3 * size + 1)
+        flipped = one.flip(0, -1) if one.ndim > 1 else one.flip(0)
+        return torch.cat([torch.stack([large, -large, zero, flipped]), noise.to(images) * size])
+    values = images.flatten()
+    drawn = torch.randint(len(values), (5, one.numel()), generator=draw).to(values.device)
+    least, largest = (bound.expand(1, one.numel()) for bound in torch.aminmax(values))
+    return torch.cat([largest, least, values[drawn]]).reshape(7, *one.shape)

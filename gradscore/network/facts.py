@@ -1,16 +1,11 @@
-"""In which state a model is, and what was found out about it in that state.
+"""What is known of a model, and in which of its states.
 
-Whatever is proved of a model holds for what it was made of at that time: its modules, weights and
-settings. A state is told by looking at all of them from the outside, which takes a small part of
-a forward; weights are not read, but for those of a few elements.
+Whatever is checked of a model holds for what it was made of at that time: its modules, weights and
+settings. To look at all of them from the outside takes a small part of a forward.
 """
 
-import itertools
 import threading
-import types
-import weakref
-from collections import OrderedDict, deque
-from collections.abc import Callable, Container, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -19,32 +14,15 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from gradscore.network.fingerprint import PLAIN, Fingerprint, Same, class_places, marks_of
-from gradscore.network.observation import is_own_hook
+from gradscore.network.contents import Contents, Fingerprint, Place, contents_of, walk
 
 ONE_AT_A_TIME = threading.RLock()
 """Held while a model is not as its owner left it: threads may share models, or parameters."""
 
-CLASSES = "classes"
-"""Entry of the surroundings for what a model's classes and the modules of their code hold."""
-
 MOST_STATES = 8
 """How many states of a model are remembered; going back to one finds what was known of it."""
 
-MOST_ENTRIES = 64
-"""Larger containers that a module keeps are told by their identity and length alone."""
-
-Contents = Sequence[dict[str, Any]]
-"""What each module of a model holds, by name, in the order of a walk through the model."""
-
 Answer = TypeVar("Answer")
-
-Place = tuple[int, str]
-"""Where something is in the contents: number of the module, and name in it."""
-
-_CONTAINERS = (list, tuple, dict, set, frozenset, deque)
-_EMPTY = frozenset({dict, OrderedDict, set})
-_WITHOUT_SETTINGS = (type, types.ModuleType, types.FunctionType, types.MethodType, torch.Generator)
 
 
 @dataclass(eq=False)
@@ -82,9 +60,6 @@ class Facts:
 
 _FACTS: WeakKeyDictionary[nn.Module, Facts] = WeakKeyDictionary()
 
-_SERIALS: dict[int, tuple[weakref.ref, int]] = {}
-_NUMBERS = itertools.count()
-
 _HELD = threading.local()
 """States of models, by identity, that :func:`hold_state` holds."""
 
@@ -100,11 +75,11 @@ def facts_of(model: nn.Module) -> Facts:
 def state_of(model: nn.Module) -> State:
     """Return the state that a model is in: the same object for as long as nothing changes.
 
-    A state is told by the identity of every module, parameter, buffer and hook; by the version
-    counters and the memory of tensors; by the values of other attributes, training flags among
-    them; by what its classes and the modules of their code hold; and by the caller's autocast and
-    default type. Hooks of this package are left out, and
-    so is what a forward itself changes, once :func:`ignore_changes` was told of it.
+    States differ in the identity of a module, parameter, buffer or hook; in the version counters
+    and the memory of tensors; in the values of other attributes, training flags among them; in
+    what its classes and the modules of their code hold; and in the caller's autocast and default
+    type. Hooks of this package are left out, and so is what a forward itself changes, once
+    :func:`ignore_changes` has it.
 
     Args:
         model: The model.
@@ -114,14 +89,12 @@ def state_of(model: nn.Module) -> State:
         return held
     with ONE_AT_A_TIME:
         facts = facts_of(model)
-        states, known = facts.states, facts.fingerprint
-        if states and known and _around(states[0]) == _surroundings() and known.holds():
+        states = facts.states
+        if states and facts.fingerprint and facts.fingerprint.holds():
             return states[0]
-        contents, modules = _walk(model, facts.ignored)
+        contents, modules = walk(model, facts.ignored)
         scripted = any(isinstance(module, torch.jit.ScriptModule) for module in modules)
-        facts.fingerprint = (
-            None if scripted else Fingerprint(modules, lambda value: _of(value, [], set()))
-        )
+        facts.fingerprint = None if scripted else Fingerprint(modules)
         state = next((other for other in states if other.contents == contents), None)
         if state is None:
             state = State(contents)
@@ -193,107 +166,3 @@ def ignore_changes(model: nn.Module, before: Contents, after: Contents) -> None:
         facts.ignored |= changed
         state.contents = [state.contents[0], *contents_of(model, facts.ignored)[1:]]
         facts.states, facts.fingerprint = [state], None
-
-
-def contents_of(model: nn.Module, without: Container[Place] = ()) -> Contents:
-    """Return what a model is made of, as far as it can be told from the outside.
-
-    Args:
-        model: The model.
-        without: What to leave out.
-    """
-    return _walk(model, without)[0]
-
-
-def _walk(model: nn.Module, without: Container[Place]) -> tuple[Contents, list[nn.Module]]:
-    contents, modules = [_surroundings()], []
-    pending, seen = [model], {id(model)}
-    while pending:
-        modules.append(pending.pop())
-        entries = _entries_of(modules[-1], pending, seen)
-        if without:
-            number = len(contents)
-            entries = {name: x for name, x in entries.items() if (number, name) not in without}
-        contents.append(entries)
-    if (0, CLASSES) not in without:
-        contents[0][CLASSES] = [(n, Same(place[n])) for place, n in class_places(modules)]
-    return contents, modules
-
-
-def _around(state: State) -> dict[str, Any]:
-    """Return what surrounded a model in a state."""
-    return {name: value for name, value in state.contents[0].items() if name != CLASSES}
-
-
-def _surroundings() -> dict[str, Any]:
-    """Return what a forward depends on besides the model."""
-    autocasts = {
-        f"autocast {device}": torch.get_autocast_dtype(device)
-        for device in ("cpu", "cuda")
-        if torch.is_autocast_enabled(device)
-    }
-    return {"default": torch.get_default_dtype(), **autocasts}
-
-
-def _entries_of(module: nn.Module, pending: list[nn.Module], seen: set[int]) -> dict[str, Any]:
-    """Return what a module holds; modules that it holds are added to those that are pending."""
-    entries: dict[str, Any] = {"": (_serial(module), type(module))}
-    for name, value in module.__dict__.items():
-        kind = value.__class__
-        if kind in PLAIN:
-            entries[name] = value
-        elif kind in _EMPTY and not value:
-            continue
-        elif name in ("_parameters", "_buffers"):
-            for key, tensor in value.items():
-                entries[key] = tensor if tensor is None else _of_tensor(tensor)
-        elif "hooks" in name and isinstance(value, dict):
-            hooks = tuple(key for key, hook in value.items() if not is_own_hook(hook))
-            if hooks:
-                entries[name] = hooks
-        else:
-            entries[name] = _of(value, pending, seen)
-    if isinstance(module, torch.jit.ScriptModule):
-        for key, tensor in (*module.named_parameters(), *module.named_buffers()):
-            entries[key] = _of_tensor(tensor)
-    return entries
-
-
-def _of(value: Any, pending: list[nn.Module], seen: set[int]) -> Any:
-    """Return what tells a value from others, and from itself after a change."""
-    if value.__class__ in PLAIN:
-        return value
-    if isinstance(value, Tensor):
-        return _of_tensor(value)
-    if isinstance(value, _CONTAINERS):
-        if len(value) > MOST_ENTRIES:
-            return id(value), len(value)
-        entries = value.items() if isinstance(value, dict) else value
-        return tuple([_of(entry, pending, seen) for entry in entries])
-    if id(value) in seen:
-        return _serial(value)
-    seen.add(id(value))
-    if isinstance(value, nn.Module):
-        pending.append(value)
-    elif not isinstance(value, _WITHOUT_SETTINGS) and hasattr(value, "__dict__"):
-        return _serial(value), _of(vars(value), pending, seen)
-    return _serial(value)
-
-
-def _of_tensor(tensor: Tensor) -> tuple[Any, ...]:
-    """Return what tells a tensor from others, and from itself after a change."""
-    return _serial(tensor), *marks_of(tensor)
-
-
-def _serial(thing: Any) -> int:
-    """Return a number that nothing else ever has, which an ``id`` is not: those come again."""
-    key = id(thing)
-    known = _SERIALS.get(key)
-    if known is not None:
-        return known[1]
-    try:
-        reference = weakref.ref(thing, lambda _: _SERIALS.pop(key, None))
-    except TypeError:  # its like are few, and held by the model
-        return -key
-    _SERIALS[key] = (reference, next(_NUMBERS))
-    return _SERIALS[key][1]

@@ -1,7 +1,7 @@
 """A copy of a model that computes in float64, whatever types the model asks for."""
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from gradscore.network.observation import is_own_hook
+from gradscore.network.contents import is_own_hook
 
 MOVED = 0.01
 """By what share of themselves parameters are moved; those that are zero, by this share of 0.1."""
@@ -23,13 +23,6 @@ _WIDENED = {
 }
 _MODULES_OWN = frozenset(vars(nn.Module()))
 _CASTS = frozenset({Tensor.float, Tensor.half, Tensor.bfloat16})
-
-
-def is_in_place(function: Callable[..., Any]) -> bool:
-    """Say whether a function changes its first argument, by torch's convention of names."""
-    # An overload of aten adds its own name: ``add_.Tensor``.
-    name = getattr(function, "__name__", "").partition(".")[0]
-    return name.endswith("_") and not name.endswith("__")
 
 
 def widened(x: Tensor) -> Tensor:
@@ -99,13 +92,7 @@ class _Widening(TorchFunctionMode):
         super().__init__()
         self._memo = memo
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Copy a tensor, or run what is called as it is."""
         if func is not Tensor.__deepcopy__:
             # Parameters that the model does not list clone their data.
@@ -123,13 +110,7 @@ class Float64(TorchFunctionMode):
     Many models ask for single precision here and there, or make tensors of the default type.
     """
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a call in double precision."""
         if func in _CASTS:
             return widened(args[0])
@@ -138,7 +119,7 @@ class Float64(TorchFunctionMode):
         if isinstance(kwargs.get("dtype"), torch.dtype):
             kwargs["dtype"] = _WIDENED.get(kwargs["dtype"], kwargs["dtype"])
         result = func(*args, **kwargs)
-        if is_in_place(func) or kwargs.get("out") is not None:
+        if (args and result is args[0]) or kwargs.get("out") is not None:  # written in place
             return result
         if isinstance(result, Tensor):
             return widened(result)
@@ -156,13 +137,7 @@ class ResultTypes(TorchDispatchMode):
         super().__init__()
         self.seen: set[torch.dtype] = set()
 
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and note the types of its results."""
         result = func(*args, **(kwargs or {}))
         self.seen |= {

@@ -2,7 +2,7 @@
 
 A sample's norm is what one backward of it alone gives. A forward of a whole batch gives the same
 only where no sample's logits depend on the others, on its place, on their number or on chance.
-Nothing in a model's code shows that for certain, so it is tried, in float64, where rounding hides
+Nothing in a model's code shows that for certain, so it is checked in float64, where rounding hides
 nothing: the same samples alone, and in batches that are made to move any statistic.
 """
 
@@ -18,7 +18,7 @@ from gradscore.network.facts import hold_state, ignore_changes, state_of
 from gradscore.network.float64 import float64_copy, widened
 
 Scope = frozenset[int]
-"""Identities of the parameters whose gradients are proved as well."""
+"""Identities of the parameters whose gradients are checked as well."""
 
 
 def check_independence(
@@ -26,9 +26,9 @@ def check_independence(
 ) -> None:
     """Refuse a model in which a sample's logits, or gradients, depend on the rest of the batch.
 
-    The first batch of a kind is tried at length, one of another number of samples by two forwards
-    in float64, and what was tried before not at all; but for models that send samples
-    elsewhere by their values, of which every batch is tried.
+    The first batch of a kind is checked at length, one of another number of samples by two
+    forwards in float64, and what was checked before not at all. Of models whose way of a sample
+    depends on the data, every batch is checked.
 
     Args:
         model: A classifier in eval mode; it is left as it is.
@@ -46,9 +46,9 @@ def check_independence(
 def _check(model: nn.Module, images: Tensor, selected: Collection[Tensor]) -> None:
     found = state_of(model).found
     kind = check_independence, images.shape[1:], images.dtype, images.device
-    proved: dict[int, set[Scope | None]] = found.setdefault(kind, {})
+    checked: dict[int, set[Scope | None]] = found.setdefault(kind, {})
     each = bool(found.get(note_data_dependence))
-    scopes = proved.get(len(images), ()) if not each else ()
+    scopes = checked.get(len(images), ()) if not each else ()
     if None in scopes:
         return
     scope = frozenset(id(parameter) for parameter in selected)
@@ -63,23 +63,23 @@ def _check(model: nn.Module, images: Tensor, selected: Collection[Tensor]) -> No
         # A model's own warnings are for the caller's forward.
         warnings.simplefilter("ignore")
         try:
-            thoroughness = EVERY if each else SOME if not proved else NONE
-            proved_for = _prove(model, images, scope, thoroughness)
+            thoroughness = EVERY if each else SOME if not checked else NONE
+            checked_for = _check_copies(model, images, scope, thoroughness)
         except Unknown:  # the next batch will tell
             return
-    proved.setdefault(len(images), set()).add(proved_for)
-    _tell(found.get(_prove_in_own_type, []))
+    checked.setdefault(len(images), set()).add(checked_for)
+    _warn_once(found.get(_check_in_own_type, []))
 
 
 def note_data_dependence(model: nn.Module) -> None:
-    """Note that a model sends samples elsewhere by their values, as mixtures of experts do.
+    """Note that the way of a sample through a model depends on the data, as among experts.
 
     Whether its samples depend on each other may then differ from one batch to the next.
     """
     state_of(model).found[note_data_dependence] = True
 
 
-def _prove(model: nn.Module, images: Tensor, scope: Scope, by_itself: int) -> Scope | None:
+def _check_copies(model: nn.Module, images: Tensor, scope: Scope, by_itself: int) -> Scope | None:
     """Return the parameters for which no sample depends on others, ``None`` for all of them.
 
     The logits may not depend on the rest of the batch where their gradients do, as those of a
@@ -105,16 +105,16 @@ def _prove(model: nn.Module, images: Tensor, scope: Scope, by_itself: int) -> Sc
         except Exception as error:  # whatever the model, or a part of it, does not take
             if moved:
                 continue
-            return _prove_in_own_type(model, images, error)
+            return _check_in_own_type(model, images, error)
         if not difference:
             return None if moved == everything else moved
         if moved == scope or not moved:
-            raise _mixing(difference)
+            raise _mixing_error(difference)
     raise AssertionError("the last of them answers")
 
 
-def _prove_in_own_type(model: nn.Module, images: Tensor, reason: Exception) -> Scope:
-    """Prove by the model itself what no copy in float64 can, and tell that it is less sure."""
+def _check_in_own_type(model: nn.Module, images: Tensor, reason: Exception) -> Scope:
+    """Check the model itself where no copy runs in float64, and warn that it is less sure."""
     comparison = Comparison(model, in_float64=False)
     try:
         ignore_changes(model, *comparison.changes(images))
@@ -122,13 +122,13 @@ def _prove_in_own_type(model: nn.Module, images: Tensor, reason: Exception) -> S
     except Exception:  # what is wrong with it, the forward that follows will say
         return frozenset()
     if difference:
-        raise _mixing(difference)
-    state_of(model).found.setdefault(_prove_in_own_type, [str(reason).partition("\n")[0]])
+        raise _mixing_error(difference)
+    state_of(model).found.setdefault(_check_in_own_type, [str(reason).partition("\n")[0]])
     return frozenset()
 
 
-def _tell(reasons: list[str]) -> None:
-    """Tell, once for a state of a model, why a proof is less sure than usual."""
+def _warn_once(reasons: list[str]) -> None:
+    """Warn, once for a state of a model, that the check is less sure than usual, and why."""
     while reasons:
         warnings.warn(
             "That no image's logits depend on the rest of the batch was checked only to within "
@@ -138,7 +138,7 @@ def _tell(reasons: list[str]) -> None:
         )
 
 
-def _mixing(difference: float) -> ModelError:
+def _mixing_error(difference: float) -> ModelError:
     return ModelError(
         "Expected a model whose logits for an image do not depend on the rest of the batch, nor "
         "on chance, got a loss gradient that is off by "

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from gradscore.copies import CONTAINERS, SavedContainer
-from gradscore.network.observation import is_own_hook
+from gradscore.network.contents import is_own_hook
 
 MOST_ENTRIES = 4096
 """Larger containers hold data rather than what a forward made."""

@@ -12,7 +12,8 @@ from torch import nn
 
 import gradscore as gs
 from gradscore.network import state_of
-from gradscore.network.facts import contents_of, ignore_changes
+from gradscore.network.contents import contents_of
+from gradscore.network.facts import ignore_changes
 
 
 class Gated(nn.Module):

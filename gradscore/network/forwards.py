@@ -1,31 +1,151 @@
-"""Forwards of which nothing remains in the model, and what remains of forwards before.
+"""How a model is run: as its code is written, seen by observers, and leaving no trace.
+
+A compiled module calls no function that could be seen. Activation checkpointing keeps no results
+and runs its block again in the backward, where no recorder listens; kept results give the same
+gradients.
 
 A model may keep what it makes: a table derived from its weights once for all forwards, its latest
 features, a counter. Kept from one of our forwards, a derived table would hide the weights behind
-it from the next, and the features would hold a whole graph. A table that an earlier forward kept
-hides them likewise: their gradient is zero for autograd as well, though the logits depend on them.
+it from the next, and the features would hold a whole graph.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils import parametrize
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import CheckpointFunction
 
-from gradscore.copies import SavedContainer, preserved_generators, tensor_tables
+from gradscore.copies import SavedContainer, preserved_generators
 from gradscore.errors import ModelError
-from gradscore.network.checks import wrap_forward_errors
 from gradscore.network.facts import ONE_AT_A_TIME, Facts, facts_of
-from gradscore.network.observation import force_eager, unobserved
 from gradscore.network.snapshots import SavedHooks, snapshots_of
-from gradscore.outputs import logits_of
+
+Observer = Callable[[str, tuple[Any, ...], Any], Any]
+"""Gets a module's name, the positional arguments of a call, and its output."""
 
 Saved = tuple[Tensor, int, Tensor | None]
 """A tensor, its version counter, and a copy of it."""
+
+
+class _Thread(threading.local):
+    """Which contexts of this module a thread has open."""
+
+    eager = 0
+    probes = 0
+
+
+_THREAD = _Thread()
+_ORIGINAL = saved_tensors_hooks.__enter__, saved_tensors_hooks.__exit__, CheckpointFunction.apply
+_CHANGING = threading.Lock()
+_opened = 0
+
+
+@contextmanager
+def observe(
+    modules: Mapping[str, nn.Module], observer: Observer, *, inputs: bool = False
+) -> Iterator[None]:
+    """Call a function after each call of some modules, on this thread and outside of probes.
+
+    >>> layer, seen = nn.Linear(4, 3), []
+    >>> with observe({"fc": layer}, lambda name, args, output: seen.append((name, output.shape))):
+    ...     logits = layer(torch.ones(2, 4))
+    >>> seen
+    [('fc', torch.Size([2, 3]))]
+
+    Args:
+        modules: The modules by the names that the observer gets.
+        observer: What it returns instead of None replaces the module's output.
+        inputs: Whether it is called before the module, with None as output; what it returns then
+            replaces the module's arguments.
+    """
+    thread, probes = threading.get_ident(), _THREAD.probes
+
+    def hook(name: str, _: nn.Module, args: tuple[Any, ...], output: Any = None) -> Any:
+        if threading.get_ident() == thread and _THREAD.probes == probes:
+            return observer(name, args, output)
+        return None
+
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            register = module.register_forward_pre_hook if inputs else module.register_forward_hook
+            stack.callback(register(_named(hook, name)).remove)
+        yield
+
+
+def _named(hook: Callable[..., Any], name: str) -> Callable[..., Any]:
+    return lambda *call: hook(name, *call)
+
+
+@contextmanager
+def unobserved() -> Iterator[None]:
+    """Hide forwards that only find something out from observers that were there before."""
+    _THREAD.probes += 1
+    try:
+        yield
+    finally:
+        _THREAD.probes -= 1
+
+
+@contextmanager
+def force_eager() -> Iterator[None]:
+    """Run compiled modules as they were written, and checkpointed blocks as any other.
+
+    Both kinds of checkpointing of ``torch.utils.checkpoint`` are meant, and with them all other
+    hooks on saved tensors, such as those that keep them in another memory. Names bound to torch's
+    functions in other modules are served too: what changes is what those functions use.
+    """
+    _count(1)
+    _THREAD.eager += 1
+    try:
+        with ExitStack() as stack:
+            # Where nothing was compiled dynamo is not loaded, and loading it takes seconds.
+            if "torch._dynamo" in sys.modules:
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            yield
+    finally:
+        _THREAD.eager -= 1
+        _count(-1)
+
+
+def _count(change: int) -> None:
+    """Count the open contexts of all threads, and restore torch after the last.
+
+    Torch has no setting for this. What ``checkpoint`` uses is replaced while a context is open;
+    other threads may train with checkpointing meanwhile, so that the replacements ask which
+    thread calls them.
+    """
+    global _opened
+    with _CHANGING:
+        _opened += change
+        if _opened == 0:
+            saved_tensors_hooks.__enter__, saved_tensors_hooks.__exit__ = _ORIGINAL[:2]
+            del CheckpointFunction.apply
+        elif _opened == change == 1:
+            saved_tensors_hooks.__enter__, saved_tensors_hooks.__exit__ = _enter, _exit
+            CheckpointFunction.apply = staticmethod(_apply)
+
+
+def _enter(hooks: Any) -> Any:
+    hooks.ignored = _THREAD.eager > 0
+    return None if hooks.ignored else _ORIGINAL[0](hooks)
+
+
+def _exit(hooks: Any, *error: object) -> None:
+    # Entered before the first context opened, it has no such attribute.
+    if not getattr(hooks, "ignored", False):
+        _ORIGINAL[1](hooks, *error)
+
+
+def _apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+    if _THREAD.eager:
+        return function(*args)
+    return _ORIGINAL[2](function, preserve_rng_state, *args)
 
 
 @contextmanager
@@ -144,119 +264,3 @@ def dry_run(model: nn.Module, images: Tensor) -> Iterator[Tensor]:
         unobserved(),
     ):
         yield images.clone()
-
-
-@contextmanager
-def without_caches(model: nn.Module, images: Tensor) -> Iterator[None]:
-    """Empty, for a while, the dictionaries of tensors that a model fills when they are asked for.
-
-    A forward without a graph may have filled them, of the caller or in an evaluation before: the
-    weights that they were made of would seem to be unused.
-
-    Args:
-        model: The model that is run inside.
-        images: Its input, of which one shows whether it gives the same logits without them.
-    """
-    with ONE_AT_A_TIME:
-        tables = [SavedContainer(table) for table in tensor_tables(model)]
-        if tables and not _same_without(model, images[:1], [table.part for table in tables]):
-            tables = []
-        for table in tables:
-            table.part.clear()
-        try:
-            yield
-        finally:
-            for table in tables:
-                table.restore()
-
-
-def _same_without(model: nn.Module, image: Tensor, tables: list[dict[Any, Tensor]]) -> bool:
-    """Say whether the model fills the tables anew if they are empty, with the same output."""
-    with dry_run(model, image) as own:
-        expected = logits_of(model(own), len(own))
-    with dry_run(model, image) as own:
-        for table in tables:
-            table.clear()
-        try:
-            got = logits_of(model(own), len(own))
-        except Exception:  # they are not made on demand
-            return False
-        return all(tables) and torch.allclose(got, expected)
-
-
-def kept_tensors_of(model: nn.Module, images: Tensor) -> list[Tensor]:
-    """Return the floating tensors that a model keeps outside of its parameters and buffers.
-
-    Args:
-        model: The model; left as it is.
-        images: Its input, shape ``[batch, ...]``; one of them is run.
-    """
-    with (
-        _casting_anew(),
-        without_caches(model, images),
-        dry_run(model, images[:1]) as own,
-        _Origins(model, own) as origins,
-    ):
-        try:
-            model(own)
-        except Exception:  # it takes another number of images
-            with wrap_forward_errors(model, images):
-                model(images.clone())
-    return origins.found
-
-
-@contextmanager
-def _casting_anew() -> Iterator[None]:
-    """Let autocast not use what it has cast before, which would be found."""
-    before = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(before)
-
-
-class _Origins(TorchDispatchMode):
-    """Tell tensors by the memory that they are in.
-
-    Attributes:
-        found: Those whose memory was neither the model's, nor the input's, nor made inside.
-    """
-
-    def __init__(self, model: nn.Module, images: Tensor) -> None:
-        super().__init__()
-        self.found: list[Tensor] = []
-        self._made: list[Tensor] = []
-        self._known: set[int] = set()
-        for tensor in (*model.parameters(), *model.buffers(), images):
-            self._note(tensor)
-
-    def _note(self, tensor: Tensor) -> None:
-        self._made.append(tensor)  # kept, so that its memory is not given to another
-        self._known.add(_memory(tensor))
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one call and note where its tensors are from."""
-        kwargs = kwargs or {}
-        # What was written out as numbers in the forward is lifted into a tensor.
-        if not func.name().startswith("aten::lift"):
-            for tensor in tree_leaves((args, kwargs)):
-                if _is_value(tensor) and _memory(tensor) not in self._known:
-                    self.found.append(tensor)
-                    self._note(tensor)
-        result = func(*args, **kwargs)
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._note(tensor)
-        return result
-
-
-def _is_value(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 0
-
-
-def _memory(tensor: Tensor) -> int:
-    try:
-        return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # sparse and quantised tensors have another kind
-        return id(tensor)

@@ -21,6 +21,7 @@ FLOORS = (
     "extraction",
     "methods",
     "scoring recorded evaluation ablation tables",
+    "choosing",
     "detector",
     "plots",
     "cli __main__",

@@ -28,6 +28,10 @@ class RunError(GradScoreError):
     """A run is missing, damaged, in use, or disagrees with what is asked to be added."""
 
 
+class DetectorError(GradScoreError):
+    """A detector's file is missing, damaged or of another kind, or belongs to another model."""
+
+
 class NotRecorded(RunError):
     """The run does not hold what the question needs; the message names the option that would."""
 

@@ -15,6 +15,7 @@ strict: where scores tie, ``s <= s(k)`` would break the promise.
 
 import math
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from numbers import Rational
 
@@ -31,11 +32,13 @@ _NEAR = 1e-9
 """Where a float is this close to the confidence, integers decide."""
 _MOST_EXACT = 10_000
 """Scores up to which they do. Above, the smaller rank is taken, which keeps the promise too."""
+_DIGITS = 30
+"""Decimal places of a share."""
 _CHUNK = 1 << 12
 _REST = 1e-16
 """A tail's part that is no longer summed."""
 
-Share = float | str | Rational
+Share = float | str
 
 
 @dataclass(frozen=True)
@@ -224,12 +227,13 @@ def percent(share: Rational) -> str:
 def _share(value: Share, name: str) -> Fraction:
     """Return a share as the exact decimal that it prints as, between 0 and 1."""
     try:
-        share = Fraction(str(value))
-    except (ValueError, ZeroDivisionError):
-        share = Fraction(0)
-    if not 0 < share < 1:
+        share = Decimal(str(value))
+        within = 0 < share < 1 and -share.as_tuple().exponent <= _DIGITS
+    except InvalidOperation:  # no number, or NaN
+        within = False
+    if not within:
         raise InvalidArgument(f"Expected {name} between 0 and 1, got {value!r}.")
-    return share
+    return Fraction(share)
 
 
 def _rank(images: int, alpha: Fraction, confidence: Fraction, guarantee: str) -> int:

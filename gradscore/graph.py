@@ -1,19 +1,26 @@
-"""Autograd's graph: its nodes, and the places where torch's own gradient is wrong.
+"""Autograd's graph: where it starts and ends, where gradients arrive, and where torch's are wrong.
 
-Of an axis of size one the stride is arbitrary, and token networks give the batch axis of a lone
+Of an axis of size one the stride is arbitrary, and token networks give the batch axis of a single
 image, or the one row of a sequence, one of its own. From it torch's batch norm on the CPU
 concludes another layout of the memory than the one there is, and returns wrong gradients of its
-input, weight and bias.
+input, weight and bias. :func:`work_around_strides` prevents that.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+from gradscore.errors import memory_ended
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 """The other layout that torch's batch norm knows, by the number of axes."""
+
+Listener = Callable[[Sequence[Tensor | None]], None]
+"""Takes the gradients that arrived at the node of an edge."""
 
 
 def nodes_below(roots: Sequence[Node | None]) -> Iterator[Node]:
@@ -27,7 +34,158 @@ def nodes_below(roots: Sequence[Node | None]) -> Iterator[Node]:
             pending.extend(next_ for next_, _ in node.next_functions if next_ is not None)
 
 
-def straighten_batch_norms(logits: Tensor) -> None:
+def leaves_below(roots: Sequence[Node | None]) -> list[Tensor]:
+    """Return the tensors at which a graph ends, each once."""
+    found = (getattr(node, "variable", None) for node in nodes_below(roots))
+    return [leaf for leaf in found if leaf is not None]
+
+
+class GraphStart(torch.autograd.Function):
+    """An identity at which a graph starts.
+
+    A recorded call gets aliases of its parameters that need no gradient, so that none is computed.
+    Then the output of the first such call needs none either: autograd would keep no graph.
+    This function ties the output to a tensor that does. In place, it costs no memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, start: Tensor, in_place: bool) -> Tensor:
+        """Return ``x`` as a part of the graph; ``start`` is what requires a gradient."""
+        if in_place:
+            ctx.mark_dirty(x)
+            return x
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:
+        """Stop here."""
+        return None, None, None
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a view lies in the tensor behind it.
+
+    Attributes:
+        behind: Strides of that tensor.
+        shape: Shape of the view.
+        strides: Strides of the view.
+        offset: Where it starts within that tensor.
+    """
+
+    behind: tuple[int, ...]
+    shape: torch.Size
+    strides: tuple[int, ...]
+    offset: int
+
+    @classmethod
+    def of(cls, view: Tensor, base: Tensor) -> "Window":
+        """Return how ``view`` lies in ``base``."""
+        offset = view.storage_offset() - base.storage_offset()
+        return cls(base.stride(), view.shape, view.stride(), offset)
+
+    def of_gradient(self, grad: Tensor) -> Tensor:
+        """Return the view's part of ``grad``, the gradient of the tensor behind it."""
+        # The view's strides hold in a tensor that is laid out as the one behind it.
+        # Autograd may lay a gradient out in another way, or expand it from one number.
+        # Such a gradient is copied to the layout that the strides are for.
+        if grad.stride() != self.behind:
+            grad = grad.new_empty_strided(grad.shape, self.behind).copy_(grad)
+        # A gradient may itself be a part of another, as that of an input of ``torch.cat``.
+        return grad.as_strided(self.shape, self.strides, grad.storage_offset() + self.offset)
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Where the gradient of a recorded output arrives, whatever is done to the output in place.
+
+    Attributes:
+        node: The node of the graph whose incoming gradient it is.
+        index: Which of the node's outputs.
+        shape: Shape of the recorded output.
+        window: Where the output is a view, how it lies in the tensor behind it, since the gradient
+            arrives at that tensor.
+        owner: Keeps a node that is written in Python alive, which ``node`` itself does not. The
+            model may let go of an output, as of the last state of a recurrent layer, and the
+            node would go with it.
+    """
+
+    node: Node
+    index: int
+    shape: torch.Size
+    window: Window | None = None
+    owner: Node | None = None
+
+    @classmethod
+    def of(cls, output: Tensor) -> "Edge":
+        """Return the edge of an output that was just computed."""
+        base = output._base
+        viewed = base is not None and base.requires_grad
+        node, index, owner = get_gradient_edge(base if viewed else output)
+        window = Window.of(output, base) if viewed else None
+        return cls(node, index, output.shape, window, owner)
+
+    def gradient(self, arrived: Sequence[Tensor | None]) -> Tensor | None:
+        """Return the output's gradient from those that arrived at the node."""
+        grad = arrived[self.index]
+        return grad if grad is None or self.window is None else self.window.of_gradient(grad)
+
+
+def run_backward(
+    logits: Tensor,
+    ends: Sequence[Tensor | GradientEdge],
+    listeners: Iterable[tuple[Edge, Listener]],
+    cotangent: Tensor,
+    *,
+    retain: bool,
+) -> None:
+    """Run one backward; only what lies between the logits and the ends is run.
+
+    Args:
+        logits: Output of a model, shape ``[batch, classes]``, with its graph.
+        ends: Where the graph ends; what arrives there is not used.
+        listeners: Edges of recorded outputs, and what listens there.
+        cotangent: Gradient of the summed losses with respect to the logits.
+        retain: Whether the graph is kept for another backward.
+    """
+    handles = [edge.node.register_prehook(listener) for edge, listener in listeners]
+    try:
+        # A forward that detaches what it returns has nothing to run.
+        if handles and ends and logits.requires_grad:
+            torch.autograd.grad(logits, ends, cotangent, retain_graph=retain, allow_unused=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def pull_back(
+    derived: Tensor, sources: Mapping[str, GradientEdge], gradients: Tensor
+) -> dict[str, Tensor]:
+    """Return per-sample gradients of parameters from those of a tensor derived from them.
+
+    Args:
+        derived: The tensor, with the graph of how it was computed.
+        sources: Edges of the parameters that it was derived from, by name.
+        gradients: Per-sample gradients with respect to it, shape ``[samples, *derived.shape]``.
+
+    Returns:
+        Per-sample gradients ``[samples, *parameter.shape]`` of each parameter, by name.
+    """
+    edges = list(sources.values())
+    try:
+        pulled = torch.autograd.grad(
+            derived, edges, gradients, retain_graph=True, is_grads_batched=True
+        )
+    except RuntimeError as error:
+        if memory_ended(error):
+            raise
+        # Some backward functions cannot be vmapped.
+        rows = [torch.autograd.grad(derived, edges, row, retain_graph=True) for row in gradients]
+        pulled = tuple(torch.stack(parts) for parts in zip(*rows, strict=True))
+    return dict(zip(sources, pulled, strict=True))
+
+
+def work_around_strides(logits: Tensor) -> None:
     """Let each batch norm concerned get its gradient laid out as its input, with plain strides.
 
     Args:

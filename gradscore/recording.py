@@ -11,15 +11,14 @@ from torch import Tensor, nn
 
 from gradscore import crosscheck
 from gradscore.capture import (
-    Collector,
     Forward,
-    bundles_of,
+    backward_to_norms,
     record_forward,
-    run_backward,
+    tie_parameters,
     unrecorded_forward,
 )
 from gradscore.errors import InvalidArgument, ModelError
-from gradscore.graph import straighten_batch_norms
+from gradscore.graph import work_around_strides
 from gradscore.network import (
     changes_parameters,
     check_images,
@@ -60,7 +59,7 @@ def record(model: nn.Module, images: Tensor, selected: Mapping[str, Tensor]) -> 
             raise
         run = unrecorded_forward if changes_parameters(model) else record_forward
         forward = run(model, images, selected)
-        straighten_batch_norms(forward.logits)
+        work_around_strides(forward.logits)
     return Recording(model, images, selected, forward)
 
 
@@ -83,16 +82,16 @@ class Recording:
         self.logits = forward.logits.detach()
         self._model, self._images, self._forward = model, images, forward
         self._selected = selected
-        self._bundles = bundles_of(forward, selected)
+        self._tied = tie_parameters(forward, selected)
         self._kind = self._kind_of_batch()
         self._unseen = crosscheck.known_kinds(model).get(self._kind)
 
     def _kind_of_batch(self) -> Hashable:
         """Return what a comparison with autograd holds for, besides the state of the model."""
-        used = tuple(name for bundle in self._bundles for name in bundle.names)
+        used = tuple(name for group in self._tied for name in group.names)
         images = self._images
         return (
-            *(self.names, used, len(self._forward.uses)),
+            *(self.names, used, len(self._forward.calls)),
             *(images.shape, images.dtype, images.device),
         )
 
@@ -100,8 +99,8 @@ class Recording:
     def rules(self) -> dict[str, str]:
         """What serves each of the parameters, by name."""
         rules = dict.fromkeys(self.names, "unused")
-        for bundle in self._bundles:
-            rules |= bundle.rules()
+        for group in self._tied:
+            rules |= group.rules()
         return rules | dict.fromkeys(self._unseen or (), "reference")
 
     def objective_norms(self, objectives: Sequence[Objective]) -> list[Tensor]:
@@ -151,10 +150,9 @@ class Recording:
             cotangent = cotangent.clone() if cotangent.is_inference() else cotangent.detach()
             scaled, scale = _scaled(cotangent, self.logits.dtype)
             plain, factor = self._unscaled(cotangent, scaled, scale)
-            found: dict[str, Tensor] = {}
             first = self._unseen is None
             asked = (*orders, crosscheck.CHECKED_ORDER) if first else orders
-            self._backward(scaled, asked, last, found)
+            found = backward_to_norms(self._forward, self._tied, scaled, asked, last=last)
             if first:
                 self._check(plain, asked, {n: x * (scale / factor) for n, x in found.items()})
             found = {n: x[:, : len(orders)] * scale for n, x in found.items()}
@@ -174,23 +172,6 @@ class Recording:
         safe = (scale > SAFE) & (scale < 1 / SAFE) & (dtype != torch.float16)
         safe |= self._forward.differentiates
         return torch.where(safe, cotangent.to(dtype), scaled), torch.where(safe, 1.0, scale)
-
-    def _backward(
-        self, cotangent: Tensor, orders: tuple[float, ...], last: bool, found: dict[str, Tensor]
-    ) -> None:
-        forward = self._forward
-        served = [bundle for bundle in self._bundles if not bundle.by_reference]
-        collector = Collector(forward, served, orders, last, found)
-        listeners = [
-            (edge, collector.listener(number, position))
-            for number in collector.wanted
-            for position, edge in enumerate(forward.uses[number].edges)
-        ]
-        # What uncovered parameters get on the way is not used.
-        uncovered = [forward.edges[n] for n in forward.uncovered if n in forward.edges]
-        ends = [forward.start, *uncovered]
-        run_backward(forward.logits, ends, listeners, cotangent, retain=not last)
-        collector.finish()
 
     def _check(
         self, cotangent: Tensor, orders: tuple[float, ...], found: dict[str, Tensor]
@@ -213,7 +194,7 @@ class Recording:
         crosscheck.known_kinds(self._model)[self._kind] = self._unseen
 
     def _by_reference(self) -> list[str]:
-        names = [n for bundle in self._bundles if bundle.by_reference for n in bundle.names]
+        names = [n for group in self._tied if group.by_reference for n in group.names]
         return list(dict.fromkeys([*names, *(self._unseen or ())]))
 
     def _ask_reference(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from gradscore.capture.forward import requiring_grad
+from gradscore.capture import requiring_grad
 from gradscore.errors import ModelError, memory_ended
 from gradscore.network import check_eval_mode, check_images, preserve_state, without_caches
 from gradscore.norms import vector_norm

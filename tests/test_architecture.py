@@ -87,7 +87,7 @@ def test_the_reference_shares_nothing_with_what_is_held_to_it():
 
 
 def test_a_reference_that_shares_would_be_found():
-    names = ["gradscore.capture.proof", "gradscore.norms", "copy", "numpy"]
+    names = ["gradscore.capture.batch_check", "gradscore.norms", "copy", "numpy"]
     assert strangers(names) == ["capture", "numpy"]
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradscore import crosscheck, recording, verification
-from gradscore.capture.layout import Layout
+from gradscore.capture.batch_dimension import BatchDimension
 from gradscore.objective import Objective
 from gradscore.rules import RULES
 from gradscore.verification import verify
@@ -56,21 +56,21 @@ def of_norms(change):
     return lambda patch: changing(patch, recording.Recording, "norms", change)
 
 
-def of_bundles(change):
+def of_tied(change):
     def plant(patch):
-        changing(patch, recording, "bundles_of", lambda f: lambda *args: change(f(*args)))
+        changing(patch, recording, "tie_parameters", lambda f: lambda *args: change(f(*args)))
 
     return plant
 
 
-def without_a_parameter(bundles):
-    return [bundle for bundle in bundles if "embed.weight" not in bundle.names]
+def without_a_parameter(groups):
+    return [group for group in groups if "embed.weight" not in group.names]
 
 
-def counted_once(bundles):
-    for bundle in bundles:
-        bundle.contributions = bundle.contributions[:1]
-    return bundles
+def counted_once(groups):
+    for group in groups:
+        group.arguments = group.arguments[:1]
+    return groups
 
 
 def mixed(record):
@@ -78,7 +78,7 @@ def mixed(record):
 
 
 def of_others(batch_first):
-    return lambda layout, x: batch_first(layout, x).roll(1, 0)
+    return lambda place, x: batch_first(place, x).roll(1, 0)
 
 
 def with_a_clamp(patch):
@@ -149,14 +149,16 @@ def zeroed(norms):
 
 PLANTED = {
     "a rule off by 1%": of_rule((F.linear, "weight"), norms=off_by_a_hundredth),
-    "a missed parameter": of_bundles(without_a_parameter),
+    "a missed parameter": of_tied(without_a_parameter),
     "a mixed batch": lambda patch: changing(patch, recording, "record_forward", mixed),
     "drifted cotangents": of_norms(drifted),
     "cotangents drifted for the reference": lambda patch: changing(
         patch, crosscheck, "autograd_norms", drifted_for_the_reference
     ),
-    "rows of other samples": lambda patch: changing(patch, Layout, "batch_first", of_others),
-    "a tied parameter counted once": of_bundles(counted_once),
+    "rows of other samples": lambda patch: changing(
+        patch, BatchDimension, "batch_first", of_others
+    ),
+    "a tied parameter counted once": of_tied(counted_once),
     "a closed form before a clamp": with_a_clamp,
     "another temperature": of_loss(temperature=1.01),
     "another target": of_loss(target="one-hot"),

@@ -1,61 +1,67 @@
 """The recorder: one forward, and every call in which a selected parameter meets data.
 
 Selected parameters require a gradient during the forward, all others do not. Calls that take only
-parameters and constants run as they are, so that autograd knows how their results were made of
-parameters. Where such a tensor meets data, the call gets a detached alias instead: no weight
+parameters and constants run as they are, so that autograd knows how their results were derived
+from parameters. Where such a tensor meets data, the call gets a detached alias instead: no weight
 gradient can then be computed, and a parameter that is still found in the graph of the logits was
 used in a way that was not recorded.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import maybe_current_level
+from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 
-from gradscore.capture.arguments import Arguments, tensors_in
-from gradscore.capture.functions import (
-    BATCH_NORMS,
+from gradscore.capture.batch_dimension import (
+    Dimensions,
+    broadcasts_over_batch,
+    indexes_by_data,
+    reads_values,
+)
+from gradscore.capture.calls import (
     COMPOSITES,
     DERIVATIVES,
-    DROPOUTS,
-    EXPANSIONS,
-    GUARDED,
     PASSIVE,
     UNRELATED,
+    Arguments,
+    RecordedCall,
+    TracedCall,
     entered,
     first_argument,
     fixed_arguments,
     is_in_place,
-    moves_by_value,
-    reads_values,
-    spreads,
+    refuse_training,
+    tensors_in,
+    without_memory,
 )
-from gradscore.capture.use import Edge, Made, Root, Use, without_memory
-from gradscore.errors import ModelError
+from gradscore.graph import Edge, GraphStart
 from gradscore.rules import find_rule
+from gradscore.rules.broadcast import EXPANSIONS
 
 
 class Recorder(TorchFunctionMode):
-    """Record the uses of parameters in the forward that runs inside.
+    """Record the calls that take parameters in the forward that runs inside.
 
     Args:
-        selected: The parameters whose uses are wanted.
+        selected: The parameters whose calls are wanted.
         constants: Buffers and other parameters: tensors that hold no data.
         batch: Number of samples.
-        expansions: What to make of the calls that may spread a parameter over the batch, in
+        expansions: What to make of the calls that may broadcast a parameter over the batch, in
             order: ``True`` if they do. Beyond its end it is guessed by shape.
 
     Attributes:
-        uses: The uses, in order.
-        calls: What calls with data made, in order, those uses among them.
+        calls: The recorded calls, in order.
+        trace: Every call with data, in order, the recorded ones among them.
         logits: What the model returned, once it has.
         start: The tensor at which the graph begins.
-        expansions: What was made of the calls that may spread a parameter over the batch.
-        moves_by_value: Whether where samples are may depend on the values of data.
-        forget: Forgets what was proved of such a forward.
+        expansions: What was made of the calls that may broadcast a parameter over the batch.
+        data_dependent: Whether where samples are may depend on the values of data.
+        forget: Forgets the batch dimensions that are kept for such a forward.
         unlisted: Parameters that the model does not list, by their identity.
         differentiates: Whether the forward takes gradients of its own, or changes those to come.
     """
@@ -70,11 +76,11 @@ class Recorder(TorchFunctionMode):
         expansions: Iterable[bool] = (),
     ) -> None:
         super().__init__()
-        self.uses: list[Use] = []
-        self.calls: list[Made] = []
+        self.calls: list[RecordedCall] = []
+        self.trace: list[TracedCall] = []
         self.start = torch.zeros((), requires_grad=True, device="cpu")
         self.expansions = list(expansions)
-        self.moves_by_value = self.differentiates = False
+        self.data_dependent = self.differentiates = False
         self.forget: Callable[[], object] = lambda: None
         self.unlisted: dict[int, Tensor] = {}
         self._batch = batch
@@ -84,13 +90,7 @@ class Recorder(TorchFunctionMode):
         self._constants = {id(tensor): tensor for tensor in constants}
         self._aliases: dict[int, Tensor] = {}
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one call and note what it does to parameters."""
         kwargs = dict(kwargs) if kwargs else {}
         if func in PASSIVE:
@@ -113,38 +113,30 @@ class Recorder(TorchFunctionMode):
             with self:
                 return entered(func)(*args, **kwargs)
         if not data:
-            make = self._derive if touched else self._constant
-            return make(func, args, kwargs)
-        if func in GUARDED:
-            _refuse_training(func, args, kwargs)
-        self.moves_by_value |= moves_by_value(func, data)
+            return self._derive(func, args, kwargs, touched)
+        refuse_training(func, args, kwargs)
+        self.data_dependent |= indexes_by_data(func, data)
         for target in _changed(func, args, kwargs):
             self._forget(target)
         related = touched and func not in UNRELATED and func is not Tensor.__setitem__
         if related and torch.is_grad_enabled():
             return self._record(Arguments(func, args, kwargs))
-        return self._made(func, args, kwargs, func(*args, **kwargs))
+        return self._traced(func, args, kwargs, func(*args, **kwargs))
 
-    def _made(self, func: Callable[..., Any], args: Any, kwargs: Any, result: Any) -> Any:
-        """Note what a call with data made."""
-        self.moves_by_value |= reads_values(func, result)
+    def _traced(self, func: Callable[..., Any], args: Any, kwargs: Any, result: Any) -> Any:
+        """Note what a call with data returned."""
+        self.data_dependent |= reads_values(func, result)
         results = tuple((t.shape, t.dtype) for t in tensors_in((result,), {}))
-        self.calls.append(Made(func, results, fixed_arguments(args, kwargs)))
+        self.trace.append(TracedCall(func, results, fixed_arguments(args, kwargs)))
         return result
 
-    def _constant(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run a call without selected parameters and data."""
-        result = func(*args, **kwargs)
-        self._keep(result)
-        return result
-
-    def _derive(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def _derive(self, func: Callable[..., Any], args: Any, kwargs: Any, touched: bool) -> Any:
         """Run a call of parameters and constants only."""
-        if func in EXPANSIONS:
+        if touched and func in EXPANSIONS:
             self._expansion += 1
             if self._expansion == len(self.expansions):
                 source, result = first_argument(args, kwargs), func(*args, **kwargs)
-                self.expansions.append(spreads(source, result, self._batch))
+                self.expansions.append(broadcasts_over_batch(source, result, self._batch))
             if self.expansions[self._expansion]:
                 return self._record(Arguments(func, args, kwargs), self._expansion)
         result = func(*args, **kwargs)
@@ -169,24 +161,28 @@ class Recorder(TorchFunctionMode):
                         del known[key]
 
     def _record(self, arguments: Arguments, expansion: int | None = None) -> Any:
-        """Run a call in which parameters meet data, cut off from how they were made."""
+        """Run a call in which parameters meet data, cut off from how they were derived."""
         func = arguments.function
         tensors = arguments.tensors
-        operands = tuple((slot, t) for slot, t in tensors if id(t) in self._owned)
+        parameters = tuple((slot, t) for slot, t in tensors if id(t) in self._owned)
         data = {slot: t for slot, t in tensors if id(t) not in self._owned}
         in_place = is_in_place(func)
         target = arguments.first
-        if not operands or (in_place and not _can_change(data.get(target))):
-            return self._made(func, arguments.args, arguments.kwargs, arguments.call())
+        if not parameters or (in_place and not _can_change(data.get(target))):
+            return self._traced(func, arguments.args, arguments.kwargs, arguments.call())
 
-        plain = arguments.replaced({slot: self._alias(tensor) for slot, tensor in operands})
+        # Autograd computes a gradient for each argument that requires one, summed over the batch.
+        # No such sum is of use here, and it would cost as much as all the rules.
+        # A detached alias has the parameter's values and requires none.
+        plain = arguments.replaced({slot: self._alias(tensor) for slot, tensor in parameters})
         named = arguments.named()
-        rules = {slot: find_rule(func, arguments.name(slot), named) for slot, _ in operands}
+        rules = {slot: find_rule(func, arguments.name(slot), named) for slot, _ in parameters}
         reads = any(rule is None or rule.reads_data for rule in rules.values())
         kept = {slot: t.detach() if reads else without_memory(t) for slot, t in data.items()}
         if in_place and reads:
+            # The call overwrites what it read: its rule needs the values from before.
             kept[target] = kept[target].clone()
-        result = self._made(func, arguments.args, arguments.kwargs, plain.call())
+        result = self._traced(func, arguments.args, arguments.kwargs, plain.call())
         outputs = [
             t
             for t in tensors_in((result,), {})
@@ -196,18 +192,18 @@ class Recorder(TorchFunctionMode):
         if not outputs:
             return result
         if expansion is not None:
-            result = Root.apply(result, self.start, result._base is None)
+            result = GraphStart.apply(result, self.start, result._base is None)
             outputs = [result]
         elif not in_place and (len(outputs) > 1 or _shares_memory(outputs[0], plain)):
             result, outputs = _copied(result, outputs)
         for output in outputs:
             if not output.requires_grad:
-                Root.apply(output, self.start, True)
+                GraphStart.apply(output, self.start, True)
         device = outputs[0].device.type
-        self.uses.append(
-            Use(
+        self.calls.append(
+            RecordedCall(
                 arguments=plain.replaced(kept),
-                operands=operands,
+                parameters=parameters,
                 rules=rules,
                 edges=tuple(Edge.of(output) for output in outputs),
                 output_shapes=tuple(output.shape for output in outputs),
@@ -221,10 +217,17 @@ class Recorder(TorchFunctionMode):
         )
         return result
 
-    def let_go(self) -> None:
-        """Let go of the graph and the data; what was called, and with which shapes, remains."""
-        for use in self.uses:
-            use.let_go()
+    @property
+    def coarsest(self) -> torch.dtype:
+        """The coarsest floating type among what calls returned."""
+        types = {dtype for call in self.trace for _, dtype in call.results}
+        floating = {dtype for dtype in types if dtype.is_floating_point} | {self.logits.dtype}
+        return max(floating, key=lambda dtype: torch.finfo(dtype).eps)
+
+    def free_graph(self) -> None:
+        """Free the graph and the data; what was called, and with which shapes, remains."""
+        for call in self.calls:
+            call.free_graph()
         self.logits = self.logits.detach()
         self._owned, self._constants, self._aliases = {}, {}, {}
 
@@ -241,11 +244,10 @@ def _shares_memory(output: Tensor, arguments: Arguments) -> bool:
 
 
 def _copied(result: Any, outputs: list[Tensor]) -> tuple[Any, list[Tensor]]:
-    """Give each output a node of its own in the graph.
-
-    One output may be made of another, as a cell's hidden state of its state: the gradient that
-    arrives where the other was made would hold what came through the first.
-    """
+    """Give each output a node of its own in the graph."""
+    # One output may be computed from another, as a cell's hidden state from its state.
+    # The gradient that arrives at the other's node would hold what came through the first.
+    # A copy has a node at which only the gradient of this output arrives.
     copies = {id(output): output.clone() for output in outputs}
     if not isinstance(result, Tensor):
         result = type(result)([copies.get(id(entry), entry) for entry in result])
@@ -267,20 +269,31 @@ def _can_change(target: Tensor | None) -> bool:
     return target is not None and (target._base is None or target._base.is_contiguous())
 
 
-def _refuse_training(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> None:
-    """Refuse a call that is random, or that mixes samples, as layers in train mode do."""
-    if func in DROPOUTS:
-        p = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
-        training = kwargs.get("training", kwargs.get("train", True))
-        if p > 0 and (args[2] if len(args) > 2 else training):
-            raise ModelError(
-                "Expected a model without active dropout, got a call of "
-                f"{func.__name__} with p = {p}; call model.eval() first."
-            )
-    elif func in BATCH_NORMS:
-        place = BATCH_NORMS[func]
-        if args[place] if len(args) > place else kwargs.get("training", False):
-            raise ModelError(
-                "Expected batch norm with fixed statistics, got a call that takes them from the "
-                "batch; call model.eval() first."
-            )
+@dataclass
+class Forward:
+    """One recorded forward, and where the samples are in its calls.
+
+    Attributes:
+        logits: Output of the model, shape ``[batch, classes]``, with its graph down to the first
+            recorded call.
+        start: The tensor at which that graph begins.
+        calls: The calls that took selected parameters, in order.
+        dimensions: Batch dimensions of each of these; ``None`` where they are not known.
+        edges: Graph edges of the selected parameters that something was derived from, by name.
+        uncovered: Names of parameters that are used in a way that was not recorded.
+        differentiates: Whether the model takes gradients of its own: none of ours is then told
+            apart from those.
+        coarsest: The coarsest floating type among what the calls returned.
+        forget: Forgets the batch dimensions that are kept, for whoever finds that gradients had
+            not shown them.
+    """
+
+    logits: Tensor
+    start: Tensor
+    calls: list[RecordedCall]
+    dimensions: Dimensions
+    edges: dict[str, GradientEdge]
+    uncovered: frozenset[str]
+    differentiates: bool
+    coarsest: torch.dtype
+    forget: Callable[[], object]

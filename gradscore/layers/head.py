@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from gradscore.capture import bundles_of, record_forward
+from gradscore.capture import record_forward, tie_parameters
 from gradscore.errors import InvalidArgument
 from gradscore.layers.head_gradient import gradient_fault
 from gradscore.layers.last_weights import last_weights
@@ -177,10 +177,10 @@ def _fault(
     selected = {f"{call.name}.weight".lstrip("."): module.weight}
     with torch.inference_mode(False):
         forward = record_forward(model, images.clone(), selected)
-    bundles = bundles_of(forward, selected)
-    if not bundles:
+    groups = tie_parameters(forward, selected)
+    if not groups:
         return "its weight gets no gradient, as under torch.no_grad()"
-    if forward.uncovered or forward.differentiates or len(bundles[0].contributions) != 1:
+    if forward.uncovered or forward.differentiates or len(groups[0].arguments) != 1:
         return "its weight is used more than once in a forward"
     return gradient_fault(model, call.name, images)
 

@@ -9,8 +9,8 @@ every image; and the gradient of one sample is the outer product of its cotangen
 import torch
 from torch import Tensor, nn
 
-from gradscore.capture.derivation import nodes_below
-from gradscore.capture.forward import requiring_grad
+from gradscore.capture import requiring_grad
+from gradscore.graph import nodes_below
 from gradscore.network import force_eager, observe, preserve_state, without_caches
 from gradscore.outputs import logits_of
 

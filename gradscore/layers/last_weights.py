@@ -7,22 +7,27 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from gradscore.capture import Forward, bundles_of, record_forward, run_backward
-from gradscore.capture.bundle import Contribution
-from gradscore.capture.use import Use
+from gradscore.capture import (
+    Forward,
+    ParameterArgument,
+    RecordedCall,
+    record_forward,
+    tie_parameters,
+)
 from gradscore.errors import ModelError
+from gradscore.graph import run_backward
 from gradscore.outputs import check_carries_gradient
 from gradscore.selection import differentiable_parameters
 
-Parts = Mapping[int, Sequence[Contribution]]
-"""Number of a use to the matrices in it."""
+Parts = Mapping[int, Sequence[ParameterArgument]]
+"""Number of a recorded call to the matrices in it."""
 
 
 def last_weights(model: nn.Module, images: Tensor, classes: int) -> tuple[str, ...]:
-    """Return the weights of the uses with one output a class that the logits are made of.
+    """Return the weights of the calls with one output a class that the logits are made of.
 
     No other weight lies between them and the logits. Where none has one output a class, it is the
-    last use's. Of a weight to which an adapter adds its own, as LoRA does, it is that weight
+    last call's. Of a weight to which an adapter adds its own, as LoRA does, it is that weight
     alone: the gradient of the sum, which merging leaves, is the gradient of each summand.
 
     Args:
@@ -41,13 +46,13 @@ def last_weights(model: nn.Module, images: Tensor, classes: int) -> tuple[str, .
     with torch.inference_mode(False):
         forward = record_forward(model, images.clone(), selected)
         check_carries_gradient(forward.logits)
-        parts: dict[int, list[Contribution]] = defaultdict(list)
-        for bundle in bundles_of(forward, selected):
-            for part in bundle.contributions:
+        parts: dict[int, list[ParameterArgument]] = defaultdict(list)
+        for group in tie_parameters(forward, selected):
+            for part in group.arguments:
                 if part.tensor.ndim > 1:
                     parts[part.number].append(part)
         ends = _ends(forward, parts)
-        wide = [n for n in ends if any(classes in s[1:] for s in forward.uses[n].output_shapes)]
+        wide = [n for n in ends if any(classes in s[1:] for s in forward.calls[n].output_shapes)]
         found = _without_adapters(forward, parts, wide or ends[-1:])
     if not found:
         matrices = [name for name, parameter in selected.items() if parameter.ndim > 1]
@@ -56,8 +61,8 @@ def last_weights(model: nn.Module, images: Tensor, classes: int) -> tuple[str, .
 
 
 def _ends(forward: Forward, parts: Parts) -> list[int]:
-    """Return the numbers of the uses that no other use parts from the logits, in order."""
-    owners = {edge.node: n for n in parts for edge in forward.uses[n].edges}
+    """Return the numbers of the calls that no other call parts from the logits, in order."""
+    owners = {edge.node: n for n in parts for edge in forward.calls[n].edges}
     found, seen = set(), set()
     pending: list[Node | None] = [forward.logits.grad_fn]
     while pending:
@@ -71,13 +76,13 @@ def _ends(forward: Forward, parts: Parts) -> list[int]:
 
 
 def _without_adapters(forward: Forward, parts: Parts, ends: Sequence[int]) -> set[str]:
-    """Return the sources of the last uses; of weights that adapters add to, those alone."""
-    uses = forward.uses
-    inputs = {n: _data_of(uses[n]) for n in parts}
-    adapters = [n for n in ends if _is_adapter(n, parts, ends, uses, inputs)]
+    """Return the sources of the last calls; of weights that adapters add to, those alone."""
+    calls = forward.calls
+    inputs = {n: _data_of(calls[n]) for n in parts}
+    adapters = [n for n in ends if _is_adapter(n, parts, ends, calls, inputs)]
     bases = [n for n in ends if n not in adapters]
     sources = {name for n in ends for part in parts[n] for name in part.sources}
-    if adapters and not (len(bases) == 1 and _gets_the_cotangent(forward, uses[bases[0]])):
+    if adapters and not (len(bases) == 1 and _gets_the_cotangent(forward, calls[bases[0]])):
         raise _refusal(sources)
     found = set()
     for part in (part for n in bases for part in parts[n]):
@@ -97,9 +102,9 @@ def _refusal(sources: set[str]) -> ModelError:
 
 
 def _is_adapter(
-    number: int, parts: Parts, ends: Sequence[int], uses: Sequence[Use], inputs: Mapping
+    number: int, parts: Parts, ends: Sequence[int], calls: Sequence[RecordedCall], inputs: Mapping
 ) -> bool:
-    """Say whether a use adds to the weight of another one, of which it shares the input."""
+    """Say whether a call adds to the weight of another one, of which it shares the input."""
     x = inputs[number]
     for base in ends:
         if base == number or x is None or inputs[base] is None:
@@ -109,16 +114,15 @@ def _is_adapter(
         for inner in parts:
             if inner not in ends and _same(inputs[inner], inputs[base]):
                 with torch.no_grad():
-                    between = uses[inner].arguments.call()
+                    between = calls[inner].arguments.call()
                 if _is_multiple(x, between):
                     return True
     return False
 
 
-def _data_of(use: Use) -> Tensor | None:
+def _data_of(call: RecordedCall) -> Tensor | None:
     """Return what a call multiplies with its parameters."""
-    others = {slot for slot, _ in use.operands} | use.constants
-    data = [tensor for slot, tensor in use.arguments.tensors if slot not in others]
+    data = list(call.data.values())
     return data[0].detach() if len(data) == 1 else None
 
 
@@ -135,9 +139,9 @@ def _is_multiple(x: Tensor, other: Tensor) -> bool:
     return torch.allclose(x, factor * other, rtol=1e-4, atol=1e-6 * float(x.abs().max()))
 
 
-def _gets_the_cotangent(forward: Forward, use: Use) -> bool:
-    """Say whether a use's output has the gradient of the logits: it was only added to."""
-    logits, edge = forward.logits, use.edges[0]
+def _gets_the_cotangent(forward: Forward, call: RecordedCall) -> bool:
+    """Say whether a call's output has the gradient of the logits: it was only added to."""
+    logits, edge = forward.logits, call.edges[0]
     drawn = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
     arrived: list[Tensor | None] = []
     listener = (edge, lambda gradients: arrived.append(edge.gradient(gradients)))
@@ -146,8 +150,8 @@ def _gets_the_cotangent(forward: Forward, use: Use) -> bool:
     return got is not None and got.numel() == drawn.numel() and _same(got.reshape_as(drawn), drawn)
 
 
-def _holds(part: Contribution, name: str, forward: Forward) -> bool:
-    """Say whether the gradient of a tensor made of parameters is that of one of them."""
+def _holds(part: ParameterArgument, name: str, forward: Forward) -> bool:
+    """Say whether the gradient of a derived parameter is that of one of its sources."""
     if part.direct:
         return True
     made = part.tensor

@@ -1,13 +1,18 @@
-"""Scale and shift of normalisation layers: batch (with fixed statistics), layer, group, RMS."""
+"""Scale and shift of normalisation layers: batch (with fixed statistics), layer, group, RMS.
+
+Weights may be normalised as well: they are then standardised by channel in every forward.
+"""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 from torch.nn import functional as F
 
-from gradscore.rules.rule import Call, Rule, Tiling, abs_norms, spans, sum_by_channel
+from gradscore.rules.convolution import in_tile_order
+from gradscore.rules.rule import Call, Rule, Tile, Tiling, abs_norms, spans, sum_by_channel
 
 BATCH = {
     F.batch_norm: (
@@ -30,6 +35,7 @@ LAYER = dict.fromkeys(
     (F.layer_norm, torch.layer_norm), ("input", "normalized_shape", "weight", "bias", "eps")
 )
 RMS = dict.fromkeys((F.rms_norm, torch.rms_norm), ("input", "normalized_shape", "weight", "eps"))
+_RESHAPES = ("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0")
 TRAILING = {**LAYER, **RMS}
 """Those that normalise over trailing axes, each of whose entries has its own scale."""
 
@@ -180,6 +186,61 @@ def scale_and_shift_gradients(
         normalized = normalize(x[part].flatten(0, 1)).view(g[part].shape)
         scales.append(normalized.mul_(g[part]).sum(dims))
     return torch.cat(scales), torch.cat(shifts)
+
+
+@dataclass(frozen=True)
+class Standardisation:
+    """How a standardised weight is derived from its parameter.
+
+    Networks such as BiT standardise each output channel's weights in every forward, written as
+    batch norm with the statistics of its input: ``w^ = (w - mean w) / s`` with
+    ``s = sqrt(var w + eps)``, ``var`` biased. From the gradient ``g`` with respect to ``w^``
+    follows, by channel, ``(g - mean g - w^ mean(g w^)) / s`` (Ioffe & Szegedy, ICML 2015,
+    Section 3), which needs no more than the tile of ``g`` that is in cache.
+
+    Attributes:
+        weight: The standardised weight, shape ``[channels, ...]``, detached.
+        inverse: ``1 / s`` of each channel, shape ``[channels]``.
+    """
+
+    weight: Tensor
+    inverse: Tensor
+
+    @classmethod
+    def of(cls, derived: Tensor) -> "Standardisation | None":
+        """Return how ``derived`` was standardised by channel, or ``None`` if not, or not so.
+
+        It is when its graph is a training-mode batch norm, without scale and shift, of a
+        parameter of the same shape, with one image and the parameter's first axis as channels.
+        """
+        node = _behind_reshapes(derived.grad_fn)
+        if node is None or node.name() != "NativeBatchNormBackward0":
+            return None
+        if not node._saved_training or node._saved_weight is not None:
+            return None
+        origin = _behind_reshapes(node.next_functions[0][0])
+        parameter = getattr(origin, "variable", None)
+        if parameter is None or parameter.shape != derived.shape:
+            return None
+        if node._saved_input.shape[:2] != (1, len(derived)):
+            return None
+        return cls(derived.detach(), node._saved_result2)
+
+    def pull_back(self, tile: Tile) -> Tensor:
+        """Return the gradient with respect to the parameter, in the memory of the tile."""
+        g = tile.gradient
+        w = in_tile_order(self.weight[tile.channels], rows=g.shape[1])
+        entries = g.shape[1] * g.shape[3]
+        along = (g * w).sum(dim=(1, 3), keepdim=True).div_(-entries)
+        mean = g.mean(dim=(1, 3), keepdim=True)
+        inverse = self.inverse[tile.channels, None]
+        return g.sub_(mean).addcmul_(w, along).mul_(inverse)
+
+
+def _behind_reshapes(node: Node | None) -> Node | None:
+    while node is not None and node.name() in _RESHAPES:
+        node = node.next_functions[0][0]
+    return node
 
 
 def scale_alone(name: str, trailing: bool = False) -> dict[str, Rule]:

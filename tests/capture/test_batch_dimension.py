@@ -6,7 +6,7 @@ import torch
 from helpers.small_models import Model, hold_to_reference, images
 from torch.nn import functional as F
 
-from gradscore.capture import proof
+from gradscore.capture import batch_check
 from gradscore.engine import gradient_norms
 from gradscore.errors import ModelError
 from gradscore.network import state_of
@@ -206,11 +206,11 @@ def test_a_model_that_does_something_else_is_proved_anew():
 
 
 def test_proofs_are_kept_up_to_a_number(monkeypatch):
-    monkeypatch.setattr(proof, "MOST_KNOWN", 2)
+    monkeypatch.setattr(batch_check, "MOST_KNOWN", 2)
     model = Model(folded, **LAYERS)
     for length in (2, 3, 4, 5):
         gradient_norms(model, images(3, length, 5))
-    assert len(state_of(model).found[proof.placed_forward]) == 2
+    assert len(state_of(model).found[batch_check.checked_forward]) == 2
 
 
 def test_a_proof_serves_until_something_changes():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from gradscore import gradient_norms
-from gradscore.capture import derivation, generic
+from gradscore import gradient_norms, graph
+from gradscore.capture import gradients
 from gradscore.errors import ModelError
 from gradscore.extraction import batching
 from gradscore.extraction.batching import find_batch_size
@@ -59,7 +59,7 @@ def test_the_generic_rule_does_not_go_on_sample_by_sample(error, monkeypatch):
     assert gradient_norms(Product().eval(), torch.randn(3, 6)).rules == {
         "weight": "generic (einsum)"
     }
-    monkeypatch.setattr(generic, "vmap", full)
+    monkeypatch.setattr(gradients, "vmap", full)
     with pytest.raises(type(error)):
         gradient_norms(Product().eval(), torch.randn(3, 6))
 
@@ -73,9 +73,9 @@ def test_parameters_behind_a_derived_tensor_do_not_go_on_row_by_row(monkeypatch)
             raise SAYINGS[1]
         raise AssertionError("no second way is tried")
 
-    monkeypatch.setattr(derivation.torch.autograd, "grad", full)
+    monkeypatch.setattr(graph.torch.autograd, "grad", full)
     with pytest.raises(torch.AcceleratorError):
-        derivation.pull_back(made, sources, torch.randn(5, 3, 2))
+        graph.pull_back(made, sources, torch.randn(5, 3, 2))
 
 
 def test_a_second_forward_that_has_no_memory_is_no_model_of_one_batch_size():

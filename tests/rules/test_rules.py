@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradscore import gradient_norms
-from gradscore.capture.arguments import Arguments
+from gradscore.capture.calls import Arguments
 from gradscore.errors import InvalidArgument
 from gradscore.norms import vector_norm
 from gradscore.reference import one_backward_a_sample

@@ -9,11 +9,14 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradscore.capture.standardisation import Standardisation
 from gradscore.rules import convolution, rule
 from gradscore.rules.convolution import Geometry, conv_tiles, in_tile_order
 from gradscore.rules.linear import linear_weight_norms
-from gradscore.rules.normalization import batch_norm_gradients, scale_and_shift_gradients
+from gradscore.rules.normalization import (
+    Standardisation,
+    batch_norm_gradients,
+    scale_and_shift_gradients,
+)
 
 ORDERS = (1.0, 2.0, math.inf, 0.5, 3.0)
 

@@ -23,7 +23,7 @@ import gradscore.engine
 import gradscore.plots.figures  # noqa: F401  what the children need is loaded before they fork
 from gradscore.cli import main as command_line
 from gradscore.errors import GradScoreError
-from gradscore.extraction import extract
+from gradscore.recorded import extract
 from gradscore.run import RunStore, check
 
 FAILURES = ("different", "executed", "outside", "hung", "traceback", "lost")

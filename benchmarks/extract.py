@@ -26,8 +26,8 @@ from torch import nn
 from gradscore.batches import memory_format
 from gradscore.data import batch_spans, load_batches, open_set
 from gradscore.engine import gradient_norms
-from gradscore.extraction import extract
 from gradscore.models import create_model
+from gradscore.recorded import extract
 
 MODELS = ("cifar:resnet20", "timm:mobilenetv2_100")
 

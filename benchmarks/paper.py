@@ -24,7 +24,7 @@ from paper_tables import Tables, tables_of
 
 from gradscore.cli.console import Progress
 from gradscore.errors import GradScoreError
-from gradscore.extraction import extract
+from gradscore.recorded import extract
 from gradscore.tables import write_rows
 
 NO_LABELS = "no labelled ID images to learn from"

@@ -17,7 +17,7 @@ _HOME = {
     "Verification": "gradscore.verification",
     "create_model": "gradscore.models",
     "evaluate": "gradscore.evaluation",
-    "extract": "gradscore.extraction",
+    "extract": "gradscore.recorded",
     "gradient_norms": "gradscore.engine",
     "head_score": "gradscore.closed_form",
     "last_layer_score": "gradscore.closed_form",

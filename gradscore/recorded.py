@@ -1,13 +1,17 @@
-"""A recorded run, read: its sets, their features and logits, and any score of them."""
+"""A recorded run: made by :func:`extract`, read as a :class:`Run`."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from gradscore.extraction import record_run
+from gradscore.extraction.settings import Progress, Settings, Silent, several
 from gradscore.methods.question import make_question
+from gradscore.models.preprocessing import Preprocessing
 from gradscore.run import RunStore
 from gradscore.scoring import known_sets, score_sets
 
@@ -77,6 +81,118 @@ class Run:
         known_sets(self.store, [name])
         blocks = self.store.blocks(name, fields=(field,))
         return torch.cat([torch.as_tensor(block[field], device="cpu") for block in blocks])
+
+
+def extract(
+    model: str | nn.Module,
+    sets: Mapping[str, tuple[str | None, str | os.PathLike]],
+    run: str | os.PathLike,
+    *,
+    layers: str | Sequence[str] = "all",
+    p: float | Sequence[float] = (1.0,),
+    temperature: float | Sequence[float] | None = None,
+    target: str | Sequence[str] = ("uniform",),
+    keep: str | Sequence[str] = (),
+    keep_dtype: str = "float32",
+    record: str | Sequence[str] = (),
+    epsilon: float | Sequence[float] = (),
+    fit: str | None = None,
+    preprocessing: Preprocessing | Mapping[str, Any] | None = None,
+    weights: str | os.PathLike | None = None,
+    batch_size: int | str = 64,
+    device: str = "auto",
+    precision: str = "float32",
+    workers: int = 0,
+    limit: int | Mapping[str, int] | None = None,
+    max_pixels: int | None = None,
+    on_error: str = "fail",
+    gradients: str = "rules",
+    blocks: Mapping[str, str | Sequence[str]] | None = None,
+    shard_rows: int = 4096,
+    progress: Progress | None = None,
+) -> Run:
+    """Record what a model answers for sets of images, in a run on disk.
+
+    Features and logits are always recorded. Unless ``layers`` is ``last``, so are the gradient
+    norms of each parameter tensor of ``layers``: one pass for every target, temperature and order.
+    A run that is there already is resumed or added to, never repeated. The parameters are one for
+    each thing that can be asked; within the library they travel as one
+    :class:`~gradscore.extraction.settings.Settings`.
+
+    Args:
+        model: A spec such as ``timm:resnet18``, or a module in evaluation mode.
+        sets: Set name to ``(role, source)``; the role is ``id``, ``ood``, ``fit`` (ID data that
+            methods learn from, and are never tested on) or None.
+        run: The run's directory, new or of a run of the same model and configuration.
+        layers: Group, glob or comma list (or several) whose norms are recorded. ``last`` needs
+            no backward where the last layer has a closed form.
+        p: Orders of the norms.
+        temperature: Softmax temperatures; by default 1 for the norms, and 1000 for ODIN.
+        target: ``uniform``, ``one-hot`` or both.
+        keep: Modules whose input is stored, so that norms of them and of what follows them, with
+            any settings, then need no images; see :mod:`gradscore.extraction.replay`.
+        keep_dtype: ``float32`` or ``float16``, what they are stored in.
+        record: What methods read beside features, logits and norms, each in its own pass:
+            ``odin`` the logits of perturbed inputs, for each ``epsilon`` and temperature;
+            ``mahalanobis`` every stage's confidence, fitted first to the set ``fit``.
+        epsilon: Magnitudes of ODIN's perturbation, in units of the normalised input.
+        fit: The labelled ID set that Mahalanobis learns from: of ``sets``, or of the run.
+        preprocessing: From pictures to the model's input; by default the model's own. A mapping
+            overrides some of its fields.
+        weights: Weight file, ``random``, or None for the library's own.
+        batch_size: Images at once, or ``auto`` for the largest that pays and fits.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        precision: ``float32``, ``tf32`` for products rounded as CUDA does by default, or
+            ``bfloat16`` or ``float16`` for a forward under autocast; everything but a kept input
+            is stored in float32.
+        workers: Processes that decode images; 0 decodes in this one.
+        limit: Take only so many images of each set, spread over its classes by a fixed seed; or
+            set name to that number.
+        max_pixels: Pictures of more are refused; by default those beyond Pillow's own limit.
+        on_error: ``fail`` at an image that cannot be read, or ``skip`` it and record why.
+        gradients: ``rules``, or for comparison ``vmap`` or ``reference``.
+        blocks: Group names to globs, redefining groups of parameters.
+        shard_rows: Rows in a shard; what is lost by a kill is at most one shard.
+        progress: Is told how far the work has come.
+
+    Returns:
+        The run, with the model that was asked; its sets tell which images failed.
+
+    Raises:
+        InvalidArgument: If an argument is out of range.
+        DataError: If a set cannot be opened, or an image cannot be read.
+        ModelError: If the model cannot be built or asked.
+        WeightsError: If the weights cannot be had.
+        RunError: If the run differs in a field, is in use or damaged, or cannot be written.
+    """
+    settings = Settings(
+        model=model,
+        sets=sets,
+        run=Path(run),
+        layers=layers,
+        p=several(p),
+        temperature=several(temperature),
+        target=several(target),
+        keep=several(keep),
+        keep_dtype=keep_dtype,
+        record=several(record),
+        epsilon=several(epsilon),
+        fit=fit,
+        preprocessing=preprocessing,
+        weights=weights,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        workers=workers,
+        limit=limit,
+        max_pixels=max_pixels,
+        on_error=on_error,
+        gradients=gradients,
+        blocks=blocks or {},
+        shard_rows=shard_rows,
+        progress=progress or Silent(),
+    )
+    return Run(record_run(settings).path, model)
 
 
 def open_store(run: Run | RunStore | str | os.PathLike) -> Any:

@@ -8,9 +8,7 @@ import torch
 from torch import nn
 
 from gradscore import gradient_norms
-from gradscore.extraction.batching import find_batch_size
-from gradscore.extraction.network import memory_for
-from gradscore.extraction.precision import float32_products
+from gradscore.extraction.classifier import find_batch_size, float32_products, memory_for
 from gradscore.objective import Objective
 from gradscore.reference import one_backward_a_sample
 

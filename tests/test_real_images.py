@@ -110,7 +110,7 @@ def test_cifar_accuracy_is_the_published_one(tmp_path):
     run = gs.extract(
         "cifar:resnet20", {"test": ("id", source)}, tmp_path, weights=weights, layers="last"
     )
-    (block,) = run.blocks("test", fields=("logits", "label"))
+    (block,) = run.store.blocks("test", fields=("logits", "label"))
     assert (block["logits"].argmax(axis=1) == block["label"]).mean() == pytest.approx(0.918)
 
 
@@ -123,9 +123,9 @@ def test_recorded_methods_are_their_equations_on_real_images(tmp_path):
     run = gs.extract(
         "cifar:resnet20", sets, tmp_path, weights=weights, fit="train", limit=100, **how
     )
-    (block,) = run.blocks("gtsrb", ("index",), ("odin-T1000-eps0.0014", "mahalanobis-train"))
+    (block,) = run.store.blocks("gtsrb", ("index",), ("odin-T1000-eps0.0014", "mahalanobis-train"))
     odin, stages = (torch.from_numpy(block[name]).double() for name in list(block)[1:])
-    magnitude = run.info.passes["mahalanobis-train"].details["magnitude"]
+    magnitude = run.store.info.passes["mahalanobis-train"].details["magnitude"]
     model = gs.create_model("cifar:resnet20", weights).double()
     train, gtsrb = (open_set(source, limit=100) for _, source in sets.values())
 

@@ -30,13 +30,13 @@ def demo(output, quiet) -> None:
     """
     from gradscore.ablation import ablate
     from gradscore.evaluation import evaluate_run
-    from gradscore.extraction import extract
     from gradscore.methods import make_questions
+    from gradscore.recorded import extract
     from gradscore.scoring import iterate_scores
     from gradscore.tables import write_evaluation, write_scores
 
     folder = Path(output)
-    run = extract("digits", EMBEDDED, folder / "run", progress=Progress(quiet=quiet))
+    run = extract("digits", EMBEDDED, folder / "run", progress=Progress(quiet=quiet)).store
     everything = evaluate_run(run, ask(run, (), {}, quiet=quiet))
     show_evaluation(everything, title="Every method")
     layers = ablate(run, "layers")["layers"]

@@ -193,7 +193,7 @@ def extract(model, weights, run_path, ids, oods, fit_sets, data, quiet, **how) -
     .parquet         with the images in it (Hugging Face): test-*.parquet
     torchvision:DATASET:SPLIT[@ROOT]
     """  # noqa: D301
-    from gradscore.extraction import extract as record
+    from gradscore.recorded import extract as record
     from gradscore.run import ROLE_OPTIONS, require_openable
 
     known = _existing(run_path)
@@ -217,7 +217,7 @@ def extract(model, weights, run_path, ids, oods, fit_sets, data, quiet, **how) -
         raise click.UsageError(
             "Expected at least one set: --id, --ood, --fit-set or --data NAME=PATH."
         )
-    store = record(
+    run = record(
         model or "digits",
         sets or EMBEDDED,
         run_path,
@@ -225,7 +225,7 @@ def extract(model, weights, run_path, ids, oods, fit_sets, data, quiet, **how) -
         progress=Progress(quiet=quiet),
         **_settings(known if known and model == known.model else None, **how),
     )
-    _report(store, list(sets or EMBEDDED), how["fit"], quiet)
+    _report(run.store, list(sets or EMBEDDED), how["fit"], quiet)
 
 
 def _existing(run_path: str):

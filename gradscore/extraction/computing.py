@@ -1,35 +1,44 @@
-"""One batch of images to the rows of each pass: one forward, one backward for each question."""
+"""One batch of images to the rows of each pass: one forward, one backward for each objective.
+
+The logits of a set that is recorded already tell whether its pictures are still the same.
+"""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gradscore.batches import memory_format, parts_of
-from gradscore.extraction.keeping import observe_inputs
-from gradscore.extraction.network import Network, memory_for
+from gradscore.data import ImageSet
+from gradscore.errors import DataError
+from gradscore.extraction.classifier import Classifier, memory_for
+from gradscore.extraction.replay import observe_inputs
 from gradscore.layers.features import observe_features
 from gradscore.network import check_eval_mode, check_independence
 from gradscore.objective import RecordedObjective, by_loss
 from gradscore.recording import record
 from gradscore.reference import backward_norms, loss_function
-from gradscore.run import BASE, PassInfo, pass_field
+from gradscore.run import BASE, PassInfo, RunStore, pass_field
 from gradscore.selection import differentiable_parameters
 from gradscore.vmapped import vmap_norms
-
-GRADIENTS = ("rules", "reference", "vmap")
 
 Rows = dict[str, dict[str, Tensor]]
 Probe = Callable[[Tensor], dict[str, Tensor]]
 """From a batch of images to the values of some passes, by their names; runs its own forwards."""
+TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
+"""How far the logits of one picture may be apart, as a part of the largest of their batch."""
+BETWEEN_DEVICES = 1e-2
+"""The same where a GPU computed either: its convolutions keep ten bits of a float32."""
 
 
 class Computer:
     """Computes the rows of a batch.
 
     Args:
-        network: The classifier.
+        classifier: The classifier.
         image: One preprocessed image, shape ``[1, channels, height, width]``, on its device.
         base: Whether features and logits are wanted.
         passes: The norm and keep passes wanted.
@@ -41,14 +50,14 @@ class Computer:
 
     def __init__(
         self,
-        network: Network,
+        classifier: Classifier,
         image: Tensor,
         *,
         base: bool,
         passes: Sequence[PassInfo],
         probes: Sequence[Probe] = (),
     ) -> None:
-        self._network, self._model = network, network.model
+        self._classifier, self._model = classifier, classifier.model
         self._base, self._probes = base, probes
         self._passes = [entry for entry in passes if entry.kind == "norms"]
         self._objectives = [
@@ -65,7 +74,7 @@ class Computer:
         # Probes go back to the images, whose gradient is a use of every layer.
         check_eval_mode(self._model)
         self._share = 1.0 if probes else len(self._selected) / max(1, len(parameters))
-        with network.autocast():
+        with classifier.autocast():
             self._format = memory_format(self._model, image, self._share)
 
     @property
@@ -76,7 +85,7 @@ class Computer:
     @property
     def on_cuda(self) -> bool:
         """Whether results are copied from a GPU."""
-        return self._network.device.type == "cuda"
+        return self._classifier.device.type == "cuda"
 
     def __call__(self, images: Tensor) -> Rows:
         """Return the rows of a batch: pass name to array name to tensor ``[batch, ...]``.
@@ -88,7 +97,7 @@ class Computer:
         Raises:
             ModelError: If the model does not return logits, or memory does not suffice.
         """
-        images = images.to(self._network.device, non_blocking=True)
+        images = images.to(self._classifier.device, non_blocking=True)
         with memory_for(images):
             parts = parts_of(self._model, images, self._share)
             rows = _joined([self._base_and_norms(part) for part in parts])
@@ -100,7 +109,7 @@ class Computer:
         }
 
     def _base_and_norms(self, images: Tensor) -> Rows:
-        head = self._network.head
+        head = self._classifier.head
         observing = (
             observe_features(self._model, head)
             if self._base and head.closed_form
@@ -119,16 +128,16 @@ class Computer:
 
     def _ask(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         if not self._passes:
-            with self._network.autocast():
+            with self._classifier.autocast():
                 check_independence(self._model, images)
             with torch.inference_mode():
-                return {}, self._network(images)
+                return {}, self._classifier(images)
         if self._passes[0].gradients == "rules":
             return self._ask_rules(images)
         return self._ask_reference(images)
 
     def _ask_rules(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        with self._network.autocast():
+        with self._classifier.autocast():
             recording = record(self._model, images, self._selected)
         norms = recording.objective_norms(self._objectives)
         found = {
@@ -148,7 +157,7 @@ class Computer:
             entries = [self._passes[place] for place in places]
             orders = [entry.p for entry in entries]
             loss = loss_function(self._objectives[places[0]])
-            with self._network.autocast():
+            with self._classifier.autocast():
                 if method == "vmap":
                     norms = vmap_norms(self._model, images, self._selected, loss, orders)
                 else:
@@ -159,7 +168,7 @@ class Computer:
                 entry.rules = dict.fromkeys(entry.parameters, method)
         # Last, so that the features observed are those of the whole batch.
         with torch.inference_mode():
-            return found, self._network(images)
+            return found, self._classifier(images)
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:
@@ -182,3 +191,51 @@ def _to_host(values: Tensor) -> Tensor:
         return values.cpu()
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True, device="cpu")
     return host.copy_(values, non_blocking=True)
+
+
+class SamePictures:
+    """Compares logits with those recorded, batch after batch.
+
+    Without it a pass that is added later could stand beside the features of another picture.
+
+    Args:
+        store: The run.
+        images: The set.
+        set_name: Its name in the run.
+        start: First image that is compared.
+        device: Where the logits are computed.
+    """
+
+    def __init__(
+        self, store: RunStore, images: ImageSet, set_name: str, start: int, device: str
+    ) -> None:
+        self._images, self._set = images, set_name
+        self._rows = store.rows(set_name, BASE, ("logits",), start)
+        first = store.sets[set_name].passes[BASE][0].settings.get("device")
+        self._tolerance = TOLERANCE[store.info.precision]
+        if {first, device} != {"cpu"}:
+            self._tolerance = max(self._tolerance, BETWEEN_DEVICES)
+
+    def check(self, index: NDArray[np.int64], logits: NDArray[np.float32]) -> None:
+        """Raise unless the next images are those that were recorded.
+
+        Args:
+            index: Their places, shape ``[n]``.
+            logits: What the model returns for them now, shape ``[n, classes]``.
+
+        Raises:
+            DataError: Naming the first that is another.
+            RunError: If the run is damaged.
+        """
+        recorded = self._rows(index)
+        apart = np.abs(logits - recorded).max(axis=1)
+        bound = self._tolerance * np.abs(recorded).max()
+        changed = np.flatnonzero(~(apart <= bound))
+        if len(changed):
+            row = changed[0]
+            place = int(index[row])
+            raise DataError(
+                f"{self._images.paths[place]} (image {place} of {self._set}) is not the picture "
+                f"that was recorded: its logits are {apart[row]:.3g} away from those in the run, "
+                f"more than {bound:.3g}. Put that picture back, or extract to another run."
+            )

@@ -1,56 +1,82 @@
-"""What there is to record, and which stretches of a set still lack it."""
+"""What there is to record: passes, agreed with the run, and what each set lacks of them."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
-from gradscore.extraction.identity import require_equal
-from gradscore.extraction.stage_fit import StageFit
+from gradscore.data import ImageSet
+from gradscore.extraction.probes import StageFit
+from gradscore.extraction.replay import check_kept
+from gradscore.extraction.resolved import Resolved
+from gradscore.extraction.sets import agree_on_set, agree_on_sets, set_notices
+from gradscore.extraction.settings import Settings, plain, require_equal
+from gradscore.extraction.stage_fit import LabelledImages, fit_to
 from gradscore.objective import RecordedObjective, check_epsilon, check_temperature
 from gradscore.run import (
     BASE,
     FitInfo,
     PassInfo,
     RunInfo,
+    RunStore,
     SetInfo,
     mahalanobis_name,
     norms_name,
     odin_name,
 )
+from gradscore.run.layout import RUN_FILE
 from gradscore.selection import select
 
+ODIN_TEMPERATURE = 1000.0
+IDENTITY = (
+    "model",
+    "weights_sha256",
+    "preprocessing",
+    "precision",
+    "classes",
+    "features",
+    "input_shape",
+)
+"""Fields of ``run.json`` in which every extraction into a run must agree."""
 
-def norm_passes(
-    info: RunInfo,
-    layers: str | Sequence[str],
-    p: Sequence[float],
-    temperature: Sequence[float],
-    target: Sequence[str],
-    gradients: str,
-) -> list[PassInfo]:
+
+def wanted_passes(settings: Settings, resolved: Resolved) -> list[PassInfo]:
+    """Return the passes that are asked for, but for those that need a fit.
+
+    Raises:
+        InvalidArgument: If a value is out of range, or names nothing of the model.
+        ModelError: If the input of a module to keep does not determine the logits.
+    """
+    kept = keep_passes(settings.keep, settings.keep_dtype)
+    norms = norm_passes(settings, resolved.info)
+    check_kept(resolved.classifier.model, kept, resolved.image)
+    temperatures = settings.temperature or (ODIN_TEMPERATURE,)
+    return [*norms, *kept, *odin_passes(temperatures, settings.epsilon)]
+
+
+def norm_passes(settings: Settings, info: RunInfo) -> list[PassInfo]:
     """Return the norm passes that answer for some layers; none where the base pass does.
 
     Args:
+        settings: What the extraction is asked: layers, targets, temperatures and orders.
         info: The run's description.
-        layers: A group, a glob, a comma list, or several of them.
-        p: Orders of the norm.
-        temperature: Softmax temperatures.
-        target: Of ``uniform``, ``one-hot`` and ``all-ones``.
-        gradients: What computes them.
 
     Raises:
-        InvalidArgument: If a value is out of range, or ``layers`` match nothing.
+        InvalidArgument: If a value is out of range, or the layers match nothing.
     """
+    layers = settings.layers
     parameters = select(list(info.parameters), info.groups, layers)
     text = layers if isinstance(layers, str) else ",".join(layers)
-    settings = product(target, temperature, p)
-    objectives = dict.fromkeys(RecordedObjective(order, T, t) for t, T, order in settings)
+    values = product(settings.target, settings.temperature or (1.0,), settings.p)
+    objectives = dict.fromkeys(RecordedObjective(order, T, t) for t, T, order in values)
     if info.head.closed_form and set(parameters) == set(info.head.weights):
         objectives = [o for o in objectives if o.target == "all-ones"]
     name = "all" if len(parameters) == len(info.parameters) else text
     return [
         PassInfo(
             norms_name(o.target, o.temperature, o.p, name, parameters),
-            *("norms", o.target, o.temperature, o.p, gradients, parameters),
+            *("norms", o.target, o.temperature, o.p, settings.gradients, parameters),
         )
         for o in objectives
     ]
@@ -118,15 +144,106 @@ def agree_on_passes(info: RunInfo, passes: Sequence[PassInfo]) -> list[PassInfo]
     return agreed
 
 
-def stretches(
-    entry: SetInfo, passes: Sequence[PassInfo]
-) -> Iterator[tuple[int, int, bool, list[PassInfo]]]:
+def open_run(settings: Settings, resolved: Resolved) -> RunStore:
+    """Make a run, or open the one that is there if it agrees; the writer's lock is held.
+
+    What was deleted from the run that is there, for being damaged, is recorded again. Groups must
+    agree only where the user gave some.
+
+    Raises:
+        RunError: If the run there differs in a field (both values are named), is damaged, is
+            being written, or cannot be written.
+    """
+    path, info = settings.run, resolved.info
+    if not os.path.lexists(path / RUN_FILE):
+        return RunStore.create(path, info, resolved.head)
+    store = RunStore.open_for_writing(path)
+    try:
+        for field in (*IDENTITY, *(("groups",) if settings.blocks else ())):
+            require_equal(
+                f"The run {path}", field, plain(getattr(store.info, field)), getattr(info, field)
+            )
+        store.repair(resolved.head)
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be recorded in a run that is open for writing.
+
+    Attributes:
+        sets: The images by set name.
+        passes: Every pass but the base pass, as the run knows it.
+        fits: Name of each ``mahalanobis`` pass to what it is computed with.
+        left_out: What was wrong with the sets that were left out.
+    """
+
+    sets: Mapping[str, ImageSet]
+    passes: Sequence[PassInfo]
+    fits: Mapping[str, StageFit]
+    left_out: Sequence[str]
+
+
+def make_plan(
+    store: RunStore, settings: Settings, resolved: Resolved, passes: Sequence[PassInfo]
+) -> Plan:
+    """Agree with the run on passes and sets, learn what passes need, and write both down.
+
+    Args:
+        store: The run, open for writing.
+        settings: What the extraction is asked.
+        resolved: What it is about.
+        passes: The passes that are asked for.
+
+    Raises:
+        DataError: If the images of every set have changed, or too few to fit to can be read.
+        ModelError: If the network has no stages to tell apart.
+        RunError: If the run was recorded otherwise, is damaged or cannot be written.
+    """
+    agreed, fits = agree_on_passes(store.info, passes), {}
+    sets, changed = agree_on_sets(store, settings.sets, resolved.sets)
+    left_out = [*resolved.left_out, *changed]
+    of_sets = set_notices(sets, resolved.model.preprocessing, resolved.info.classes)
+    for sentence in (*left_out, *resolved.model.notices, *of_sets):
+        settings.tell(sentence)
+    if resolved.labelled is not None:
+        agree_on_set(store, settings.fit, store.sets[settings.fit].role, resolved.labelled)
+        read = LabelledImages(
+            resolved.labelled, resolved.model.preprocessing, resolved.info.input_shape, settings
+        )
+        about, learned = fit_to(store, resolved.classifier, resolved.image, read)
+        entry = mahalanobis_pass(settings.fit, about, learned)
+        agreed += agree_on_passes(store.info, [entry])
+        fits[entry.name] = learned
+    for entry in agreed:
+        store.add_pass(entry)
+    store.save()
+    return Plan(sets, agreed, fits, left_out)
+
+
+class Stretch(NamedTuple):
+    """Consecutive images of a set whose rows are computed together.
+
+    Attributes:
+        start: First image.
+        stop: The one after the last.
+        base: Whether base rows are lacking.
+        passes: The passes that are lacking.
+    """
+
+    start: int
+    stop: int
+    base: bool
+    passes: list[PassInfo]
+
+
+def stretches(entry: SetInfo, passes: Sequence[PassInfo]) -> Iterator[Stretch]:
     """Yield what a set still lacks, stretch by stretch, until nothing is lacking.
 
     What starts at the same image is computed together, from one forward.
-
-    Yields:
-        First image, the one after the last, whether base rows are lacking, and which passes.
     """
     names = [BASE, *(known.name for known in passes)]
     by_name = {known.name: known for known in passes}
@@ -137,4 +254,5 @@ def stretches(
         start = min(open_at.values())
         stop = min((done for done in open_at.values() if done > start), default=entry.rows)
         active = [name for name, done in open_at.items() if done == start]
-        yield start, stop, BASE in active, [by_name[name] for name in active if name != BASE]
+        lacking = [by_name[name] for name in active if name != BASE]
+        yield Stretch(start, stop, BASE in active, lacking)

@@ -5,7 +5,7 @@ images fit the logistic regression that combines the stages, 500 others choose t
 input perturbation. No OOD image is seen.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,68 +14,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gradscore.data import Batch, ImageSet, decoding_processes, load_batches
 from gradscore.errors import DataError
-from gradscore.extraction.network import Network, memory_for
-from gradscore.extraction.perturbation import differentiable, fgsm, sign_of_gradient
+from gradscore.extraction.classifier import Classifier, memory_for
+from gradscore.extraction.probes import StageFit, fgsm, stage_confidences
+from gradscore.extraction.settings import AUTO, Settings, require_equal
 from gradscore.gaussians import ClassGaussians, fit_gaussians
-from gradscore.layers.stages import observe_stages
+from gradscore.layers.stages import find_stages, observe_stages
 from gradscore.metrics import fpr95
+from gradscore.models.preprocessing import Preprocessing
+from gradscore.run import FitInfo, RunStore, describe_fit, mahalanobis_name
 
 MAGNITUDES = (0.0, 0.0005, 0.001, 0.0014, 0.002, 0.005, 0.01)
 FGSM_STEP = 0.05
 IMAGES = 500
 """Images that fit the regression, and as many others that choose the magnitude."""
 SEED = 0
+FITTING_BATCH = 64
+"""Images at once where the batch size is to be found by trying, which a fit does not."""
 
 Read = Callable[[NDArray[np.int64]], Iterator[tuple[NDArray[np.int64], Tensor]]]
 """From places in a set to batches of places and images, those that can be read."""
 
 
-@dataclass(frozen=True)
-class StageFit:
-    """What was learned.
-
-    Attributes:
-        stages: Stage to the module whose output it is, in the order of depth.
-        gaussians: Stage to the Gaussians of its features.
-        weight: What the log-odds of OOD take of each stage's confidence, shape ``[stages]``.
-        bias: Their constant, shape ``[1]``.
-        fpr95: Of each of :data:`MAGNITUDES` on the images that chose among them.
-    """
-
-    stages: Mapping[str, str]
-    gaussians: Mapping[str, ClassGaussians]
-    weight: NDArray[np.float64]
-    bias: NDArray[np.float64]
-    fpr95: NDArray[np.float64]
-
-    @property
-    def magnitude(self) -> float:
-        """The magnitude of the input perturbation: of those with the lowest FPR95 the smallest."""
-        return MAGNITUDES[int(self.fpr95.argmin())]
-
-    def arrays(self) -> dict[str, NDArray]:
-        """Return everything but the stages' modules as named arrays."""
-        arrays = {"weight": self.weight, "bias": self.bias, "fpr95": self.fpr95}
-        for stage, fitted in self.gaussians.items():
-            arrays[f"{stage}.means"] = fitted.means.numpy()
-            arrays[f"{stage}.precision"] = fitted.precision.numpy()
-        return arrays
-
-    @classmethod
-    def from_arrays(cls, stages: Mapping[str, str], arrays: Mapping[str, NDArray]) -> "StageFit":
-        """Return the fit that :meth:`arrays` told of."""
-        gaussians = {
-            stage: ClassGaussians(
-                torch.from_numpy(arrays[f"{stage}.means"]),
-                torch.from_numpy(arrays[f"{stage}.precision"]),
-            )
-            for stage in stages
-        }
-        return cls(stages, gaussians, arrays["weight"], arrays["bias"], arrays["fpr95"])
-
-
-def settings(stages: Mapping[str, str]) -> dict[str, Any]:
+def fit_settings(stages: Mapping[str, str]) -> dict[str, Any]:
     """Return what a fit depends on beside the labelled set."""
     return {
         "stages": dict(stages),
@@ -86,51 +48,8 @@ def settings(stages: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def stage_confidences(
-    network: Network,
-    stages: Mapping[str, str],
-    gaussians: Mapping[str, ClassGaussians],
-    images: Tensor,
-    magnitudes: Sequence[float],
-) -> Tensor:
-    """Return each stage's largest confidence, each at an input perturbed for that stage.
-
-    ``x - m sign(grad_x(-M(x)))``, ``M`` the stage's confidence (Lee et al., Eq. 3).
-
-    Args:
-        network: The classifier.
-        stages: Stage to the module whose output it is.
-        gaussians: Stage to its Gaussians, on the network's device.
-        images: The batch, on the network's device.
-        magnitudes: What the input is perturbed by, in units of the normalised input.
-
-    Returns:
-        Shape ``[magnitudes, batch, stages]``, float64, on the device.
-    """
-    with observe_stages(network.model, stages, images) as features:
-        signs = {}
-        if any(magnitudes):
-            with differentiable(images) as (leaf, copy):
-                network(copy)
-                for stage, z in dict(features).items():
-                    towards = gaussians[stage].gradient(z.detach())
-                    signs[stage] = sign_of_gradient(leaf, z, towards, keep=True)
-        result = images.new_empty(
-            len(magnitudes), len(images), len(stages), dtype=torch.float64, requires_grad=False
-        )
-        with torch.inference_mode():
-            for row, magnitude in zip(result, magnitudes, strict=True):
-                for column, stage in enumerate(stages):
-                    if magnitude:
-                        network(images + magnitude * signs[stage])
-                    elif not column:
-                        network(images)
-                    row[:, column] = gaussians[stage].confidence(features[stage])
-    return result
-
-
 def learn_stages(
-    network: Network,
+    classifier: Classifier,
     stages: Mapping[str, str],
     labels: NDArray[np.int64],
     read: Read,
@@ -139,7 +58,7 @@ def learn_stages(
     """Return the Gaussians, the regression and the magnitude that labelled ID images give.
 
     Args:
-        network: The classifier.
+        classifier: The classifier.
         stages: Stage to the module whose output it is.
         labels: Class of each image of the set, -1 where unknown, shape ``[n]``.
         read: Reads images of the set.
@@ -148,14 +67,14 @@ def learn_stages(
     Raises:
         DataError: If fewer than two images with a label can be read.
     """
-    places, gaussians = _gaussians(network, stages, labels, read, advance)
+    places, gaussians = _gaussians(classifier, stages, labels, read, advance)
     if len(places) < 2:
         raise DataError(f"Expected at least 2 labelled images to fit to, got {len(places)}.")
     drawn = np.random.default_rng(SEED).permutation(places)
     count = images_a_side(len(places))
     sides = [np.sort(drawn[:count]), np.sort(drawn[count : 2 * count])]
     fitting, choosing = (
-        _confidences(network, stages, gaussians, labels, read(side), advance) for side in sides
+        _confidences(classifier, stages, gaussians, labels, read(side), advance) for side in sides
     )
     regressions = [_regression(*pair) for pair in zip(*fitting, strict=True)]
     rates = [
@@ -164,7 +83,7 @@ def learn_stages(
     ]
     weight, bias = regressions[int(np.argmin(rates))]
     on_host = {stage: fitted.to("cpu") for stage, fitted in gaussians.items()}
-    return StageFit(stages, on_host, weight, bias, np.array(rates))
+    return StageFit(stages, on_host, weight, bias, MAGNITUDES, np.array(rates))
 
 
 def images_a_side(labelled: int) -> int:
@@ -178,7 +97,7 @@ def work(labelled: int) -> int:
 
 
 def _gaussians(
-    network: Network,
+    classifier: Classifier,
     stages: Mapping[str, str],
     labels: NDArray[np.int64],
     read: Read,
@@ -188,13 +107,13 @@ def _gaussians(
     found: list[NDArray] = []
     features: dict[str, list[Tensor]] = {stage: [] for stage in stages}
     for places, batch in read(np.flatnonzero(labels >= 0)):
-        images = batch.to(network.device)
+        images = batch.to(classifier.device)
         with (
             memory_for(images),
             torch.inference_mode(),
-            observe_stages(network.model, stages, images) as seen,
+            observe_stages(classifier.model, stages, images) as seen,
         ):
-            network(images)
+            classifier(images)
         found.append(places)
         for stage, parts in features.items():
             parts.append(seen[stage].cpu())
@@ -204,11 +123,11 @@ def _gaussians(
     places = np.concatenate(found)
     known = torch.from_numpy(labels[places])
     fitted = {stage: fit_gaussians(torch.cat(parts), known) for stage, parts in features.items()}
-    return places, {stage: known.to(network.device) for stage, known in fitted.items()}
+    return places, {stage: known.to(classifier.device) for stage, known in fitted.items()}
 
 
 def _confidences(
-    network: Network,
+    classifier: Classifier,
     stages: Mapping[str, str],
     gaussians: Mapping[str, ClassGaussians],
     labels: NDArray[np.int64],
@@ -218,11 +137,11 @@ def _confidences(
     """Return confidences of images and of their FGSM images, each ``[magnitudes, n, stages]``."""
     sides: tuple[list[NDArray], list[NDArray]] = ([], [])
     for places, batch in batches:
-        images = batch.to(network.device)
+        images = batch.to(classifier.device)
         with memory_for(images):
-            adversarial = fgsm(network, images, torch.from_numpy(labels[places]), FGSM_STEP)
+            adversarial = fgsm(classifier, images, torch.from_numpy(labels[places]), FGSM_STEP)
             for side, x in zip(sides, (images, adversarial), strict=True):
-                asked = stage_confidences(network, stages, gaussians, x, MAGNITUDES)
+                asked = stage_confidences(classifier, stages, gaussians, x, MAGNITUDES)
                 side.append(asked.cpu().numpy())
         advance(len(places))
     clean, adversarial = (np.concatenate(side, axis=1) for side in sides)
@@ -240,3 +159,91 @@ def _regression(clean: NDArray, adversarial: NDArray) -> tuple[NDArray, NDArray]
     model = LogisticRegression(max_iter=1000).fit(scaler.transform(x), is_ood)
     weight = model.coef_[0] / scaler.scale_
     return weight, model.intercept_ - weight @ scaler.mean_
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Reads chosen images of the set to fit to in batches.
+
+    Attributes:
+        images: The set.
+        preprocessing: From pictures to the model's input.
+        shape: What every preprocessed image must have.
+        settings: What the extraction is asked.
+    """
+
+    images: ImageSet
+    preprocessing: Preprocessing
+    shape: tuple[int, ...]
+    settings: Settings
+
+    def __call__(self, places: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+        """Yield places and images of those that can be read.
+
+        Raises:
+            DataError: If one cannot be read and such are not skipped.
+        """
+        size = self.settings.batch_size
+        size = FITTING_BATCH if size == AUTO else size
+        single = [(place, place + 1) for place in places.tolist()]
+        workers = self.settings.workers
+        loader = load_batches(
+            self.images, self.preprocessing, single, shape=self.shape, workers=workers
+        )
+        waiting: list[Batch] = []
+        for number, batch in enumerate(loader, start=1):
+            if batch.failed and not self.settings.skip:
+                hint = "Leave such images out with `on_error='skip'`."
+                raise DataError(f"{batch.failed[0][1]} {hint}")
+            if len(batch.index):
+                waiting.append(batch)
+            if waiting and (len(waiting) == size or number == len(single)):
+                yield (
+                    torch.cat([one.index for one in waiting]).numpy(),
+                    torch.cat([one.images for one in waiting]),
+                )
+                waiting = []
+
+
+def fit_to(
+    store: RunStore,
+    classifier: Classifier,
+    image: Tensor,
+    read: LabelledImages,
+) -> tuple[FitInfo, StageFit]:
+    """Return what Mahalanobis learns from the set to fit to; learned once, then read.
+
+    Args:
+        store: The run, open for writing, with the set in it.
+        classifier: The classifier.
+        image: One preprocessed image on its device, shape ``[1, channels, height, width]``.
+        read: The set.
+
+    Raises:
+        ModelError: If the network has no stages to tell apart.
+        DataError: If too few images can be read.
+        RunError: If the run was recorded with another fit, or the fit is damaged or cannot be
+            written.
+    """
+    settings = read.settings
+    name = settings.fit
+    stages = find_stages(classifier.model, classifier.head, torch.cat([image, image.flip(-1)]))
+    entry = describe_fit(store.info, "mahalanobis_stages", [name], fit_settings(stages))
+    known = store.info.passes.get(mahalanobis_name(name))
+    if known is not None:  # before the work, not after it
+        require_equal(f"Pass {known.name} of the run", "fit", known.details["fit"], entry.name)
+    arrays = store.read_fit(entry.name)
+    if arrays is not None:
+        return store.info.fits[entry.name], StageFit.from_arrays(stages, MAGNITUDES, arrays)
+    labels = read.images.labels
+    labelled = int((labels >= 0).sum())
+    with decoding_processes(), settings.piece_of_work(work(labelled), f"fit {name}"):
+        learned = learn_stages(classifier, stages, labels, read, settings.progress.advance)
+    if labelled < 2 * IMAGES:
+        half = images_a_side(labelled)
+        entry.notice = (
+            f"{labelled} labelled images, fewer than {2 * IMAGES}: {half} fit the regression and "
+            f"{half} choose the magnitude"
+        )
+    store.write_fit(entry, learned.arrays())
+    return entry, learned

@@ -22,7 +22,7 @@ from PIL import Image
 from gradscore.cli import cli
 from gradscore.data import open_set
 from gradscore.data.manifest import SUFFIXES
-from gradscore.extraction import extract
+from gradscore.recorded import extract
 from gradscore.run import RunStore
 
 DIGITS = ("digits", "unseen", "photos", "noise")

@@ -126,7 +126,7 @@ def test_arguments_of_another_form_are_named(run, how, expected):
 def test_one_value_stands_for_a_list_of_one(tmp_path):
     sets = {"a": ("id", "digits:test")}
     how = {"layers": "block1", "p": 2, "temperature": 3, "target": "one-hot", "epsilon": 0.1}
-    store = gs.extract("digits", sets, tmp_path / "r", limit=4, record="odin", **how)
+    store = gs.extract("digits", sets, tmp_path / "r", limit=4, record="odin", **how).store
     norms, odin = store.info.passes.values()
     assert (norms.p, norms.temperature, norms.target) == (2.0, 3.0, "one-hot")
     assert odin.kind == "odin"
@@ -137,7 +137,7 @@ def test_a_module_takes_its_preprocessing_as_a_mapping(tmp_path):
     fields = {"resize": 8, "crop": 8, "mean": 0.5, "std": 0.5, "mode": "L"}
     sets = {"a": ("id", "digits:test")}
     how = {"layers": "last", "limit": 4}
-    store = gs.extract(model, sets, tmp_path / "r", preprocessing=fields, **how)
+    store = gs.extract(model, sets, tmp_path / "r", preprocessing=fields, **how).store
     assert store.info.preprocessing["crop"] == 8
     model.preprocessing = fields
     gs.extract(model, sets, tmp_path / "r", **how)

@@ -11,8 +11,7 @@ from PIL import Image
 
 from gradscore.cli import cli
 from gradscore.errors import DataError, RunError
-from gradscore.extraction import extract
-from gradscore.recorded import Run
+from gradscore.recorded import Run, extract
 from gradscore.run import RunStore, check
 
 
@@ -30,7 +29,7 @@ def folder(path, count=6, side=8, seed=0):
 def record(run, layers="last", **sets):
     how = {"layers": layers, "batch_size": 4, "shard_rows": 4}
     limit = sets.pop("limit", None)
-    return extract("digits", sets, run, limit=limit, **how)
+    return extract("digits", sets, run, limit=limit, **how).store
 
 
 def invoke(*command):

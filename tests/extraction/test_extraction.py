@@ -18,10 +18,10 @@ from gradscore.errors import (
     ModelError,
     RunError,
 )
-from gradscore.extraction import extract
-from gradscore.extraction.batching import find_batch_size
+from gradscore.extraction.classifier import find_batch_size
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.objective import RecordedObjective
+from gradscore.recorded import extract
 from gradscore.reference import backward_norms, loss_function
 from gradscore.run import RunStore, check
 from gradscore.selection import differentiable_parameters
@@ -75,7 +75,7 @@ def images_of(model, count):
 
 def test_features_and_logits_are_the_models(tmp_path):
     model, steps = make_model(), Steps()
-    store = extract(model, DIGITS, tmp_path, layers="last", progress=steps, **SMALL)
+    store = extract(model, DIGITS, tmp_path, layers="last", progress=steps, **SMALL).store
     assert store.info.passes == {}
     rows = recorded(tmp_path)
     with torch.no_grad():
@@ -98,7 +98,7 @@ def test_norms_are_those_of_autograd(tmp_path, gradients):
     model = make_model()
     orders, temperatures, targets = (0.5, 1, 2, float("inf")), (1, 3.5), ("uniform", "one-hot")
     how = {"p": orders, "temperature": temperatures, "target": targets, "gradients": gradients}
-    store = extract(model, DIGITS, tmp_path, limit=6, batch_size=4, **how)
+    store = extract(model, DIGITS, tmp_path, limit=6, batch_size=4, **how).store
     rows = recorded(tmp_path)
     double, images = make_model().double(), images_of(model, 6).double()
     parameters = differentiable_parameters(double)
@@ -116,16 +116,16 @@ def test_norms_are_those_of_autograd(tmp_path, gradients):
 
 
 def test_a_subset_of_layers_has_a_pass_of_its_own(tmp_path):
-    store = extract(make_model(), DIGITS, tmp_path, layers="0,2.*", **SMALL)
+    store = extract(make_model(), DIGITS, tmp_path, layers="0,2.*", **SMALL).store
     (entry,) = store.info.passes.values()
     assert entry.name.startswith("norms-uniform-T1-p1-selection-")
     assert entry.parameters == ("0.weight", "0.bias", "2.weight", "2.bias")
-    store = extract(make_model(), DIGITS, tmp_path, layers=["last", "0.weight"], **SMALL)
+    store = extract(make_model(), DIGITS, tmp_path, layers=["last", "0.weight"], **SMALL).store
     assert list(store.info.passes.values())[1].parameters == ("0.weight", "4.weight")
 
 
 def test_a_head_without_closed_form_has_logits_and_norms_only(tmp_path):
-    store = extract(make_model(head=False), DIGITS, tmp_path, layers="last", **SMALL)
+    store = extract(make_model(head=False), DIGITS, tmp_path, layers="last", **SMALL).store
     assert store.info.features == 0
     assert not store.info.head.closed_form
     assert "something follows it" in store.info.head.reason
@@ -139,12 +139,12 @@ def test_a_head_without_closed_form_has_logits_and_norms_only(tmp_path):
 def test_a_later_question_adds_a_pass_and_leaves_the_rest(tmp_path):
     extract(make_model(), DIGITS, tmp_path, layers="last", **SMALL)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.h5")}
-    store = extract(make_model(), DIGITS, tmp_path, p=(1.0, 2.0), limit=20, batch_size=5)
+    store = extract(make_model(), DIGITS, tmp_path, p=(1.0, 2.0), limit=20, batch_size=5).store
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert sorted(store.info.passes) == ["norms-uniform-T1-p1", "norms-uniform-T1-p2"]
     assert recorded(tmp_path)["norms-uniform-T1-p2"].shape == (20, 6)
     sets = {**DIGITS, "noise": ("ood", "digits:noise")}
-    store = extract(make_model(), sets, tmp_path, **SMALL)
+    store = extract(make_model(), sets, tmp_path, **SMALL).store
     assert store.sets["noise"].complete("norms-uniform-T1-p1")
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert check(tmp_path) == []
@@ -253,7 +253,7 @@ def test_a_broken_image_fails_by_name_or_is_skipped(tmp_path, folder, workers):
     with pytest.raises(DataError, match=r"10.png: damaged image: .*`on_error='skip'`"):
         extract(make_model(), sets, run, layers="last", **how)
     assert RunStore(run).sets["mine"].done("base") == 8
-    store = extract(make_model(), sets, run, layers="last", on_error="skip", **how)
+    store = extract(make_model(), sets, run, layers="last", on_error="skip", **how).store
     (failed,) = store.sets["mine"].failed
     assert (failed.index, failed.path) == (10, "10.png")
     assert "damaged image" in failed.reason
@@ -274,7 +274,7 @@ def test_a_set_of_which_no_image_of_a_batch_can_be_read(tmp_path, folder):
     for number in range(8, 12):
         (folder / f"{number:02}.png").write_bytes(b"broken")
     how = {"batch_size": 4, "shard_rows": 4, "on_error": "skip"}
-    store = extract(make_model(), {"mine": (None, folder)}, tmp_path / "run", **how)
+    store = extract(make_model(), {"mine": (None, folder)}, tmp_path / "run", **how).store
     assert len(store.sets["mine"].failed) == 4
     assert recorded(tmp_path / "run", "mine")["index"].tolist() == [*range(8), *range(12, 30)]
     assert check(tmp_path / "run") == []
@@ -302,7 +302,7 @@ def test_a_row_that_is_not_finite_is_named(tmp_path, folder):
     model, sets = Exploding().eval(), {"mine": (None, folder)}
     with pytest.raises(DataError, match=r"21.png \(image 1 of mine\): .* are not finite"):
         extract(model, sets, tmp_path / "run", layers="last")
-    store = extract(model, sets, tmp_path / "run", layers="last", on_error="skip")
+    store = extract(model, sets, tmp_path / "run", layers="last", on_error="skip").store
     assert [row.path for row in store.sets["mine"].failed] == ["21.png"]
     assert check(tmp_path / "run") == []
 
@@ -347,7 +347,7 @@ def test_a_forward_alone_has_the_channels_last(tmp_path, layers):
     model[0] = nn.Conv2d(3, 4, 3)
     model.preprocessing = Preprocessing(None, None, (0.5,), (0.5,), mode="RGB")
     model[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    store = extract(model, DIGITS, tmp_path, layers=layers, **SMALL)
+    store = extract(model, DIGITS, tmp_path, layers=layers, **SMALL).store
     (shard,) = store.sets["digits"].passes["base"]
     # A lone image may follow, by which the first batch of a kind is checked.
     seen = [images for images in seen if len(images) == 4]
@@ -370,14 +370,14 @@ def test_a_model_that_flattens_by_view_is_extracted_with_the_channels_first(tmp_
 
     model = Viewed().eval()
     model.preprocessing = Preprocessing(None, None, (0.5,), (0.5,), mode="RGB")
-    store = extract(model, DIGITS, tmp_path, layers="last", **SMALL)
+    store = extract(model, DIGITS, tmp_path, layers="last", **SMALL).store
     (shard,) = store.sets["digits"].passes["base"]
     assert shard.settings["layout"] == "channels_first"
 
 
 def test_fields_of_the_preprocessing_can_be_overridden(tmp_path):
     how = {"preprocessing": {"mean": 0.25, "crop": None}, "layers": "last"}
-    store = extract(make_model(), DIGITS, tmp_path, **how, **SMALL)
+    store = extract(make_model(), DIGITS, tmp_path, **how, **SMALL).store
     assert store.info.preprocessing["mean"] == [0.25]
     assert store.info.preprocessing["std"] == [0.5]
 
@@ -385,10 +385,10 @@ def test_fields_of_the_preprocessing_can_be_overridden(tmp_path):
 def test_the_batch_size_is_found_once_and_kept(tmp_path, monkeypatch):
     how = {"layers": "last", "limit": 40, "batch_size": "auto", "shard_rows": 1}
     tried = iter([8, 16])
-    monkeypatch.setattr("gradscore.extraction.find_batch_size", lambda *_: next(tried))
+    monkeypatch.setattr("gradscore.extraction.record.find_batch_size", lambda *_: next(tried))
     with pytest.raises(KeyboardInterrupt):
         extract(make_model(), DIGITS, tmp_path, progress=Steps(10), **how)
-    store = extract(make_model(), DIGITS, tmp_path, **how)
+    store = extract(make_model(), DIGITS, tmp_path, **how).store
     sizes = [shard.settings["batch_size"] for shard in store.sets["digits"].passes["base"]]
     assert sizes == [8] * 5
 
@@ -411,7 +411,7 @@ def test_the_search_for_a_batch_size_ends_where_throughput_does(
         sizes.append(len(images))
         now[0] += seconds(len(images))
 
-    monkeypatch.setattr("gradscore.extraction.batching.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("gradscore.extraction.classifier.time.perf_counter", lambda: now[0])
     image = torch.zeros(1, 1, 2, 2)
     assert find_batch_size(compute, image, torch.device("cpu")) == found
     assert max(sizes) == tried
@@ -482,11 +482,13 @@ def test_a_model_with_one_logit_is_refused(tmp_path):
 
 
 def test_outputs_that_are_probabilities_are_told_of(tmp_path):
-    store = extract(small_linear(nn.Softmax(dim=1)), DIGITS, tmp_path / "one", **SMALL)
+    store = extract(small_linear(nn.Softmax(dim=1)), DIGITS, tmp_path / "one", **SMALL).store
     assert "its outputs are probabilities" in store.info.notice
     assert RunStore(tmp_path / "one").info.notice == store.info.notice
     for other in (nn.Sigmoid(), nn.LogSoftmax(dim=1), nn.Identity()):
-        store = extract(small_linear(other), DIGITS, tmp_path / type(other).__name__, **SMALL)
+        store = extract(
+            small_linear(other), DIGITS, tmp_path / type(other).__name__, **SMALL
+        ).store
         assert store.info.notice == ""
 
 

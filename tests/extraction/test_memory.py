@@ -9,9 +9,8 @@ from torch import nn
 from gradscore import gradient_norms, graph
 from gradscore.capture import gradients
 from gradscore.errors import ModelError
-from gradscore.extraction import batching
-from gradscore.extraction.batching import find_batch_size
-from gradscore.extraction.network import OutOfMemory, memory_for
+from gradscore.extraction import classifier
+from gradscore.extraction.classifier import OutOfMemory, find_batch_size, memory_for
 
 CPU = torch.device("cpu")
 IMAGE = torch.rand(1, 3, 2, 2)
@@ -96,7 +95,7 @@ def test_the_search_keeps_a_size_of_distance_to_the_end_of_memory(fits, found, m
 
     held, freed = [], []
     monkeypatch.setattr(
-        batching.torch.cuda, "empty_cache", lambda: freed.append([r() for r in held])
+        classifier.torch.cuda, "empty_cache", lambda: freed.append([r() for r in held])
     )
 
     def compute(images):
@@ -107,7 +106,7 @@ def test_the_search_keeps_a_size_of_distance_to_the_end_of_memory(fits, found, m
                 held.append(weakref.ref(graph))
                 raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(batching.time, "perf_counter", iter(range(99)).__next__)
+    monkeypatch.setattr(classifier.time, "perf_counter", iter(range(99)).__next__)
     assert find_batch_size(compute, IMAGE, CPU) == found
     assert freed == [[None]]
 

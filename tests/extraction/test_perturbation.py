@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradscore.extraction.perturbation import differentiable, fgsm, odin_logits, sign_of_gradient
+from gradscore.extraction.probes import differentiable, fgsm, odin_logits, sign_of_gradient
 
 
 @pytest.fixture

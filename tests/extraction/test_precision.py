@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from gradscore.errors import ModelError, RunError
-from gradscore.extraction import extract, network
-from gradscore.extraction.network import Network
-from gradscore.extraction.precision import float32_products
+from gradscore.extraction import classifier
+from gradscore.extraction.classifier import Classifier, float32_products
 from gradscore.models.preprocessing import Preprocessing
+from gradscore.recorded import extract
 
 BACKENDS = torch.backends
 ON_CUDA = (BACKENDS.cuda.matmul, BACKENDS.cudnn.conv, BACKENDS.cudnn.rnn)
@@ -93,7 +93,7 @@ def test_tf32_is_for_cuda_and_recorded(tmp_path, monkeypatch):
         extract(make_model([]), run=tmp_path, precision="tf32", **HOW)
     seen = []
     monkeypatch.setattr(
-        "gradscore.extraction.device_for", lambda device, precision: torch.device("cpu")
+        "gradscore.extraction.resolved.device_for", lambda device, precision: torch.device("cpu")
     )
     extract(make_model(seen), run=tmp_path, precision="tf32", **HOW)
     assert seen[-1] == ["tf32"] * 3 + ["ieee"] * 3
@@ -110,14 +110,14 @@ def test_a_device_is_found_or_missed(there, device, found, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     if found is None:
         with pytest.raises(ModelError, match="a CUDA device, found none"):
-            network.device_for(device, "float32")
+            classifier.device_for(device, "float32")
     else:
-        assert network.device_for(device, "float32").type == found
+        assert classifier.device_for(device, "float32").type == found
     if there:
-        assert network.device_for("cuda", "tf32").type == "cuda"
+        assert classifier.device_for("cuda", "tf32").type == "cuda"
 
 
 def test_tf32_needs_no_autocast():
     model = torch.nn.Linear(2, 2)
-    with Network(model, None, torch.device("cpu"), "tf32").autocast():
+    with Classifier(model, None, torch.device("cpu"), "tf32").autocast():
         assert not torch.is_autocast_enabled("cpu")

@@ -10,10 +10,9 @@ from torch import nn
 
 from gradscore.data import open_set
 from gradscore.errors import DataError, GradScoreError, InvalidArgument, NotRecorded, RunError
-from gradscore.extraction import extract
 from gradscore.extraction.stage_fit import FGSM_STEP, MAGNITUDES, SEED, images_a_side
 from gradscore.models.preprocessing import Preprocessing
-from gradscore.recorded import Run
+from gradscore.recorded import Run, extract
 from gradscore.run import RunStore, check
 
 SETS = {
@@ -61,7 +60,7 @@ def files(run):
 
 
 def test_odin_is_the_equation(tmp_path):
-    store = extract(Staged(), SETS, tmp_path, **ODIN, **SMALL)
+    store = extract(Staged(), SETS, tmp_path, **ODIN, **SMALL).store
     assert list(store.info.passes) == ["odin-T1000-eps0.0014", "odin-T1000-eps0.2"]
     assert store.info.passes["odin-T1000-eps0.2"].details == {"epsilon": 0.2}
     model = Staged()
@@ -85,7 +84,7 @@ def test_a_perturbation_answers_for_its_own_temperature_only(tmp_path):
         Run(tmp_path).score("digits", "odin", temperature=10, epsilon=0.2)
     with pytest.raises(NotRecorded, match="--layers last --record odin -T 1000 --epsilon"):
         Run(tmp_path).score("digits", "odin", epsilon=0.3)
-    store = extract(Staged(), SETS, tmp_path, temperature=(10,), **ODIN, **SMALL)
+    store = extract(Staged(), SETS, tmp_path, temperature=(10,), **ODIN, **SMALL).store
     assert "odin-T10-eps0.2" in store.info.passes
     assert Run(tmp_path).score("digits", "odin", temperature=10, epsilon=0.2).shape == (LIMIT,)
     assert Run(tmp_path).score("digits", "odin", temperature=3).shape == (LIMIT,)
@@ -166,7 +165,7 @@ def recorded(tmp_path_factory):
 @pytest.mark.parametrize("magnitudes", [MAGNITUDES, (0.1, 0.3), (1.0, 0.3)], ids=str)
 def test_mahalanobis_over_stages_is_the_papers(tmp_path, monkeypatch, magnitudes):
     monkeypatch.setattr("gradscore.extraction.stage_fit.MAGNITUDES", magnitudes)
-    store = extract(Staged(), SETS, tmp_path, **STAGES, **SMALL)
+    store = extract(Staged(), SETS, tmp_path, **STAGES, **SMALL).store
     rates, score = literal_fit(Staged(), magnitudes)
     details = store.info.passes["mahalanobis-train"].details
     np.testing.assert_allclose(store.read_fit(details["fit"])["fpr95"], rates)
@@ -225,7 +224,7 @@ def test_a_stored_fit_is_read_not_learned_again(recorded, tmp_path, monkeypatch)
         raise AssertionError("learned again")
 
     extract(Staged(), SETS, tmp_path, **STAGES, **SMALL)
-    monkeypatch.setattr("gradscore.extraction.recording.learn_stages", never)
+    monkeypatch.setattr("gradscore.extraction.stage_fit.learn_stages", never)
     later = {"photos": ("ood", "digits:photos")}
     extract(Staged(), later, tmp_path, **STAGES, **SMALL)
     assert Run(tmp_path).score("photos", "mahalanobis_stages", fit="train").shape == (LIMIT,)
@@ -270,7 +269,7 @@ def test_what_the_run_lacks_is_answered_by_the_option(tmp_path):
 def test_a_set_of_the_run_can_be_fitted_to_later(tmp_path):
     extract(Staged(), SETS, tmp_path, **SMALL)
     only = {"noise": SETS["noise"]}
-    store = extract(Staged(), only, tmp_path, **STAGES, **SMALL)
+    store = extract(Staged(), only, tmp_path, **STAGES, **SMALL).store
     assert store.sets["noise"].complete("mahalanobis-train")
     assert not store.sets["digits"].complete("mahalanobis-train")
 
@@ -319,7 +318,7 @@ def test_images_that_cannot_be_read_are_left_out_of_the_fit(tmp_path):
     sets = {"train": (None, tmp_path / "list.csv")}
     with pytest.raises(DataError, match=r"5\.png: not an image.*`on_error='skip'`"):
         extract(Staged(), sets, tmp_path / "run", **STAGES, **SMALL)
-    store = extract(Staged(), sets, tmp_path / "run", on_error="skip", **STAGES, **SMALL)
+    store = extract(Staged(), sets, tmp_path / "run", on_error="skip", **STAGES, **SMALL).store
     assert store.sets["train"].recorded() == 11
     assert check(tmp_path / "run") == []
 

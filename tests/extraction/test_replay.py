@@ -7,10 +7,10 @@ from torch import nn
 
 from gradscore.engine import gradient_norms
 from gradscore.errors import InvalidArgument, ModelError, NotRecorded, RunError
-from gradscore.extraction import extract
 from gradscore.extraction.replay import Replay
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.objective import Objective
+from gradscore.recorded import extract
 from gradscore.run import RunStore, check
 
 DIGITS = {"digits": ("id", "digits:test")}
@@ -46,7 +46,7 @@ def images_of(model):
 def test_the_tail_answers_as_the_network_does(tmp_path, dtype, tolerance):
     model = Residual()
     how = {**SMALL, "layers": "all"}
-    store = extract(model, DIGITS, tmp_path, keep=["body", "fc"], keep_dtype=dtype, **how)
+    store = extract(model, DIGITS, tmp_path, keep=["body", "fc"], keep_dtype=dtype, **how).store
     entry = store.info.passes["keep-body"]
     assert entry.parameters == (
         "body.1.weight", "body.1.bias", "inner.weight", "inner.bias", "fc.weight", "fc.bias",
@@ -87,7 +87,7 @@ def test_unknown_modules_and_types_are_refused(tmp_path):
 
 
 def test_questions_that_the_kept_input_cannot_answer(tmp_path):
-    store = extract(Residual(), DIGITS, tmp_path, layers="last", keep=["body"], limit=10)
+    store = extract(Residual(), DIGITS, tmp_path, layers="last", keep=["body"], limit=10).store
     with pytest.raises(NotRecorded, match=r"record it with `gradscore extract --run .* --keep fc"):
         Replay(store, "fc", "last")
     with pytest.raises(NotRecorded, match=r"Parameter stem.weight does not lie behind"):

@@ -11,9 +11,9 @@ from torch import nn
 
 from gradscore.cli import cli
 from gradscore.errors import DataError
-from gradscore.extraction import extract
 from gradscore.models.class_names import known_class_names
 from gradscore.models.preprocessing import Preprocessing
+from gradscore.recorded import extract
 from gradscore.run import RunStore
 
 GREY = Preprocessing(None, None, 0.5, 0.5, mode="L")

@@ -225,10 +225,10 @@ def test_a_run_records_the_weight_that_merging_leaves(tmp_path):
     model = classifier(LoRA())
     merged = nn.Sequential(*model[:2], model[2].double().merged()).float().eval()
     model, sets = model.float(), {"digits": ("ood", "digits:test")}
-    store = gs.extract(model, sets, tmp_path / "run", layers="last", limit=6)
+    run = gs.extract(model, sets, tmp_path / "run", layers="last", limit=6)
     images = open_set("digits:test", limit=6)
     batch = torch.stack([model.preprocessing(images[k]) for k in range(6)])
-    scores = gs.Run(store.path).score("digits", layers="last").float()
+    scores = run.score("digits", layers="last").float()
     torch.testing.assert_close(scores, gs.GradNorm(merged)(batch), rtol=1e-5, atol=0)
     with pytest.raises(ModelError, match="merge the adapter into the weight first"):
         gs.extract(classifier(Magnitude()), sets, tmp_path / "other", layers="last", limit=6)

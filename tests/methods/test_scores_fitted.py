@@ -13,11 +13,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from gradscore.errors import InvalidArgument, ModelError, NotRecorded, RunError
 from gradscore.evaluation import evaluate_run
-from gradscore.extraction import extract
 from gradscore.methods import Question
 from gradscore.methods.lee_alregib import CLASSIFIER, fit_classifier, log_odds
 from gradscore.models.preprocessing import Preprocessing
-from gradscore.recorded import Run
+from gradscore.recorded import Run, extract
 from gradscore.run import RunStore, check
 from gradscore.scoring import score_sets
 
@@ -177,7 +176,7 @@ def test_recorded_norms_are_those_of_the_confounding_label(tmp_path):
         p=(2.0,),
         target=("all-ones",),
         preprocessing=Preprocessing(None, None, (0, 0, 0), (1, 1, 1)),
-    )
+    ).store
     (block,) = store.blocks("id", fields=("index",), norms=("norms-all-ones-T1-p2",))
     for row, image in zip(block["norms-all-ones-T1-p2"], images, strict=True):
         logits = model(torch.from_numpy(image)[None])
@@ -205,7 +204,7 @@ def test_a_kept_module_answers_what_was_not_recorded(tmp_path):
         p=(1.0, 2.0),
         temperature=(1.0, 3.0),
         limit=9,
-    )
+    ).store
     question = Question("gradnorm", layers="block4", p=2, temperature=3)
     recorded = score_sets(store, ["photos"], [question])["photos"].columns["gradnorm"]
     del store.info.passes["norms-uniform-T3-p2"]

@@ -7,8 +7,8 @@ from torch import nn
 import gradscore as gs
 from gradscore.engine import gradient_norms
 from gradscore.errors import GradScoreError
-from gradscore.extraction import extract
 from gradscore.models.preprocessing import Preprocessing
+from gradscore.recorded import extract
 from gradscore.reference import one_backward_a_sample
 from gradscore.run import RunStore
 

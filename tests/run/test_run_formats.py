@@ -12,9 +12,8 @@ from helpers.hostile_run import PASS, accept, alter, refusals, sound_run
 from gradscore.cli import cli
 from gradscore.errors import RunError
 from gradscore.evaluation import choose_sets, evaluate_run
-from gradscore.extraction import extract
 from gradscore.methods import Question
-from gradscore.recorded import Run
+from gradscore.recorded import Run, extract
 from gradscore.run import PassInfo, RunStore, SetInfo, check
 
 OLD = Path(__file__).parent / "runs" / "format-1"

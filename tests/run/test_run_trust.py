@@ -31,9 +31,8 @@ from PIL import Image
 
 from gradscore.cli import cli
 from gradscore.errors import DataError, GradScoreError, ModelError, NotRecorded, RunError
-from gradscore.extraction import extract
 from gradscore.models import create_model
-from gradscore.recorded import Run
+from gradscore.recorded import Run, extract
 from gradscore.run import RunStore, SetInfo, check
 
 
@@ -739,7 +738,7 @@ def test_pictures_that_changed_between_two_passes_are_refused(tmp_path, asked):
         extract(make_model(), sets, run, **asked, **how)
     assert check(run) == []
     pictures(folder)
-    store = extract(make_model(), sets, run, **asked, **how)
+    store = extract(make_model(), sets, run, **asked, **how).store
     (name,) = store.info.passes
     assert store.sets["mine"].complete(name)
     assert check(run) == []

@@ -1,4 +1,8 @@
-"""Rows to shards, in a thread of its own, so that the computation does not wait for the disk."""
+"""Recording: images through the model, and their rows to shards.
+
+Decoding (worker processes), copies to the device, the forward with its backwards, and writing (a
+thread, so that the computation does not wait for the disk) overlap.
+"""
 
 import queue
 import threading
@@ -10,10 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gradscore.data import ImageSet
+from gradscore.data import ImageSet, batch_spans, decoding_processes, load_batches
 from gradscore.errors import DataError
-from gradscore.extraction.computing import Rows
-from gradscore.extraction.sameness import SamePictures
+from gradscore.extraction.classifier import find_batch_size, recorded_batch_size
+from gradscore.extraction.computing import Computer, Rows, SamePictures
+from gradscore.extraction.plan import Plan, Stretch
+from gradscore.extraction.probes import make_probes
+from gradscore.extraction.resolved import Resolved
+from gradscore.extraction.settings import AUTO, Settings
 from gradscore.run import BASE, FailedRow, RunStore
 
 SHARD_BYTES = 64 << 20
@@ -187,3 +195,79 @@ class ShardWriter:
         span = (self._start, self._stop)
         self._store.add_shards(self._set, content, span, self._failed, self._settings)
         self._clear(None)
+
+
+def record_stretch(
+    store: RunStore,
+    settings: Settings,
+    resolved: Resolved,
+    plan: Plan,
+    name: str,
+    stretch: Stretch,
+) -> None:
+    """Compute one stretch of a set, and write it.
+
+    Args:
+        store: The run, open for writing.
+        settings: What the extraction is asked.
+        resolved: What it is about.
+        plan: What is to be recorded.
+        name: Name of the set.
+        stretch: Which of its images, and of which passes.
+
+    Raises:
+        DataError: If an image cannot be read, or is not the one that was recorded.
+        ModelError: If the model does not return logits, or memory does not suffice.
+        RunError: If a file cannot be written.
+    """
+    entry, images, classifier = store.sets[name], plan.sets[name], resolved.classifier
+    device = classifier.device.type
+    computer = Computer(
+        classifier,
+        resolved.image,
+        base=stretch.base,
+        passes=stretch.passes,
+        probes=make_probes(classifier, stretch.passes, plan.fits),
+    )
+    names = [*([BASE] if stretch.base else []), *(known.name for known in stretch.passes)]
+    size = settings.batch_size
+    if size == AUTO:
+        size = recorded_batch_size(entry, names, device) or find_batch_size(
+            computer, resolved.image, classifier.device
+        )
+    loader = load_batches(
+        images,
+        resolved.model.preprocessing,
+        batch_spans(stretch.start, stretch.stop, size),
+        shape=resolved.info.input_shape,
+        skipped=frozenset() if stretch.base else frozenset(row.index for row in entry.failed),
+        workers=settings.workers,
+        pin_memory=device == "cuda",
+    )
+    how = {
+        "device": device,
+        "batch_size": size,
+        "workers": settings.workers,
+        "layout": computer.layout,
+    }
+    same = None if stretch.base else SamePictures(store, images, name, stretch.start, device)
+    writer = ShardWriter(
+        store,
+        images,
+        name,
+        names,
+        how,
+        shard_rows=settings.shard_rows,
+        skip=settings.skip,
+        same=same,
+    )
+    work = settings.piece_of_work(stretch.stop - stretch.start, name)
+    with work, decoding_processes(), writer:
+        for batch in loader:
+            writer.check_failures(batch.failed)
+            rows = computer(batch.images) if len(batch.index) else {}
+            ready = torch.cuda.Event() if computer.on_cuda else None
+            if ready is not None:
+                ready.record()
+            writer.put(Computed(batch.span, batch.index.numpy(), rows, batch.failed, ready))
+            settings.progress.advance(batch.span[1] - batch.span[0])

@@ -1,26 +1,31 @@
-"""What a run is about, found out from the model and held to what the run already says."""
+"""What an extraction is about: the model, its last layer and the sets, before any is recorded."""
 
 import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gradscore.errors import InvalidArgument, RunError
+from gradscore.data import ImageSet
+from gradscore.errors import InvalidArgument
+from gradscore.extraction.classifier import Classifier, device_for
+from gradscore.extraction.sets import Opener, first_image, open_fit_set, open_sets
+from gradscore.extraction.settings import Settings
 from gradscore.layers.groups import parameter_groups
 from gradscore.layers.head import Head, find_head
 from gradscore.models import create_model
+from gradscore.models.class_names import known_class_names
 from gradscore.models.libraries import IMAGENET
 from gradscore.models.preprocessing import CHANGEABLE, Preprocessing
 from gradscore.models.weights import absolute, weights_sha256
 from gradscore.outputs import OutputWatch, check_classes, logits_of
 from gradscore.run import HeadInfo, RunInfo, RunStore, require_newest
+from gradscore.run.layout import RUN_FILE
 from gradscore.selection import differentiable_parameters
 
 LIBRARIES = (
@@ -33,38 +38,102 @@ LIBRARIES = (
     "h5py",
     "pillow",
 )
-IDENTITY = (
-    "model",
-    "weights_sha256",
-    "preprocessing",
-    "precision",
-    "classes",
-    "features",
-    "input_shape",
-)
-"""Fields of ``run.json`` in which every extraction into a run must agree."""
 
 
 @dataclass(frozen=True)
-class Subject:
+class ResolvedModel:
     """The model that is asked, and how pictures are made ready for it.
 
     Attributes:
         assumed: Whether the preprocessing is a guess, as the model says nothing of it.
     """
 
-    model: nn.Module
+    module: nn.Module
     preprocessing: Preprocessing
     spec: str
     weights: str | None
     assumed: bool = False
+
+    @property
+    def notices(self) -> Sequence[str]:
+        """What the user should know before the first image: what images of a factory undergo."""
+        if not self.spec.startswith("python:"):
+            return ()
+        fields = self.preprocessing.to_dict()
+        how = ", ".join(f"{name} {fields[name]}" for name in CHANGEABLE)
+        assumed = "; what was not given is ImageNet's, as the model has no `preprocessing`"
+        return (
+            f"{self.spec}: {how}{assumed if self.assumed else ''}; "
+            "`preprocessing={'resize': S, 'crop': S, 'mean': M, 'std': D}` changes it.",
+        )
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What an extraction is about.
+
+    Attributes:
+        model: The model and its preprocessing.
+        classifier: The model on its device.
+        image: One preprocessed image on that device, shape ``[1, channels, height, width]``.
+        info: What the run's file is to say.
+        head: The last layer's weights by name, if it has a closed form.
+        sets: The images by set name.
+        left_out: What was wrong with the sets that were left out.
+        labelled: The set to fit to, or None.
+    """
+
+    model: ResolvedModel
+    classifier: Classifier
+    image: Tensor
+    info: RunInfo
+    head: Mapping[str, NDArray]
+    sets: Mapping[str, ImageSet]
+    left_out: Sequence[str]
+    labelled: ImageSet | None
+
+
+def resolve(settings: Settings) -> Resolved:
+    """Build the model, open the sets, and find out what the run's file is to say.
+
+    Raises:
+        InvalidArgument: If the model, its preprocessing or the groups cannot be.
+        ModelError: If the model cannot be built, does not return logits, or is in train mode.
+        WeightsError: If the weights do not fit.
+        DataError: If a set cannot be opened.
+        NotRecorded: If there is no set to fit to of that name.
+        RunError: If the run that is there is damaged, or of an older format.
+    """
+    recorded = {}
+    if os.path.lexists(settings.run / RUN_FILE):
+        there = RunStore(settings.run)
+        require_newest(there.info, settings.run)
+        recorded = there.sets
+    model = resolve_model(settings.model, settings.weights, settings.preprocessing)
+    for sentence in getattr(model.module, "notices", ()):
+        settings.tell(sentence)
+    device = device_for(settings.device, settings.precision)
+    image = first_image(settings, model.preprocessing)
+    model.module.to(device)
+    image = image.to(device)
+    info, head, arrays = describe(
+        model, image, precision=settings.precision, blocks=settings.blocks
+    )
+    class_names = known_class_names(model.module, info.classes)
+    opener = Opener(class_names, info.classes, settings.max_pixels)
+    sets, left_out = open_sets(settings, opener, recorded)
+    labelled = None
+    if settings.fit is not None:
+        labelled = open_fit_set(settings.fit, sets, recorded, opener)
+    classifier = Classifier(model.module, head, device, settings.precision)
+    return Resolved(model, classifier, image, info, arrays, sets, left_out, labelled)
 
 
 def resolve_model(
     model: str | nn.Module,
     weights: str | os.PathLike | None,
     preprocessing: Preprocessing | Mapping[str, Any] | None,
-) -> Subject:
+) -> ResolvedModel:
     """Return the model behind a spec, or a given one, with its preprocessing.
 
     A mapping overrides some fields of the model's own preprocessing.
@@ -100,7 +169,7 @@ def resolve_model(
     kind = type(network)
     spec = getattr(network, "spec", None) or f"{kind.__module__}.{kind.__qualname__}"
     assumed = chosen is IMAGENET
-    return Subject(network, chosen.with_overrides(**overrides), spec, text, assumed)
+    return ResolvedModel(network, chosen.with_overrides(**overrides), spec, text, assumed)
 
 
 def _known_fields(overrides: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -113,7 +182,7 @@ def _known_fields(overrides: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def describe(
-    subject: Subject,
+    model: ResolvedModel,
     image: Tensor,
     *,
     precision: str,
@@ -122,7 +191,7 @@ def describe(
     """Return what the run's file is to say, the last layer, and its weights.
 
     Args:
-        subject: The model, on the device it will run on.
+        model: The model, on the device it will run on.
         image: One preprocessed image, shape ``[1, channels, height, width]``, on that device.
         precision: The type of the forward.
         blocks: The user's groups of parameters.
@@ -131,31 +200,31 @@ def describe(
         ModelError: If the model does not return two or more logits, or is in train mode.
         InvalidArgument: If ``blocks`` cannot be.
     """
-    model = subject.model
+    module = model.module
     images = torch.cat([image, image.flip(-1)])
-    head = find_head(model, images)
+    head = find_head(module, images)
     with torch.no_grad():
-        logits = logits_of(model(images), len(images))
+        logits = logits_of(module(images), len(images))
     check_classes(logits)
-    parameters = differentiable_parameters(model)
+    parameters = differentiable_parameters(module)
     arrays = {}
     if head.closed_form:
-        module = model.get_submodule(head.module)
-        arrays["weight"] = module.weight.detach().float().flatten(1).cpu().numpy()
-        if module.bias is not None:
-            arrays["bias"] = module.bias.detach().float().cpu().numpy()
+        last = module.get_submodule(head.module)
+        arrays["weight"] = last.weight.detach().float().flatten(1).cpu().numpy()
+        if last.bias is not None:
+            arrays["bias"] = last.bias.detach().float().cpu().numpy()
     info = RunInfo(
-        model=subject.spec,
-        weights=subject.weights,
-        weights_sha256=weights_sha256(model),
-        preprocessing=subject.preprocessing.to_dict(),
+        model=model.spec,
+        weights=model.weights,
+        weights_sha256=weights_sha256(module),
+        preprocessing=model.preprocessing.to_dict(),
         precision=precision,
         classes=logits.shape[1],
         features=arrays["weight"].shape[1] if arrays else 0,
         input_shape=tuple(image.shape[1:]),
         head=HeadInfo(head.module, head.weights, head.bias, head.closed_form, head.reason),
         parameters={name: parameter.numel() for name, parameter in parameters.items()},
-        groups=parameter_groups(model, head, blocks),
+        groups=parameter_groups(module, head, blocks),
         versions=library_versions(),
         notice=OutputWatch().told(logits),
     )
@@ -171,69 +240,3 @@ def library_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
-
-
-def check_format(path: Path) -> None:
-    """Refuse a run of an older format before any work is done for it.
-
-    Raises:
-        RunError: If there is such a run, or one that is damaged.
-    """
-    if os.path.lexists(path / "run.json"):
-        require_newest(RunStore(path).info, path)
-
-
-def open_run(path: Path, info: RunInfo, head: Mapping[str, NDArray], *, blocks: bool) -> RunStore:
-    """Make a run, or open the one that is there if it agrees; the writer's lock is held.
-
-    What was deleted from the run that is there, for being damaged, is recorded again.
-
-    Args:
-        path: The run's directory.
-        info: What this extraction is about.
-        head: The last layer's weights.
-        blocks: Whether the user gave groups; then they must agree too.
-
-    Raises:
-        RunError: If the run there differs in a field (both values are named), is damaged, is
-            being written, or cannot be written.
-    """
-    if not os.path.lexists(path / "run.json"):
-        return RunStore.create(path, info, head)
-    store = RunStore.open_for_writing(path)
-    try:
-        for field in (*IDENTITY, *(("groups",) if blocks else ())):
-            require_equal(
-                f"The run {path}", field, _plain(getattr(store.info, field)), getattr(info, field)
-            )
-        store.repair(head)
-    except BaseException:
-        store.close()
-        raise
-    return store
-
-
-def require_equal(what: str, field: str, old: Any, new: Any) -> None:
-    """Raise unless what is recorded agrees with what is asked.
-
-    Raises:
-        RunError: Naming the field and both values; of mappings only where they differ.
-    """
-    new = _plain(new)
-    if old == new:
-        return
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted({*old, *new}):
-            if old.get(key) != new.get(key):
-                field, old, new = f"{field}.{key}", old.get(key), new.get(key)
-                break
-    raise RunError(
-        f"{what} has {field} {old!r}, got {new!r}; give the same, or choose another run."
-    )
-
-
-def _plain(value: Any) -> Any:
-    """Return ``value`` as JSON would give it back."""
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value

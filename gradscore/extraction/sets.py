@@ -1,7 +1,6 @@
-"""The sets of an extraction: opened, held to the model's classes, and told of before any image."""
+"""The sets of an extraction: opened, and checked against the model's classes before any image."""
 
-import os
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +8,11 @@ import numpy as np
 from torch import Tensor
 
 from gradscore.data import ImageSet, first_readable, open_set
-from gradscore.errors import DataError
-from gradscore.extraction.identity import Subject, require_equal
-from gradscore.models.class_names import known_class_names
-from gradscore.models.preprocessing import CHANGEABLE, Preprocessing
+from gradscore.errors import DataError, NotRecorded
+from gradscore.extraction.settings import Sets, Settings, require_equal
+from gradscore.models.preprocessing import Preprocessing
 from gradscore.run import RunStore, SetInfo, remove_command
 
-Sets = Mapping[str, tuple[str | None, str | os.PathLike]]
 LABELLED = ("id", "fit")
 """Roles of sets whose folders mean classes, and whose labels must be the model's."""
 GROWTH = 3
@@ -28,18 +25,16 @@ class Opener:
     """Opens sets for a model.
 
     Attributes:
-        subject: The model.
-        classes: The number of its classes.
+        class_names: The names of its classes, where they are known.
+        classes: Their number.
         max_pixels: Pictures of more are refused; None leaves Pillow's own limit.
     """
 
-    subject: Subject
+    class_names: Sequence[str] | None
     classes: int
     max_pixels: int | None
 
-    def __call__(
-        self, source: str | os.PathLike, role: str | None, limit: int | None = None
-    ) -> ImageSet:
+    def __call__(self, source: object, role: str | None, limit: int | None = None) -> ImageSet:
         """Return a set of images, at most ``limit`` of them.
 
         Raises:
@@ -47,7 +42,7 @@ class Opener:
         """
         return open_set(
             source,
-            class_names=known_class_names(self.subject.model, self.classes),
+            class_names=self.class_names,
             classes=self.classes,
             labelled=role in LABELLED,
             limit=limit,
@@ -55,17 +50,17 @@ class Opener:
         )
 
 
-def first_image(sets: Sets, subject: Subject, max_pixels: int | None) -> Tensor:
+def first_image(settings: Settings, preprocessing: Preprocessing) -> Tensor:
     """Return an image of the first set that can be opened, ``[1, channels, height, width]``.
 
     Raises:
         DataError: If no image of any set can be read; what was wrong with the first.
     """
     failure: DataError | None = None
-    for _, source in sets.values():
+    for _, source in settings.sets.values():
         try:
-            images = open_set(source, labelled=False, max_pixels=max_pixels)
-            return first_readable(images, subject.preprocessing)
+            images = open_set(source, labelled=False, max_pixels=settings.max_pixels)
+            return first_readable(images, preprocessing)
         except DataError as error:
             failure = failure or error
     assert failure is not None, "there is at least one set"
@@ -73,19 +68,15 @@ def first_image(sets: Sets, subject: Subject, max_pixels: int | None) -> Tensor:
 
 
 def open_sets(
-    sets: Sets,
-    limit: int | Mapping[str, int] | None,
-    opener: Opener,
-    recorded: Container[str] = (),
+    settings: Settings, opener: Opener, recorded: Container[str] = ()
 ) -> tuple[dict[str, ImageSet], list[str]]:
     """Open every set; the labels of ID sets and of sets to fit to must be the model's classes.
 
     A set that a run holds already may have vanished since: it does not keep the others waiting.
 
     Args:
-        sets: Set name to ``(role, source)``.
-        limit: How many images to take of each set, or of each by name.
-        opener: Opens one.
+        settings: What the extraction is asked.
+        opener: Opens one set.
         recorded: Names of the sets that the run holds.
 
     Returns:
@@ -95,12 +86,11 @@ def open_sets(
         DataError: If none can be opened, or a new one cannot, or such a set has labels beyond the
             classes.
     """
-    limits = limit if isinstance(limit, Mapping) else dict.fromkeys(sets, limit)
     opened: dict[str, ImageSet] = {}
     left_out: list[str] = []
-    for name, (role, source) in sets.items():
+    for name, (role, source) in settings.sets.items():
         try:
-            opened[name] = opener(source, role, limits.get(name))
+            opened[name] = opener(source, role, settings.limit_of(name))
         except DataError as error:
             if name not in recorded:
                 raise
@@ -108,33 +98,41 @@ def open_sets(
     if not opened:
         raise DataError(" ".join(left_out))
     for name, images in opened.items():
-        if sets[name][0] in LABELLED:
+        if settings.sets[name][0] in LABELLED:
             check_labels(name, images, opener.classes)
     return opened, left_out
 
 
-def agree_on_sets(store: RunStore, sets: Sets, opened: dict[str, ImageSet]) -> list[str]:
-    """Add the sets to the run, or hold them to those that are there.
+def open_fit_set(
+    name: str, opened: Mapping[str, ImageSet], recorded: Mapping[str, SetInfo], opener: Opener
+) -> ImageSet:
+    """Return the labelled images to fit to: of the sets given, or of the run's.
 
-    Sets whose images have changed are taken out of ``opened``, unless none would be left.
-
-    Returns:
-        What was wrong with those left out.
+    Args:
+        name: The set's name.
+        opened: The sets given.
+        recorded: The sets that the run holds.
+        opener: Opens another.
 
     Raises:
-        RunError: If a set has another role.
-        DataError: If the images of every set have changed.
+        NotRecorded: If there is no such set.
+        DataError: If it has no label, or others than the model's classes.
     """
-    left_out = []
-    for name, images in list(opened.items()):
-        try:
-            agree_on_set(store, name, sets[name][0], images)
-        except DataError as error:
-            left_out.append(f"Set {name} was left out: {error}")
-            del opened[name]
-    if not opened:
-        raise DataError(" ".join(left_out))
-    return left_out
+    images = opened.get(name)
+    if images is None:
+        if name not in recorded:
+            raise NotRecorded(
+                f"Unknown set {name!r} to fit to; give its images, too, as a set of that name."
+            )
+        entry = recorded[name]
+        images = opener(entry.source, entry.role, entry.rows)
+    if images.labels.max() < 0:
+        raise DataError(
+            f"Method mahalanobis learns from labels, but no image of set {name!r} has one; give a "
+            "list with labels."
+        )
+    check_labels(name, images, opener.classes)
+    return images
 
 
 def check_labels(name: str, images: ImageSet, classes: int) -> None:
@@ -159,25 +157,19 @@ def check_labels(name: str, images: ImageSet, classes: int) -> None:
         )
 
 
-def what_to_know(subject: Subject, opened: Mapping[str, ImageSet], classes: int) -> Iterator[str]:
-    """Yield what the user should know before the first image, in sentences.
+def set_notices(
+    opened: Mapping[str, ImageSet], preprocessing: Preprocessing, classes: int
+) -> Iterator[str]:
+    """Yield what the user should know of sets before the first image, in sentences.
 
     Args:
-        subject: The model, and what images undergo.
-        opened: The sets.
+        opened: The images by set name.
+        preprocessing: From pictures to the model's input.
         classes: The number of the model's classes.
     """
-    if subject.spec.startswith("python:"):
-        fields = subject.preprocessing.to_dict()
-        how = ", ".join(f"{name} {fields[name]}" for name in CHANGEABLE)
-        assumed = "; what was not given is ImageNet's, as the model has no `preprocessing`"
-        yield (
-            f"{subject.spec}: {how}{assumed if subject.assumed else ''}; "
-            "`preprocessing={'resize': S, 'crop': S, 'mean': M, 'std': D}` changes it."
-        )
     for name, images in opened.items():
         yield f"{name}: {_described(images, classes)}"
-        yield from _growth(name, images, subject.preprocessing)
+        yield from _growth(name, images, preprocessing)
 
 
 def _described(images: ImageSet, classes: int) -> str:
@@ -229,8 +221,35 @@ def _first(images: ImageSet) -> Any:
     return None
 
 
+def agree_on_sets(
+    store: RunStore, sets: Sets, opened: Mapping[str, ImageSet]
+) -> tuple[dict[str, ImageSet], list[str]]:
+    """Add the sets to the run, or check them against those that are there.
+
+    Sets whose images have changed are left out, unless none would be left.
+
+    Returns:
+        The images by set name, and what was wrong with those left out.
+
+    Raises:
+        RunError: If a set has another role.
+        DataError: If the images of every set have changed.
+    """
+    agreed, left_out = {}, []
+    for name, images in opened.items():
+        try:
+            agree_on_set(store, name, sets[name][0], images)
+        except DataError as error:
+            left_out.append(f"Set {name} was left out: {error}")
+        else:
+            agreed[name] = images
+    if not agreed:
+        raise DataError(" ".join(left_out))
+    return agreed, left_out
+
+
 def agree_on_set(store: RunStore, name: str, role: str | None, images: ImageSet) -> None:
-    """Add a set to the run, or hold it to the one that is there.
+    """Add a set to the run, or check it against the one that is there.
 
     More images are taken on where the run's are the first of them, as under a larger limit.
 

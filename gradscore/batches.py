@@ -21,7 +21,7 @@ MOST_SELECTED = 0.5
 LEAST_CHANNELS_LAST = 0.1
 """Share of all results, in bytes, that a model must keep channels last for it to be of use."""
 
-Answer = TypeVar("Answer")
+Fact = TypeVar("Fact")
 
 
 def parts_of(model: nn.Module, images: Tensor, share: float) -> tuple[Tensor, ...]:
@@ -49,7 +49,7 @@ def parts_of(model: nn.Module, images: Tensor, share: float) -> tuple[Tensor, ..
         images = images.contiguous(memory_format=memory_format(model, images, share))
     if len(images) == 1:
         return (images,)
-    of_one = _tried(_image_bytes, model, images, otherwise=images[0].nbytes)
+    of_one = _found_once(_image_bytes, model, images, otherwise=images[0].nbytes)
     return images.tensor_split(-(-len(images) // max(1, RESULT_BYTES // max(1, of_one))))
 
 
@@ -59,7 +59,7 @@ def memory_format(model: nn.Module, images: Tensor, share: float) -> torch.memor
     With the channels last, a convolutional network's forward takes 0.75 to 0.95 of the time on a
     CPU; a transformer has no use for it. The rules want the channels first, so that it does not
     pay where most parameters' gradients are asked for. Some models, such as those that flatten
-    by ``view``, cannot take it: what holds for the model is tried once.
+    by ``view``, cannot take it: a dry run finds out, once.
 
     Args:
         model: A classifier in eval mode; it is left as it is found.
@@ -72,24 +72,24 @@ def memory_format(model: nn.Module, images: Tensor, share: float) -> torch.memor
     plain = images.device.type != "cpu" or images.ndim != 4 or images.dtype == torch.float64
     if plain or share > MOST_SELECTED:
         return torch.contiguous_format
-    pays = _tried(_keeps_channels_last, model, images, otherwise=False)
+    pays = _found_once(_keeps_channels_last, model, images, otherwise=False)
     return torch.channels_last if pays else torch.contiguous_format
 
 
-def _tried(
-    trial: Callable[[nn.Module, Tensor], Answer],
+def _found_once(
+    find: Callable[[nn.Module, Tensor], Fact],
     model: nn.Module,
     images: Tensor,
-    otherwise: Answer,
-) -> Answer:
-    """Return what a trial with two images tells, or another answer where the model fails."""
+    otherwise: Fact,
+) -> Fact:
+    """Return what dry runs of two images show, or something else where the model fails."""
     known = state_of(model).found
-    key = trial, images.shape[1:], images.dtype
+    key = find, images.shape[1:], images.dtype
     if key not in known:
         check_eval_mode(model)
         two = images[:2] if len(images) > 1 else torch.cat([images, images])
         try:
-            known[key] = trial(model, two.contiguous())
+            known[key] = find(model, two.contiguous())
         except Exception:  # if the images are at fault, the forward that follows will say so
             return otherwise
     return known[key]

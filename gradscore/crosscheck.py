@@ -1,4 +1,4 @@
-"""The engine's answers held to plain autograd, on the first batch of each kind.
+"""The engine's answers checked against plain autograd, on the first batch of each kind.
 
 A gradient may reach a parameter by a way that no recorded call shows: a function that recomputes
 in its backward, a call that torch hands to nobody. One ``logits.backward`` of a sample alone, on
@@ -31,7 +31,7 @@ FIRST_SAMPLES = 4
 """Samples that are compared on the first batch of a model; later kinds of batch take one."""
 
 TOLERANCES = {torch.float64: (1e-6, 1e-6), torch.float32: (5e-4, 1e-2)}
-"""Relative error, and the share of a sample's whole norm to which smaller norms are held, by the
+"""Relative error, and the share of a sample's whole norm that stands for smaller norms, by the
 coarsest type that took part. Kernels for one image and for many agree to 1e-6 in float32, but for
 a rectifier's input that they round past zero."""
 
@@ -99,12 +99,14 @@ def disagreeing(
         for k, name in enumerate(norms):
             got = norms[name]
             if got is None:
-                amiss = expected[:, k] > 0
+                differs = expected[:, k] > 0
             elif _RULES_ALONE.get():
                 continue
             else:
-                amiss = (got[sample, compared].cpu().double() - expected[:, k]).abs() > bound[:, k]
-            if amiss.any():
+                differs = (got[sample, compared].cpu().double() - expected[:, k]).abs() > bound[
+                    :, k
+                ]
+            if differs.any():
                 wrong.add(name)
     return frozenset(wrong)
 

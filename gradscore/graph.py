@@ -40,6 +40,11 @@ def leaves_below(roots: Sequence[Node | None]) -> list[Tensor]:
     return [leaf for leaf in found if leaf is not None]
 
 
+def drawn_like(x: Tensor) -> Tensor:
+    """Return normal numbers, always the same ones, with the shape and the type of a tensor."""
+    return torch.randn(x.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(x)
+
+
 class GraphStart(torch.autograd.Function):
     """An identity at which a graph starts.
 
@@ -102,7 +107,6 @@ class Edge:
     Attributes:
         node: The node of the graph whose incoming gradient it is.
         index: Which of the node's outputs.
-        shape: Shape of the recorded output.
         window: Where the output is a view, how it lies in the tensor behind it, since the gradient
             arrives at that tensor.
         owner: Keeps a node that is written in Python alive, which ``node`` itself does not. The
@@ -112,7 +116,6 @@ class Edge:
 
     node: Node
     index: int
-    shape: torch.Size
     window: Window | None = None
     owner: Node | None = None
 
@@ -123,7 +126,7 @@ class Edge:
         viewed = base is not None and base.requires_grad
         node, index, owner = get_gradient_edge(base if viewed else output)
         window = Window.of(output, base) if viewed else None
-        return cls(node, index, output.shape, window, owner)
+        return cls(node, index, window, owner)
 
     def gradient(self, arrived: Sequence[Tensor | None]) -> Tensor | None:
         """Return the output's gradient from those that arrived at the node."""

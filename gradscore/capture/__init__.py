@@ -98,7 +98,7 @@ def record_forward(model: nn.Module, images: Tensor, selected: Mapping[str, Tens
 def unrecorded_forward(
     model: nn.Module, images: Tensor, selected: Mapping[str, Tensor]
 ) -> Forward:
-    """Return a forward that tells the logits alone, for a model that changes its parameters.
+    """Return a forward that has logits alone, for a model that changes its parameters.
 
     They are put back after it, so that no graph of it would have the values that it had.
     Arguments are those of :func:`record_forward`.
@@ -106,17 +106,7 @@ def unrecorded_forward(
     with dry_run(model, images) as own:
         logits = logits_of(model(own), len(images))
     note_data_dependence(model)
-    return Forward(
-        logits=logits,
-        start=logits,
-        calls=[],
-        dimensions=[],
-        edges={},
-        uncovered=frozenset(selected),
-        differentiates=True,
-        coarsest=logits.dtype,
-        forget=lambda: None,
-    )
+    return Forward(logits, logits, frozenset(selected), differentiates=True, coarsest=logits.dtype)
 
 
 def _check_registered(

@@ -29,14 +29,14 @@ from gradscore.capture.batch_dimension import (
 )
 from gradscore.capture.recorder import Recorder
 from gradscore.errors import memory_ended
-from gradscore.graph import Edge, Listener, leaves_below, run_backward
+from gradscore.graph import Edge, Listener, drawn_like, leaves_below, run_backward
 from gradscore.network import state_of, unobserved
 
 MOST_KNOWN = 64
 """For how many kinds of forward the dimensions are kept, for a state of a model."""
 
 FACTORS = 8
-"""Samples are told apart by the digits of their numbers to this base, by one backward a digit."""
+"""Base of the numbers of samples; one backward a digit distinguishes samples by it."""
 
 Run = Callable[[Tensor, Sequence[bool]], Recorder]
 Sums = dict[tuple[int, int], Tensor]
@@ -69,16 +69,21 @@ def checked_forward(
     if key in known:
         known.move_to_end(key)
     elif first.data_dependent:
-        return first, _checked_on_itself(first, _by_shapes(first, _run_few(images, first, run)))
+        dimensions = _by_shapes(first, _run_few(images, first, run))
+        return first, _for_itself(check_by_gradients(first, dimensions, retain=True))
     else:
         smaller: dict[Any, FewSamples] = found.setdefault(FewSamples, {})
         kind = _kind(first, images)
         dimensions = smaller[kind].dimensions_of(first) if kind in smaller else None
         if dimensions is None:
-            # The graphs of two forwards are not held together, though this one is to run again.
+            # The graphs of two forwards would take twice the memory.
+            # The first keeps its shapes alone while the second runs, and runs again after it.
+            # So one graph is held at a time, for one forward more on the first batch of a kind.
             first.free_graph()
             second = _run_few(images, first, run)
-            dimensions = _checked_on_few(second, _by_shapes(first, second))
+            dimensions = _by_shapes(first, second)
+            if second is not None and any(dimensions):
+                dimensions = check_by_gradients(second, dimensions, retain=False)
             first = run(images, first.expansions)
             if second is None or _key(first) != key:
                 return first, [None] * len(first.calls)
@@ -105,7 +110,7 @@ class FewSamples:
     dimensions: Dimensions
 
     def dimensions_of(self, first: Recorder) -> Dimensions | None:
-        """Return the dimensions of a forward, or ``None`` if the comparison does not tell them."""
+        """Return the dimensions of a forward, or ``None`` if the comparison does not show them."""
         if len(first.logits) == len(self.recorder.logits):
             return None
         pairs = list(zip(_by_shapes(first, self.recorder), self.dimensions, strict=True))
@@ -148,7 +153,7 @@ def _picked(batch: int) -> list[int]:
 
 
 def _by_shapes(first: Recorder, second: Recorder | None) -> Dimensions:
-    """Return the dimensions that the comparison of two forwards tells."""
+    """Return the dimensions that the comparison of two forwards shows."""
     if (
         second is None
         or mixes_samples(first.trace, second.trace)
@@ -160,18 +165,6 @@ def _by_shapes(first: Recorder, second: Recorder | None) -> Dimensions:
         dimensions_by_shapes(call, twin, batch, few)
         for call, twin in zip(first.calls, second.calls, strict=True)
     ]
-
-
-def _checked_on_few(second: Recorder | None, dimensions: Dimensions) -> Dimensions:
-    """Return the dimensions that the gradients of a forward over a few samples agree with."""
-    if second is None or not any(dimensions):
-        return dimensions
-    return check_by_gradients(second, dimensions, retain=False)
-
-
-def _checked_on_itself(first: Recorder, dimensions: Dimensions) -> Dimensions:
-    """Return the dimensions that the gradients of a batch agree with: for it alone they do."""
-    return _for_itself(check_by_gradients(first, dimensions, retain=True))
 
 
 def _for_itself(dimensions: Dimensions) -> Dimensions:
@@ -204,10 +197,7 @@ def check_by_gradients(recorder: Recorder, dimensions: Dimensions, *, retain: bo
     digits = max(1, math.ceil(math.log(samples, FACTORS) - 1e-9))
     numbers = torch.arange(samples, device=recorder.logits.device)
     factors = [2.0 ** (numbers // FACTORS**digit % FACTORS) for digit in range(digits)]
-    drawn = torch.randn(
-        recorder.logits.shape, generator=torch.Generator().manual_seed(0), device="cpu"
-    )
-    cotangent = drawn.to(recorder.logits)
+    cotangent = drawn_like(recorder.logits)
     plain = _row_sums(recorder, dimensions, cotangent, retain=True)
     scaled = []
     for digit, factor in enumerate(factors, start=1):

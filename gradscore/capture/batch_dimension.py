@@ -122,7 +122,7 @@ def dimensions_by_shapes(
 
     Returns:
         The dimensions, a sample's rows taken to stand side by side, or ``None`` where the shapes
-        do not tell them.
+        do not show them.
     """
     owned = {slot for slot, _ in call.parameters}
     others = dict(other.arguments.tensors)

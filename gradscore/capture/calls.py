@@ -278,7 +278,7 @@ class RecordedCall:
                 )
 
     def free_graph(self) -> None:
-        """Free the graph, and the values of data that tell nothing of the batch dimension."""
+        """Free the graph, and the values of data that show nothing of the batch dimension."""
         floating = {
             slot: without_memory(x)
             for slot, x in self.arguments.tensors

@@ -8,7 +8,7 @@ used in a way that was not recorded.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -96,7 +96,7 @@ class Recorder(TorchFunctionMode):
         if func in PASSIVE:
             return func(*args, **kwargs)
         if maybe_current_level() is not None:
-            # Inside the model's own vmap or grad; what it uses there, the graph tells.
+            # Inside the model's own vmap or grad; the graph shows what it takes there.
             return func(*args, **kwargs)
         if func in DERIVATIVES:
             self.differentiates = True
@@ -277,23 +277,23 @@ class Forward:
         logits: Output of the model, shape ``[batch, classes]``, with its graph down to the first
             recorded call.
         start: The tensor at which that graph begins.
+        uncovered: Names of parameters that are used in a way that was not recorded.
+        differentiates: Whether the model takes gradients of its own: none of ours can then be
+            distinguished from those.
+        coarsest: The coarsest floating type among what the calls returned.
         calls: The calls that took selected parameters, in order.
         dimensions: Batch dimensions of each of these; ``None`` where they are not known.
         edges: Graph edges of the selected parameters that something was derived from, by name.
-        uncovered: Names of parameters that are used in a way that was not recorded.
-        differentiates: Whether the model takes gradients of its own: none of ours is then told
-            apart from those.
-        coarsest: The coarsest floating type among what the calls returned.
         forget: Forgets the batch dimensions that are kept, for whoever finds that gradients had
             not shown them.
     """
 
     logits: Tensor
     start: Tensor
-    calls: list[RecordedCall]
-    dimensions: Dimensions
-    edges: dict[str, GradientEdge]
     uncovered: frozenset[str]
     differentiates: bool
     coarsest: torch.dtype
-    forget: Callable[[], object]
+    calls: list[RecordedCall] = field(default_factory=list)
+    dimensions: Dimensions = field(default_factory=list)
+    edges: dict[str, GradientEdge] = field(default_factory=dict)
+    forget: Callable[[], object] = lambda: None

@@ -77,14 +77,13 @@ class TiedParameters:
         left to the reference.
 
         Args:
-            sinks: What the backward brought to each recorded call, by its number; calls on which
-                the logits do not depend are missing.
+            sinks: What the backward brought to each recorded call, by its number.
             orders: Orders of the norm.
 
         Raises:
             ModelError: If the model changed the input of a call in place after it was read.
         """
-        arrived = [a for a in self.arguments if a.number in sinks and sinks[a.number].has_rows]
+        arrived = [a for a in self.arguments if sinks[a.number].has_rows]
         if not arrived:
             return {}
         for argument in arrived:
@@ -236,31 +235,27 @@ class _Backward:
     ) -> None:
         self._forward, self._orders, self._last = forward, orders, last
         self._waiting = {group: group.numbers for group in groups}
-        self._sinks: dict[int, GradientSink] = {}
         self._found: dict[str, Tensor] = {}
         self.by_call: dict[int, list[TiedParameters]] = {}
         for group in groups:
             for number in group.numbers:
                 self.by_call.setdefault(number, []).append(group)
+        self._sinks = {
+            number: GradientSink(forward.calls[number], forward.dimensions[number])
+            for number in self.by_call
+        }
 
     def listener(self, number: int, position: int) -> Callable[[Sequence[Tensor | None]], None]:
         """Return the hook that takes the gradient of one output of one call."""
 
         def arrive(arrived: Sequence[Tensor | None]) -> None:
-            sink = self._sink(number)
+            sink = self._sinks[number]
             sink.grads[position] = sink.call.edges[position].gradient(arrived)
             if all(grad is not None for grad in sink.grads):
                 with torch.no_grad():
                     self._complete(number)
 
         return arrive
-
-    def _sink(self, number: int) -> GradientSink:
-        if number not in self._sinks:
-            call, dimensions = self._forward.calls[number], self._forward.dimensions[number]
-            assert dimensions is not None, "calls without dimensions are served by the reference"
-            self._sinks[number] = GradientSink(call, dimensions)
-        return self._sinks[number]
 
     def _complete(self, number: int) -> None:
         for group in self.by_call[number]:

@@ -18,6 +18,7 @@ from torch.nn.functional import linear
 
 from gradscore.capture import record_forward, tie_parameters
 from gradscore.errors import InvalidArgument
+from gradscore.graph import drawn_like
 from gradscore.layers.head_gradient import gradient_fault
 from gradscore.layers.last_weights import last_weights
 from gradscore.network import (
@@ -171,7 +172,7 @@ def _fault(
         return FOLLOWED
     if not _multiplies(model, call):
         return FOLLOWED
-    drawn = _drawn_like(logits)
+    drawn = drawn_like(logits)
     if not torch.equal(_forward(model, images, {module: drawn})[0], drawn):
         return FOLLOWED
     selected = {f"{call.name}.weight".lstrip("."): module.weight}
@@ -185,14 +186,10 @@ def _fault(
     return gradient_fault(model, call.name, images)
 
 
-def _drawn_like(x: Tensor) -> Tensor:
-    return torch.randn(x.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(x)
-
-
 def _multiplies(model: nn.Module, call: _Call) -> bool:
     """Say whether a layer of the class of a linear one is linear, with a weight drawn for it."""
     module, x, cast = call.module, call.input, call.autocast
-    drawn = _drawn_like(module.weight) * module.weight[0].numel() ** -0.5
+    drawn = drawn_like(module.weight) * module.weight[0].numel() ** -0.5
     other = copy(module)
     other._parameters = {**module._parameters, "weight": nn.Parameter(drawn, requires_grad=False)}
     with dry_run(model, x) as own, torch.autocast(x.device.type, cast, cast is not None):

@@ -15,7 +15,7 @@ from gradscore.capture import (
     tie_parameters,
 )
 from gradscore.errors import ModelError
-from gradscore.graph import run_backward
+from gradscore.graph import drawn_like, run_backward
 from gradscore.outputs import check_carries_gradient
 from gradscore.selection import differentiable_parameters
 
@@ -142,7 +142,7 @@ def _is_multiple(x: Tensor, other: Tensor) -> bool:
 def _gets_the_cotangent(forward: Forward, call: RecordedCall) -> bool:
     """Say whether a call's output has the gradient of the logits: it was only added to."""
     logits, edge = forward.logits, call.edges[0]
-    drawn = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
+    drawn = drawn_like(logits)
     arrived: list[Tensor | None] = []
     listener = (edge, lambda gradients: arrived.append(edge.gradient(gradients)))
     run_backward(logits, [forward.start], [listener], drawn, retain=True)
@@ -155,7 +155,7 @@ def _holds(part: ParameterArgument, name: str, forward: Forward) -> bool:
     if part.direct:
         return True
     made = part.tensor
-    drawn = torch.randn(made.shape, generator=torch.Generator().manual_seed(0)).to(made)
+    drawn = drawn_like(made)
     (got,) = torch.autograd.grad(
         made, [forward.edges[name]], drawn, retain_graph=True, allow_unused=True
     )

@@ -49,7 +49,7 @@ _TABLE: tuple[tuple[Signatures, Mapping[str, Rule]], ...] = (
 SIGNATURES: dict[Callable[..., Any], tuple[str, ...]] = {
     function: names for functions, _ in _TABLE for function, names in functions.items()
 }
-"""Names of positional arguments; functions written in C++ do not tell them."""
+"""Names of positional arguments; functions written in C++ do not have them in Python."""
 assert len(SIGNATURES) == sum(len(functions) for functions, _ in _TABLE), "a function stands twice"
 
 RULES: dict[tuple[Callable[..., Any], str], Rule] = {

@@ -83,7 +83,7 @@ def scale_and_shift_norms(
     """Return norms of the gradient of scale or shift, shape ``[samples, len(orders)]``.
 
     Both come from one reading of input and output gradient. Where the scale was not asked for,
-    there is no input to read, nor need of one; a lone sample may come without an axis to sum over.
+    there is no input to read, nor need of one. A single sample may come without an axis to sum.
     """
     if call.arguments["input"].is_meta:
         return None

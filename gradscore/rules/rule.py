@@ -87,7 +87,7 @@ class Rule:
         serves: From a call's arguments by name to whether the rule holds for them, or ``None``
             where it holds for all. Calls with complex tensors are left to the generic rule.
         tiles: ``(call, argument, grad)`` to the gradients in tiles that each hold whole output
-            channels, for what is made of a parameter channel by channel, or ``None``.
+            channels, for what is derived from a parameter channel by channel, or ``None``.
     """
 
     name: str

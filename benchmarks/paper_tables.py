@@ -8,7 +8,7 @@ from paper_subjects import Subject
 
 from gradscore.ablation import ablate
 from gradscore.evaluation import Row, evaluate_run
-from gradscore.methods import Question
+from gradscore.methods import ScoreSpec
 from gradscore.plots import plot_ablation
 from gradscore.tables import write_evaluation
 
@@ -40,7 +40,7 @@ def paper_figures() -> dict[tuple[str, ...], tuple[float | None, float | None]]:
 def tables_of(subject: Subject, run: Path, output: Path) -> Tables:
     """Return a model's tables beside the paper's, and write its sweeps with their figures."""
     fits = dict.fromkeys(PLAIN) | subject.learning
-    asked = [Question(method, fit=fits[method]) for method in COMPARED if method in fits]
+    asked = [ScoreSpec(method, fit=fits[method]) for method in COMPARED if method in fits]
     evaluation = evaluate_run(run, asked)
     about = {"paper_model": subject.name, "model": subject.model, "weights": subject.weights.name}
     tables: Tables = {"models": [about | {"id_accuracy": evaluation.id_accuracy}]}

@@ -21,7 +21,7 @@ import records
 import torch
 from timing import device_name, fraction, interleaved
 
-from gradscore.methods.question import Question
+from gradscore.methods import ScoreSpec
 from gradscore.run import HeadInfo, RunInfo, RunStore, SetInfo
 from gradscore.scoring import iterate_scores
 
@@ -84,9 +84,9 @@ def measure(
         process, all libraries included, and ``device, torch``.
     """
     store = RunStore(path)
-    questions = [Question(method) for method in methods]
+    specs = [ScoreSpec(method) for method in methods]
     taken = interleaved(
-        {"read": lambda: _read(store), "score": lambda: _score(store, questions)},
+        {"read": lambda: _read(store), "score": lambda: _score(store, specs)},
         repeats=repeats,
         seconds=seconds,
     )
@@ -95,7 +95,7 @@ def measure(
         "rows": rows,
         "features": store.info.features,
         "classes": store.info.classes,
-        "methods": " ".join(question.method for question in questions),
+        "methods": " ".join(spec.method for spec in specs),
         "score_rows_per_second": round(rows / statistics.median(taken["score"])),
         "read_rows_per_second": round(rows / statistics.median(taken["read"])),
         "of_limit": round(fraction(taken["read"], taken["score"]), 3),
@@ -111,8 +111,8 @@ def _read(store: RunStore) -> None:
             read_plainly(store.path / shard.file, ("features", "logits"), READ_ROWS)
 
 
-def _score(store: RunStore, questions: list[Question]) -> None:
-    for _ in iterate_scores(store, store.sets, questions):
+def _score(store: RunStore, specs: list[ScoreSpec]) -> None:
+    for _ in iterate_scores(store, store.sets, specs):
         pass
 
 

@@ -2,19 +2,19 @@
 
 Huang, Geng & Li, NeurIPS 2021: layers (Table 2), order of the norm (Fig. 4), temperature (Fig. 5),
 target (Fig. 3), the factors U and V (Table 5) and KL against GradNorm (Fig. 6); model capacity
-(Table 4). All questions of all ablations are answered from one read of the run.
+(Table 4). All scores of all ablations come from one read of the run.
 """
 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from os import PathLike, fspath
-from typing import Any
 
+from gradscore.choices import TARGETS
 from gradscore.errors import InvalidArgument
 from gradscore.evaluation import Evaluation, Row, evaluate_run
-from gradscore.methods import Question
-from gradscore.methods.columns import recorded_groups
+from gradscore.methods import RecordedRun, ScoreSpec
+from gradscore.methods.gradnorm import recorded_groups
 from gradscore.metrics import REPLICATES
 from gradscore.recorded import Run, open_store
 
@@ -25,26 +25,23 @@ TEMPERATURES = tuple(2.0**power for power in range(-1, 11))
 """Temperatures that the paper sweeps (Fig. 5): 0.5 to 1024."""
 
 
-def _layers(run: Any) -> list[Question]:
-    return [Question("gradnorm", layers=group) for group in recorded_groups(run)]
+def _layers(run: RecordedRun) -> list[ScoreSpec]:
+    return [ScoreSpec("gradnorm", layers=group) for group in recorded_groups(run)]
 
 
-ABLATIONS: dict[str, Callable[[Any], list[Question]]] = {
+ABLATIONS: dict[str, Callable[[RecordedRun], list[ScoreSpec]]] = {
     "layers": _layers,
-    "p": lambda run: [Question("gradnorm", p=p) for p in ORDERS],
-    "temperature": lambda run: [Question("gradnorm", temperature=t) for t in TEMPERATURES],
-    "target": lambda run: [Question("gradnorm", target=t) for t in ("uniform", "one-hot")],
-    "decomposition": lambda run: [Question(method) for method in ("u", "v", "gradnorm")],
-    "kl": lambda run: [Question(method) for method in ("kl", "gradnorm")],
-    "grid": lambda run: [
-        Question("gradnorm", p=p, temperature=t) for p in ORDERS for t in TEMPERATURES
-    ],
+    "p": lambda run: [ScoreSpec("gradnorm", p=p) for p in ORDERS],
+    "temperature": lambda run: [ScoreSpec("gradnorm", temperature=t) for t in TEMPERATURES],
+    "target": lambda run: [ScoreSpec("gradnorm", target=t) for t in TARGETS],
+    "decomposition": lambda run: [ScoreSpec(method) for method in ("u", "v", "gradnorm")],
+    "kl": lambda run: [ScoreSpec(method) for method in ("kl", "gradnorm")],
 }
-"""What each ablation asks; ``grid`` is every order at every temperature."""
+"""The scores that each ablation compares."""
 
 
-def ablation_questions(kind: str, run: Run | str | PathLike) -> list[Question]:
-    """Return what the ablation ``kind`` asks of a run, in the order of its table.
+def ablation_specs(kind: str, run: Run | str | PathLike) -> list[ScoreSpec]:
+    """Return the scores that the ablation ``kind`` compares, in the order of its table.
 
     Raises:
         InvalidArgument: If the ablation is unknown.
@@ -80,18 +77,19 @@ def ablate(
     """
     store = open_store(run)
     kinds = [kinds] if isinstance(kinds, str) else list(kinds)
-    asked = {kind: ablation_questions(kind, store) for kind in kinds}
-    questions = list(dict.fromkeys(q for of_kind in asked.values() for q in of_kind))
-    everything = evaluate_run(store, questions, sets=sets, replicates=replicates)
+    asked = {kind: ablation_specs(kind, store) for kind in kinds}
+    specs = list(dict.fromkeys(spec for of_kind in asked.values() for spec in of_kind))
+    everything = evaluate_run(store, specs, sets=sets, replicates=replicates)
+    rows = {spec: [row for row in everything.rows if row.spec == spec] for spec in specs}
     return {
-        kind: replace(everything, rows=_rows_of(of_kind, everything.rows))
+        kind: replace(everything, rows=[row for spec in of_kind for row in rows[spec]])
         for kind, of_kind in asked.items()
     }
 
 
 def compare(
     runs: Sequence[Run | str | PathLike],
-    questions: Sequence[Question],
+    specs: Sequence[ScoreSpec],
     *,
     sets: Iterable[str] | None = None,
     replicates: int = REPLICATES,
@@ -100,7 +98,7 @@ def compare(
 
     Args:
         runs: The runs or their directories, such as one a model.
-        questions: What to score by.
+        specs: What to score by.
         sets: Names of the sets to use, the same in every run; by default those with a role.
         replicates: Bootstrap replicates; 0 leaves the intervals out.
 
@@ -110,7 +108,7 @@ def compare(
 
     Raises:
         InvalidArgument: If there is no run, or a set is unknown.
-        NotRecorded: If a run does not hold what a question needs.
+        NotRecorded: If a run does not hold what a spec needs.
     """
     if not runs:
         raise InvalidArgument("Expected at least one run to compare, got none.")
@@ -118,21 +116,9 @@ def compare(
     rows = []
     for path in runs:
         store = open_store(path)
-        evaluation = evaluate_run(store, questions, sets=sets, replicates=replicates)
+        evaluation = evaluate_run(store, specs, sets=sets, replicates=replicates)
         about = {"run": fspath(store.path), "model": store.info.model}
         for row in evaluation.rows:
             right = evaluation.accuracies[row["id"]].share
-            rows.append({**about, "id_accuracy": right, **row})
+            rows.append(Row(row.spec, {**about, "id_accuracy": right, **row}))
     return rows
-
-
-def _rows_of(questions: Iterable[Question], rows: Iterable[Row]) -> list[Row]:
-    keys = ("method", "layers", "p", "temperature", "target")
-    by_settings: dict[tuple, list[Row]] = {}
-    for row in rows:
-        by_settings.setdefault(tuple(row[key] for key in keys), []).append(row)
-    return [
-        row
-        for question in questions
-        for row in by_settings[tuple(getattr(question, key) for key in keys)]
-    ]

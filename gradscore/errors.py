@@ -33,7 +33,7 @@ class DetectorError(GradScoreError):
 
 
 class NotRecorded(RunError):
-    """The run does not hold what the question needs; the message names the option that would."""
+    """The run does not hold what the score needs; the message names the option that would."""
 
 
 class GradScoreWarning(UserWarning):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gradscore.errors import RunError
-from gradscore.methods import Question
+from gradscore.methods import RecordedRun, ScoreSpec
 from gradscore.metrics import METRICS, REPLICATES, bootstrap, interval, point_metrics
 from gradscore.recorded import Run, open_store
 from gradscore.run import extract_command
@@ -22,11 +22,23 @@ COLUMNS = (
 )
 """Columns of an evaluation, in order; figures are fractions."""
 
-Row = dict[str, Any]
 FEWEST_LABELLED = 30
 """Labelled images of which an accuracy can be called chance."""
 CHANCE_LEVEL = 0.01
 """An accuracy that guessing reaches more often than this is chance."""
+
+
+class Row(dict[str, Any]):
+    """One line of a table, by column.
+
+    Args:
+        spec: The score that it is of.
+        columns: Its values by column.
+    """
+
+    def __init__(self, spec: ScoreSpec, columns: Mapping[str, Any]) -> None:
+        super().__init__(columns)
+        self.spec = spec
 
 
 class Estimate(NamedTuple):
@@ -91,8 +103,8 @@ class Evaluation:
         id_accuracy: Share of labelled ID inputs whose largest logit is their label, all ID sets
             together; None where none has a label. A low figure shows at once that labels or
             preprocessing do not fit.
-        rows: One row a question and OOD set, and one with ``ood`` = ``mean`` a question; keys are
-            :data:`COLUMNS`, then ``epsilon`` and ``fit`` where a question perturbs inputs or
+        rows: One row a spec and OOD set, and one with ``ood`` = ``mean`` a spec; keys are
+            :data:`COLUMNS`, then ``epsilon`` and ``fit`` where a spec perturbs inputs or
             learns from a set; an option that the method does not honour is None.
         accuracies: The accuracy of each ID set, by its name.
     """
@@ -134,47 +146,49 @@ def evaluate(
 
 def evaluate_run(
     run: Run | str | PathLike,
-    questions: Sequence[Question],
+    specs: Sequence[ScoreSpec],
     *,
     sets: Iterable[str] | None = None,
     replicates: int = REPLICATES,
     backend: str = "auto",
 ) -> Evaluation:
-    """Return the metrics of every question on every OOD set of a run, and their mean.
+    """Return the metrics of every spec on every OOD set of a run, and their mean.
 
     Args:
         run: The run, or its directory.
-        questions: What to score by.
+        specs: What to score by.
         sets: Names of the sets to use; by default every set with a role.
         replicates: Bootstrap replicates; 0 leaves the intervals out (None).
         backend: As of :func:`gradscore.scoring.iterate_scores`.
 
     Returns:
-        The ID accuracy and the rows, by question in the order given, then by ID and OOD set in
+        The ID accuracy and the rows, by spec in the order given, then by ID and OOD set in
         the order of their names.
 
     Raises:
         RunError: If there is no ID or no OOD set among them, or a recorded value is not finite.
-        NotRecorded: If the run does not hold what a question needs.
+        NotRecorded: If the run does not hold what a spec needs.
     """
     store = open_store(run)
     ids, oods = choose_sets(store, sets)
-    questions = list(dict.fromkeys(questions))
-    scored = score_sets(store, [*ids, *oods], questions, backend)
-    options = [o for o in ("epsilon", "fit") if any(getattr(q, o) for q in questions)]
+    specs = list(dict.fromkeys(specs))
+    scored = score_sets(store, [*ids, *oods], specs, backend)
+    options = [o for o in ("epsilon", "fit") if any(getattr(q, o) for q in specs)]
     rows = []
     for name in ids:
         figures = _figures(scored[name], [scored[ood] for ood in oods], replicates)
-        for question, of_question in zip(questions, figures, strict=True):
-            for ood, of_ood in zip([*oods, "mean"], of_question, strict=True):
-                row = _row(question, name, ood, of_ood)
-                rows.append(row | {option: getattr(question, option) for option in options})
+        for spec, of_spec in zip(specs, figures, strict=True):
+            for ood, of_ood in zip([*oods, "mean"], of_spec, strict=True):
+                more = {option: getattr(spec, option) for option in options}
+                rows.append(Row(spec, _columns(spec, name, ood, of_ood) | more))
     accuracies = {name: accuracy(scored[name]) for name in ids}
     together = Accuracy(*map(sum, zip(*accuracies.values(), strict=True)))
     return Evaluation(together.share, rows, accuracies)
 
 
-def choose_sets(store: Any, sets: Iterable[str] | None = None) -> tuple[list[str], list[str]]:
+def choose_sets(
+    store: RecordedRun, sets: Iterable[str] | None = None
+) -> tuple[list[str], list[str]]:
     """Return the names of the ID and of the OOD sets, each sorted.
 
     Raises:
@@ -195,7 +209,7 @@ def choose_sets(store: Any, sets: Iterable[str] | None = None) -> tuple[list[str
     return by_role["id"], by_role["ood"]
 
 
-def chance_accuracies(store: Any, sets: Iterable[str]) -> dict[str, Accuracy]:
+def chance_accuracies(store: RecordedRun, sets: Iterable[str]) -> dict[str, Accuracy]:
     """Return the accuracy of each ID set among ``sets`` where it is no better than guessing.
 
     A set is read no further than to the row where its accuracy can no longer be chance.
@@ -228,7 +242,7 @@ def accuracy(scores: Scores) -> Accuracy:
 
 
 def _figures(ids: Scores, oods: Sequence[Scores], replicates: int) -> NDArray:
-    """Return figures with intervals, shape ``[questions, sets + 1 (mean), 4, 3]``."""
+    """Return figures with intervals, shape ``[specs, sets + 1 (mean), 4, 3]``."""
     id_scores = np.stack(list(ids.columns.values()))
     ood_scores = [np.stack(list(ood.columns.values())) for ood in oods]
     point = np.array(
@@ -248,17 +262,8 @@ def _with_interval(point: NDArray, samples: NDArray) -> NDArray:
     )
 
 
-def _row(question: Question, id_name: str, ood_name: str, figures: NDArray) -> Row:
-    row: Row = {
-        "method": question.method,
-        "layers": question.layers,
-        "p": question.p,
-        "temperature": question.temperature,
-        "target": question.target,
-        "id": id_name,
-        "ood": ood_name,
-    }
-    for metric, estimate in zip(METRICS, figures.tolist(), strict=True):
-        for end, value in zip(("", "_low", "_high"), estimate, strict=True):
-            row[metric + end] = None if np.isnan(value) else value
-    return row
+def _columns(spec: ScoreSpec, id_name: str, ood_name: str, figures: NDArray) -> dict[str, Any]:
+    """Return the values of :data:`COLUMNS`; ``figures`` are ``[metrics, 3]``."""
+    settings = (spec.method, spec.layers, spec.p, spec.temperature, spec.target)
+    values = [None if np.isnan(value) else value for value in figures.flatten().tolist()]
+    return dict(zip(COLUMNS, (*settings, id_name, ood_name, *values), strict=True))

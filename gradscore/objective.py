@@ -17,13 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from gradscore.choices import RECORDED_TARGETS, TARGETS
 from gradscore.errors import InvalidArgument
 from gradscore.norms import check_order
-
-TARGETS = ("uniform", "one-hot")
-RECORDED_TARGETS = (*TARGETS, "all-ones")
-"""What gradient norms can be recorded for: the scored targets, and the confounding label of Lee &
-AlRegib, "Gradients as a Measure of Uncertainty in Neural Networks", ICIP 2020."""
 
 NEAR = 0.5
 """Up to this largest ``|f/T - mean f/T|`` a softmax counts as nearly uniform."""

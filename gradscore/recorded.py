@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gradscore.extraction import record_run
 from gradscore.extraction.settings import Progress, Settings, Silent, several
-from gradscore.methods.question import make_question
+from gradscore.methods import RecordedRun, make_spec
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.run import RunStore
 from gradscore.scoring import known_sets, score_sets
@@ -69,11 +69,11 @@ class Run:
 
         Raises:
             InvalidArgument: If the set, the method or an option is unknown or out of range.
-            NotRecorded: If the run does not hold what the question needs; the message names the
+            NotRecorded: If the run does not hold what the score needs; the message names the
                 option of ``gradscore extract`` that would.
             RunError: If the run is damaged or a recorded value is not finite.
         """
-        (scores,) = score_sets(self.store, [name], [make_question(method, **how)]).values()
+        (scores,) = score_sets(self.store, [name], [make_spec(method, **how)]).values()
         (column,) = scores.columns.values()
         return torch.from_numpy(column)
 
@@ -195,7 +195,7 @@ def extract(
     return Run(record_run(settings).path, model)
 
 
-def open_store(run: Run | RunStore | str | os.PathLike) -> Any:
+def open_store(run: Run | RecordedRun | str | os.PathLike) -> RecordedRun:
     """Return the store of a run given as an object or a directory.
 
     Raises:

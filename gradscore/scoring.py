@@ -1,4 +1,4 @@
-"""Answer many questions about recorded sets from one read of the run."""
+"""Score recorded sets by many specs from one read of the run."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,16 +11,8 @@ from numpy.typing import NDArray
 
 from gradscore.closed_form.cuda import use_triton
 from gradscore.errors import InvalidArgument, RunError
-from gradscore.methods import find_method
+from gradscore.methods import Plan, RecordedRun, ScoreSpec, column_names
 from gradscore.methods.block import Block
-from gradscore.methods.question import Needs, Question, column_names
-
-ROWS = 1024
-"""Rows read at once; the outputs of 21,843 classes then take 90 MB."""
-
-KEPT_ROWS = 64
-"""The same where activations are read: those of one image can take megabytes."""
-
 
 LIGHT = 3
 """Most norms of the closed form, beside no other work, that take less time than reading."""
@@ -52,17 +44,17 @@ class Scores:
 
 
 def iterate_scores(
-    run: Any, sets: Iterable[str], questions: Sequence[Question], backend: str = "auto"
+    run: RecordedRun, sets: Iterable[str], specs: Sequence[ScoreSpec], backend: str = "auto"
 ) -> Iterator[Scores]:
     """Yield the scores of blocks of rows, set by set, in the order of the manifests.
 
-    Memory does not grow with the sets. Everything that the questions need is checked before the
-    first row is read.
+    Memory does not grow with the sets. Everything that the specs need is checked before the first
+    row is read.
 
     Args:
         run: The run's store.
         sets: Names of the sets.
-        questions: What to answer; equal ones are answered once.
+        specs: What to score by; equal ones are computed once.
         backend: ``triton`` takes the rows to a CUDA device for ``gradnorm`` of the last layer;
             ``torch`` and ``auto`` do not: reading them takes longer than scoring them here.
 
@@ -70,30 +62,26 @@ def iterate_scores(
         Scores of consecutive rows.
 
     Raises:
-        InvalidArgument: If there is no question, a set or the backend is unknown, or triton
+        InvalidArgument: If there is no spec, a set or the backend is unknown, or triton
             cannot run here or has nothing to do.
-        NotRecorded: If the run does not hold what a question needs, or a set is unfinished.
+        NotRecorded: If the run does not hold what a spec needs, or a set is unfinished.
         RunError: If a recorded value is not finite; the message names its row.
     """
-    questions = list(dict.fromkeys(questions))
-    if not questions:
+    specs = list(dict.fromkeys(specs))
+    if not specs:
         raise InvalidArgument("Expected at least one question, got none.")
     names = known_sets(run, sets)
-    methods = [find_method(question.method) for question in questions]
-    needs = [m.plan(question, run) for m, question in zip(methods, questions, strict=True)]
-    device = _kernel_device(backend, needs)
-    states = [
-        m.fit(question, run) if m.fit else None
-        for m, question in zip(methods, questions, strict=True)
-    ]
-    columns = column_names(questions)
+    plans = [spec.definition.plan(spec, run) for spec in specs]
+    device = _kernel_device(backend, plans)
+    states = [plan.fit() if plan.fit else None for plan in plans]
+    columns = column_names(specs)
     fields = ("index", "path", "label", "logits") + (
-        ("features",) if any("features" in need.fields for need in needs) else ()
+        ("features",) if any("features" in plan.fields for plan in plans) else ()
     )
-    passes = tuple(dict.fromkeys(name for need in needs for name in need.passes))
-    rows = KEPT_ROWS if any(name.startswith("keep-") for name in passes) else ROWS
-    shared = {norm for need in needs for norm in need.shared}
-    threads = _computing_threads(needs)
+    passes = tuple(dict.fromkeys(name for plan in plans for name in plan.passes))
+    rows = min(plan.rows for plan in plans)
+    shared = {norm for plan in plans for norm in plan.shared}
+    threads = _computing_threads(plans)
     for name in names:
         run.require_complete(name, ("base", *passes))
     for name in names:
@@ -102,10 +90,8 @@ def iterate_scores(
             with _torch_threads(threads):
                 _check_finite(block, name, fields, passes)
                 scored = {
-                    column: method.score(question, block, state).numpy()
-                    for column, method, question, state in zip(
-                        columns, methods, questions, states, strict=True
-                    )
+                    column: plan.score(state, block).numpy()
+                    for column, plan, state in zip(columns, plans, states, strict=True)
                 }
             for column, values in scored.items():
                 _check_rows(values[:, None], column, name, arrays)
@@ -120,28 +106,28 @@ def iterate_scores(
 
 
 def score_sets(
-    run: Any, sets: Iterable[str], questions: Sequence[Question], backend: str = "auto"
+    run: RecordedRun, sets: Iterable[str], specs: Sequence[ScoreSpec], backend: str = "auto"
 ) -> dict[str, Scores]:
-    """Return every set's scores, all questions answered from one read.
+    """Return every set's scores, all of them from one read.
 
     Args:
         run: The run's store.
         sets: Names of the sets.
-        questions: What to answer; equal ones are answered once.
+        specs: What to score by; equal ones are computed once.
         backend: As of :func:`iterate_scores`.
 
     Returns:
         Set name to its scores, rows in the order of its manifest.
 
     Raises:
-        InvalidArgument: If there is no question, or a set is unknown.
-        NotRecorded: If the run does not hold what a question needs, or a set is unfinished.
+        InvalidArgument: If there is no spec, or a set is unknown.
+        NotRecorded: If the run does not hold what a spec needs, or a set is unfinished.
         RunError: If a recorded value is not finite; the message names its row.
     """
     filled: dict[str, Scores] = {}
     places: dict[str, int] = {}
     names = known_sets(run, sets)
-    for scored in iterate_scores(run, names, questions, backend):
+    for scored in iterate_scores(run, names, specs, backend):
         start = places.setdefault(scored.set, 0)
         places[scored.set] = stop = start + len(scored)
         # Whole arrays from the start: small ones left among a block's temporaries would keep
@@ -159,7 +145,7 @@ def score_sets(
     return filled
 
 
-def known_sets(run: Any, sets: Iterable[str]) -> list[str]:
+def known_sets(run: RecordedRun, sets: Iterable[str]) -> list[str]:
     """Return ``sets`` without repetitions, or raise unless the run holds each.
 
     Raises:
@@ -183,7 +169,7 @@ def _empty(like: Scores, rows: int) -> Scores:
     return Scores(like.set, *arrays, {column: np.empty(rows) for column in like.columns})
 
 
-def _kernel_device(backend: str, needs: Sequence[Needs]) -> str | None:
+def _kernel_device(backend: str, plans: Sequence[Plan]) -> str | None:
     """Return where the Triton kernels shall score the last layer; None for torch, here.
 
     Raises:
@@ -191,8 +177,8 @@ def _kernel_device(backend: str, needs: Sequence[Needs]) -> str | None:
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     asked = use_triton(backend, torch.empty(0, device=device)) and backend == "triton"
-    # Of the closed form's questions only gradnorm itself takes features and logits together.
-    if asked and not any({"features", "logits"} <= set(n.fields) and n.shared for n in needs):
+    # Of the closed form's scores only gradnorm itself takes features and logits together.
+    if asked and not any({"features", "logits"} <= set(p.fields) and p.shared for p in plans):
         raise InvalidArgument(
             "Expected a question that backend 'triton' serves, gradnorm with layers last, "
             "got none; choose `backend='auto'`."
@@ -200,14 +186,14 @@ def _kernel_device(backend: str, needs: Sequence[Needs]) -> str | None:
     return device if asked else None
 
 
-def _computing_threads(needs: Sequence[Needs]) -> int:
+def _computing_threads(plans: Sequence[Plan]) -> int:
     """Return how many of torch's threads shall compute beside the one that reads.
 
     Where reading is what takes the time, it must have a core for itself: a thread of torch that
     shares it keeps all others waiting, and those wait by spinning.
     """
-    norms = {norm for need in needs for norm in need.shared}
-    light = len(norms) <= LIGHT and all(need.shared for need in needs)
+    norms = {norm for plan in plans for norm in plan.shared}
+    light = len(norms) <= LIGHT and all(plan.shared for plan in plans)
     threads = torch.get_num_threads()
     return max(1, threads - 1) if light else threads
 

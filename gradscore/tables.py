@@ -14,13 +14,15 @@ from typing import Any, BinaryIO
 
 from gradscore.errors import InvalidArgument, RunError
 from gradscore.escapes import to_cell, to_markdown
-from gradscore.evaluation import Evaluation
+from gradscore.evaluation import Evaluation, Row
 from gradscore.files import as_text, require_replaceable, written_aside
 from gradscore.metrics import METRICS
 from gradscore.norms import number_name
 from gradscore.scoring import Scores
 
-Row = dict[str, Any]
+Facts = dict[str, Any]
+"""What a table says beside its rows."""
+
 ROW_ENDINGS = (".csv", ".md", ".json", ".parquet")
 SCORE_ENDINGS = (".csv", ".parquet")
 
@@ -36,7 +38,7 @@ def write_evaluation(path: str | os.PathLike, evaluation: Evaluation) -> None:
         InvalidArgument: If the ending is unknown.
         RunError: If the file cannot be written.
     """
-    facts: Row = {"id_accuracy": evaluation.id_accuracy}
+    facts: Facts = {"id_accuracy": evaluation.id_accuracy}
     if len(evaluation.accuracies) > 1:
         shares = {name: accuracy.share for name, accuracy in evaluation.accuracies.items()}
         facts["id_accuracies"] = shares
@@ -64,7 +66,7 @@ def write_rows(path: str | os.PathLike, rows: Sequence[Row], **facts: Any) -> No
 
 
 def write_scores(path: str | os.PathLike, blocks: Iterable[Scores]) -> int:
-    """Write one row an input: set, path, label, predicted, and one column a question.
+    """Write one row an input: set, path, label, predicted, and one column a spec.
 
     Blocks are written as they come, so that memory does not grow with the sets.
 
@@ -136,14 +138,14 @@ def _cell(value: Any) -> str:
     return to_cell(value) if isinstance(value, str) else _text(value)
 
 
-def _csv(file: BinaryIO, rows: Sequence[Row], facts: Row) -> None:
+def _csv(file: BinaryIO, rows: Sequence[Row], facts: Facts) -> None:
     with as_text(file) as texts:
         writer = csv.writer(texts, lineterminator="\n")
         writer.writerow(map(to_cell, rows[0]))
         writer.writerows(map(_cell, row.values()) for row in rows)
 
 
-def _json(file: BinaryIO, rows: Sequence[Row], facts: Row) -> None:
+def _json(file: BinaryIO, rows: Sequence[Row], facts: Facts) -> None:
     def valid(value: Any) -> Any:
         # JSON knows no infinity.
         return "inf" if value == math.inf else value
@@ -153,7 +155,7 @@ def _json(file: BinaryIO, rows: Sequence[Row], facts: Row) -> None:
     file.write(f"{text}\n".encode())
 
 
-def _markdown(file: BinaryIO, rows: Sequence[Row], facts: Row) -> None:
+def _markdown(file: BinaryIO, rows: Sequence[Row], facts: Facts) -> None:
     def cell(row: Row, column: str) -> str:
         value = row[column]
         if column not in METRICS or value is None:
@@ -174,7 +176,7 @@ def _pipes(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _parquet(file: BinaryIO, rows: Sequence[Row], facts: Row) -> None:
+def _parquet(file: BinaryIO, rows: Sequence[Row], facts: Facts) -> None:
     import pyarrow
     import pyarrow.parquet
 

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "gradscore"
 FLOORS = (
-    "errors escapes files numpy_files",
+    "errors escapes files numpy_files choices",
     "norms objective metrics selection results outputs graph copies gaussians",
     "rules closed_form",
     "reference network",

@@ -2,25 +2,25 @@
 
 import click
 
+from gradscore.choices import ABLATIONS
 from gradscore.cli.console import notice
 from gradscore.cli.evaluate import evaluated_sets, show_evaluation, show_rows
 from gradscore.cli.options import (
     chained,
     named_model_option,
     output_option,
-    question_options,
     quiet_option,
     run_option,
+    score_options,
 )
-from gradscore.cli.questions import ask, notice_fits, notice_outputs
+from gradscore.cli.specs import choose_specs, notice_fits, notice_outputs
 
-KINDS = ("layers", "p", "temperature", "target", "decomposition", "kl")
 plot_option = click.option("--plot", metavar="F.png", help="Draw the figure (.png, .pdf, .svg).")
 written = output_option(".csv, .md, .json, .parquet")
 
 
 @click.command(short_help="Sweep one setting of GradNorm, as the paper does.")
-@click.argument("kind", type=click.Choice(KINDS))
+@click.argument("kind", type=click.Choice(ABLATIONS))
 @chained(run_option, named_model_option, written, plot_option, quiet_option)
 @click.option("--set", "sets", metavar="NAME", multiple=True, help="Only these sets.")
 def ablate(kind, run_path, model, sets, output, plot, quiet) -> None:
@@ -60,7 +60,7 @@ def ablate(kind, run_path, model, sets, output, plot, quiet) -> None:
     multiple=True,
     help="As for score; repeatable.",
 )
-@chained(question_options, written, plot_option, quiet_option)
+@chained(score_options, written, plot_option, quiet_option)
 def compare(runs, named, models, sets, methods, output, plot, quiet, **options) -> None:
     """Evaluate several runs side by side, such as one a model (Table 4)."""
     from gradscore.ablation import compare as side_by_side
@@ -79,10 +79,10 @@ def compare(runs, named, models, sets, methods, output, plot, quiet, **options) 
     stores = [RunStore(path) for path in runs]
     for store in stores:
         store.model = store.info.model if store.info.model in models else None
-    questions = ask(stores[0], methods, options, quiet=quiet)
-    rows = side_by_side(stores, questions, sets=sets or None)
+    specs = choose_specs(stores[0], methods, options, quiet=quiet)
+    rows = side_by_side(stores, specs, sets=sets or None)
     seen = evaluated_sets(rows)
-    notice_fits(questions, seen, quiet=quiet)
+    notice_fits(specs, seen, quiet=quiet)
     for store in stores:
         notice_outputs(store, seen, quiet=quiet)
     if output:

@@ -9,7 +9,7 @@ from gradscore.cli.console import Progress, notice
 from gradscore.cli.evaluate import show_evaluation
 from gradscore.cli.extract import EMBEDDED
 from gradscore.cli.options import quiet_option
-from gradscore.cli.questions import ask
+from gradscore.cli.specs import choose_specs
 
 
 @click.command(short_help="Run the whole job on an embedded example.")
@@ -30,19 +30,19 @@ def demo(output, quiet) -> None:
     """
     from gradscore.ablation import ablate
     from gradscore.evaluation import evaluate_run
-    from gradscore.methods import make_questions
+    from gradscore.methods import make_specs
     from gradscore.recorded import extract
     from gradscore.scoring import iterate_scores
     from gradscore.tables import write_evaluation, write_scores
 
     folder = Path(output)
     run = extract("digits", EMBEDDED, folder / "run", progress=Progress(quiet=quiet)).store
-    everything = evaluate_run(run, ask(run, (), {}, quiet=quiet))
+    everything = evaluate_run(run, choose_specs(run, (), {}, quiet=quiet))
     show_evaluation(everything, title="Every method")
     layers = ablate(run, "layers")["layers"]
     show_evaluation(layers, title="GradNorm by layers")
     write_scores(
-        folder / "scores.csv", iterate_scores(run, list(run.sets), make_questions(["gradnorm"]))
+        folder / "scores.csv", iterate_scores(run, list(run.sets), make_specs(["gradnorm"]))
     )
     write_evaluation(folder / "evaluation.csv", everything)
     write_evaluation(folder / "layers.csv", layers)

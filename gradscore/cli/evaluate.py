@@ -8,11 +8,11 @@ from gradscore.cli.options import (
     chained,
     named_model_option,
     output_option,
-    question_options,
     quiet_option,
     run_option,
+    score_options,
 )
-from gradscore.cli.questions import ask, notice_chance, notice_fits, notice_outputs
+from gradscore.cli.specs import choose_specs, notice_chance, notice_fits, notice_outputs
 
 WIDTH_WITH_INTERVALS = 132
 FIGURES = {"AUROC": "auroc", "FPR95": "fpr95", "AUPR-in": "aupr_in", "AUPR-out": "aupr_out"}
@@ -22,7 +22,7 @@ FIGURES = {"AUROC": "auroc", "FPR95": "fpr95", "AUPR-in": "aupr_in", "AUPR-out":
 @chained(
     run_option,
     named_model_option,
-    question_options,
+    score_options,
     backend_option,
     output_option(".csv, .md, .json, .parquet"),
     quiet_option,
@@ -39,10 +39,10 @@ def evaluate(run_path, model, sets, methods, backend, output, quiet, **options) 
     run = RunStore(run_path, model)
     if output:
         check_output(output, ROW_ENDINGS)
-    questions = ask(run, methods, options, quiet=quiet)
-    evaluation = evaluate_run(run, questions, sets=sets or None, backend=backend)
+    specs = choose_specs(run, methods, options, quiet=quiet)
+    evaluation = evaluate_run(run, specs, sets=sets or None, backend=backend)
     seen = evaluated_sets(evaluation.rows)
-    notice_fits(questions, seen, quiet=quiet)
+    notice_fits(specs, seen, quiet=quiet)
     notice_outputs(run, seen, quiet=quiet)
     notice_chance(run, seen, quiet=quiet)
     if output:  # before it is printed: a pager that is closed must not take the file along

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import click
 
+from gradscore.choices import RECORDED_TARGETS
 from gradscore.cli.console import Progress, counted, notice
 from gradscore.cli.options import (
     ORDER,
-    TARGET,
     TEMPERATURE,
     Pair,
     Positive,
@@ -18,7 +18,7 @@ from gradscore.cli.options import (
     quiet_option,
     run_option,
 )
-from gradscore.cli.questions import notice_chance
+from gradscore.cli.specs import notice_chance
 
 EMBEDDED = {
     "digits": ("id", "digits:test"),
@@ -85,7 +85,7 @@ class BatchSize(click.ParamType):
 )
 @click.option(
     "--target",
-    type=click.Choice([*TARGET.choices, "all-ones"]),
+    type=click.Choice(RECORDED_TARGETS),
     multiple=True,
     help="Target distribution of the loss, default uniform; all-ones (every class is "
     "the label; with -p 2) is for the method lee_alregib. May be repeated.",

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from gradscore.choices import METHODS, TARGETS
+
 DEFAULT_RUN = "gradscore-run"
 
 
@@ -71,7 +73,7 @@ class Numbers(click.ParamType):
 
 ORDER = Positive("P", infinite=True)
 TEMPERATURE = Positive("T")
-TARGET = click.Choice(["uniform", "one-hot"])
+TARGET = click.Choice(TARGETS)
 
 run_option = click.option(
     "--run",
@@ -165,7 +167,7 @@ preprocessing_options = chained(
     click.option("--interpolation", help="nearest, bilinear, bicubic, ..."),
 )
 
-question_options = chained(
+score_options = chained(
     click.option("--set", "sets", metavar="NAME", multiple=True, help="Only these sets."),
     click.option(
         "--method",
@@ -173,8 +175,8 @@ question_options = chained(
         metavar="M",
         multiple=True,
         help="gradnorm; its factors u (norm of the features) and v (distance of the softmax from "
-        "uniform); kl, msp, max_logit, energy, odin, mahalanobis, mahalanobis_stages, or "
-        "lee_alregib (a classifier of squared gradient norms). May be repeated.",
+        f"uniform); {', '.join(METHODS[3:-1])}, or lee_alregib (a classifier of squared gradient "
+        "norms). May be repeated.",
     ),
     repeatable("--layers", metavar="L", help="last, block1, ..., all, or a glob over names."),
     repeatable("-p", "p", metavar="P", type=ORDER, help="Order of the norm; inf is allowed."),

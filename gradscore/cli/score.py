@@ -8,11 +8,11 @@ from gradscore.cli.options import (
     chained,
     named_model_option,
     output_option,
-    question_options,
     quiet_option,
     run_option,
+    score_options,
 )
-from gradscore.cli.questions import notice_chance, notice_fits, notice_outputs
+from gradscore.cli.specs import notice_chance, notice_fits, notice_outputs
 
 SHOWN = 5
 
@@ -21,7 +21,7 @@ SHOWN = 5
 @chained(
     run_option,
     named_model_option,
-    question_options,
+    score_options,
     backend_option,
     output_option(".csv, .parquet"),
     quiet_option,
@@ -31,7 +31,7 @@ def score(run_path, model, sets, methods, backend, output, quiet, **options) -> 
 
     Without -o a summary of each set and its first images are shown.
     """
-    from gradscore.methods import make_questions
+    from gradscore.methods import make_specs
     from gradscore.run import RunStore
     from gradscore.scoring import iterate_scores
     from gradscore.tables import SCORE_ENDINGS, check_output, write_scores
@@ -39,15 +39,15 @@ def score(run_path, model, sets, methods, backend, output, quiet, **options) -> 
     run = RunStore(run_path, model)
     if output:
         check_output(output, SCORE_ENDINGS)
-    questions = make_questions(methods or ("gradnorm",), **options)
+    specs = make_specs(methods or ("gradnorm",), **options)
     sets = sets or tuple(run.sets)
-    blocks = iterate_scores(run, sets, questions, backend)
+    blocks = iterate_scores(run, sets, specs, backend)
     if output:
         count = write_scores(output, blocks)
         notice(f"Wrote the scores of {count:,} images to {output}.", quiet=quiet)
     else:
         _show(blocks)
-    notice_fits(questions, sets, quiet=quiet)
+    notice_fits(specs, sets, quiet=quiet)
     notice_outputs(run, sets, quiet=quiet)
     notice_chance(run, sets, quiet=quiet)
 

@@ -25,7 +25,6 @@ from gradscore.run import PassInfo, RunStore, extract_command, keep_options, mod
 from gradscore.selection import differentiable_parameters, select
 
 PREFIX = "network."
-PASS_PREFIX = "keep-"
 ROWS = 64
 """Rows run through the tail at once."""
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2}
@@ -142,7 +141,7 @@ class Replay:
         layers: str | Sequence[str],
         model: nn.Module | str | None = None,
     ) -> None:
-        self.name = PASS_PREFIX + module
+        self.name = f"keep-{module}"
         kept = store.info.passes.get(self.name)
         if kept is None:
             raise NotRecorded(
@@ -176,15 +175,14 @@ class Replay:
         return part_norms(self._tail, parts, selected, objective).norms.cpu()
 
 
-def kept_module(store: RunStore, parameters: Sequence[str]) -> str | None:
-    """Return the kept module nearest to the output that all of ``parameters`` lie behind."""
+def kept_pass(store: RunStore, parameters: Sequence[str]) -> PassInfo | None:
+    """Return the pass of the kept module nearest to the output that ``parameters`` lie behind."""
     fitting = [
         entry
         for entry in store.info.passes.values()
         if entry.kind == "keep" and set(parameters) <= set(entry.parameters)
     ]
-    best = min(fitting, key=lambda entry: len(entry.parameters), default=None)
-    return best.name.removeprefix(PASS_PREFIX) if best else None
+    return min(fitting, key=lambda entry: len(entry.parameters), default=None)
 
 
 def _same_model(store: RunStore, model: Any) -> nn.Module:

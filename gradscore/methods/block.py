@@ -1,4 +1,4 @@
-"""Some rows of a run, with the intermediate results that several questions share."""
+"""Some rows of a run, with the intermediate results that several scores share."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from gradscore.closed_form import deviation_norms, feature_norms
 
 
 class Shared(NamedTuple):
-    """A norm that several questions may want: of the features, or of the softmax deviation.
+    """A norm that several scores may want: of the features, or of the softmax deviation.
 
     Attributes:
         p: Order of the norm.

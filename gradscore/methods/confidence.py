@@ -1,40 +1,44 @@
-"""Scores of the logits alone: KL, maximum softmax probability, maximum logit, energy.
+"""Scores of the logits alone: KL, maximum softmax probability, maximum logit, energy, ODIN.
 
 All are computed in float64: in float32 the softmax of a confident input is 1, and a large share
 of real ID data would tie.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradscore.closed_form.plain import row_blocks
+from gradscore.errors import NotRecorded
+from gradscore.methods.base import Method, Plan, RecordedRun, ScoreSpec
 from gradscore.methods.block import Block
-from gradscore.methods.question import Method, Needs, Question
+from gradscore.norms import number_name
 from gradscore.objective import kl_divergence
+from gradscore.run import extract_command, odin_name, odin_options
 
 
-def _plan(question: Question, run: Any) -> Needs:
-    return Needs(("logits",))
+def _of_logits(score: Callable[..., Tensor]) -> Callable[[ScoreSpec, RecordedRun], Plan]:
+    """Return what plans a score of the logits, ``(logits, temperature) -> scores``."""
+
+    def plan(spec: ScoreSpec, run: RecordedRun) -> Plan:
+        how = {} if spec.temperature is None else {"temperature": spec.temperature}
+        return Plan(lambda state, block: score(block.logits, **how), fields=("logits",))
+
+    return plan
 
 
-def _kl(question: Question, block: Block, state: None) -> Tensor:
-    parts = row_blocks(block.logits)
-    return torch.cat([kl_divergence(f.double(), question.temperature) for f in parts])
+def _kl(logits: Tensor, temperature: float) -> Tensor:
+    return torch.cat([kl_divergence(f.double(), temperature) for f in row_blocks(logits)])
 
 
-def _msp(question: Question, block: Block, state: None) -> Tensor:
-    return max_softmax(block.logits, question.temperature)
+def _max_logit(logits: Tensor) -> Tensor:
+    return logits.amax(dim=1).double()
 
 
-def _max_logit(question: Question, block: Block, state: None) -> Tensor:
-    return block.logits.amax(dim=1).double()
-
-
-def _energy(question: Question, block: Block, state: None) -> Tensor:
-    temperature = question.temperature
-    parts = row_blocks(block.logits)
+def _energy(logits: Tensor, temperature: float) -> Tensor:
+    parts = row_blocks(logits)
     return torch.cat([temperature * (f.double() / temperature).logsumexp(dim=1) for f in parts])
 
 
@@ -52,33 +56,60 @@ def max_softmax(logits: Tensor, temperature: float) -> Tensor:
     return 1 / torch.cat(parts)
 
 
+def _plan_odin(spec: ScoreSpec, run: RecordedRun) -> Plan:
+    """Plan ODIN: the maximum softmax probability at a high temperature.
+
+    Without input perturbation, as Huang, Geng & Li compare with it, the recorded logits give it
+    at any temperature. A perturbed input depends on the temperature too: its logits give the
+    score at the temperature that they were recorded with, and at no other.
+    """
+    if not spec.epsilon:
+        return _of_logits(max_softmax)(spec, run)
+    name = odin_name(spec.temperature, spec.epsilon)
+    if name not in run.info.passes:
+        temperature, epsilon = map(number_name, (spec.temperature, spec.epsilon))
+        command = extract_command(run, *odin_options(spec.temperature, spec.epsilon))
+        raise NotRecorded(
+            f"The run holds no logits perturbed at T = {temperature} by epsilon = {epsilon}; "
+            f"record them with {command}."
+        )
+
+    def score(state: Any, block: Block) -> Tensor:
+        return max_softmax(block.recorded(name), spec.temperature)
+
+    return Plan(score, passes=(name,))
+
+
 KL = Method(
     "kl",
     "KL(uniform || softmax(f/T)) itself, in nats (the paper's Fig. 6).",
-    plan=_plan,
-    score=_kl,
+    plan=_of_logits(_kl),
     options={"temperature": 1.0},
 )
 
 MSP = Method(
     "msp",
     "Maximum softmax probability (Hendrycks & Gimpel, ICLR 2017).",
-    plan=_plan,
-    score=_msp,
+    plan=_of_logits(max_softmax),
     options={"temperature": 1.0},
 )
 
 MAX_LOGIT = Method(
     "max_logit",
     "Largest logit (Hendrycks et al., ICML 2022).",
-    plan=_plan,
-    score=_max_logit,
+    plan=_of_logits(_max_logit),
 )
 
 ENERGY = Method(
     "energy",
     "Negative free energy, T logsumexp(f/T) (Liu et al., NeurIPS 2020).",
-    plan=_plan,
-    score=_energy,
+    plan=_of_logits(_energy),
     options={"temperature": 1.0},
+)
+
+ODIN = Method(
+    "odin",
+    "Maximum softmax probability at T = 1000, at an input perturbed by epsilon (0 by default).",
+    plan=_plan_odin,
+    options={"temperature": 1000.0, "epsilon": 0.0},
 )

@@ -1,6 +1,6 @@
 """What methods learn from sets of a run: learned once, stored in the run, read ever after."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -8,9 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscore.errors import InvalidArgument, RunError
+from gradscore.methods.base import RecordedRun
 from gradscore.run import FitInfo, RunStore, describe_fit
 
 Arrays = dict[str, NDArray]
+Blocks = Iterator[Arrays]
+"""Consecutive rows of a set, the recorded arrays by name."""
 
 
 def labelled_set(fit: str) -> tuple[str]:
@@ -18,7 +21,7 @@ def labelled_set(fit: str) -> tuple[str]:
     return (fit.split(",")[0],)
 
 
-def require_sets(run: Any, names: Sequence[str]) -> None:
+def require_sets(run: RecordedRun, names: Sequence[str]) -> None:
     """Raise unless the run holds every set to fit to.
 
     Raises:
@@ -35,8 +38,11 @@ def fitted(
     run: RunStore,
     method: str,
     sets: Sequence[str],
+    learn: Callable[..., Mapping[str, Any]],
+    *,
     settings: Mapping[str, Any],
-    learn: Callable[[], Arrays],
+    fields: Sequence[str] = ("index",),
+    passes: Sequence[str] = (),
 ) -> Arrays:
     """Return what a method learned, from the run if it is there, else learned now and stored.
 
@@ -44,8 +50,10 @@ def fitted(
         run: The run's store, open for reading.
         method: Who learns.
         sets: The sets that it learns from.
+        learn: From the blocks of each of the sets to named arrays.
         settings: Everything else that the result depends on.
-        learn: Does it, and returns named arrays.
+        fields: What it reads of the base pass.
+        passes: Names of the passes that it reads beside it.
 
     Raises:
         RunError: If the stored file is missing or damaged.
@@ -53,7 +61,8 @@ def fitted(
     entry = describe_fit(run.info, method, sets, settings)
     arrays = run.read_fit(entry.name)
     if arrays is None:
-        arrays = {name: np.asarray(array) for name, array in learn().items()}
+        learned = learn(*(run.blocks(name, fields=fields, norms=passes) for name in sets))
+        arrays = {name: np.asarray(array) for name, array in learned.items()}
         # A run that is read-only, or being written by another process, can be scored all the same.
         with suppress(RunError):
             _store(run, entry, arrays)

@@ -5,98 +5,159 @@ parameters combines recorded norms, one column a parameter tensor, or runs the p
 behind a kept module again.
 """
 
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from gradscore.closed_form import last_layer_score
-from gradscore.extraction.replay import PASS_PREFIX, Replay
+from gradscore.errors import InvalidArgument, ModelError, NotRecorded
+from gradscore.extraction.replay import Replay, kept_pass
+from gradscore.methods.base import Method, Plan, RecordedRun, ScoreSpec
 from gradscore.methods.block import Block, Shared
-from gradscore.methods.columns import (
-    NormColumns,
-    closed_form_applies,
-    kept_below,
-    norm_columns,
-    require_closed_form,
-)
-from gradscore.methods.question import Method, Needs, Question
 from gradscore.norms import combine_norms
-from gradscore.objective import Objective
+from gradscore.run import extract_command
+from gradscore.selection import select
+
+REPLAYED_ROWS = 64
+"""Rows of kept activations read at once: those of one image can take megabytes."""
 
 
-def _plan_gradnorm(question: Question, run: Any) -> Needs:
-    if question.layers == "last" and closed_form_applies(run):
-        return Needs(("features", "logits"), shared=_factors(question))
-    return Needs(passes=(_pass(question, run),))
+def _plan_gradnorm(spec: ScoreSpec, run: RecordedRun) -> Plan:
+    """Plan the closed form, or recorded norms, or the part of the network that is run again."""
+    if spec.layers == "last" and run.info.head.closed_form:
+        score, shared = partial(_closed_form, spec), _factors(spec)
+        return Plan(score, fields=("features", "logits"), shared=shared)
+    try:
+        name, columns = norm_columns(spec, run)
+    except NotRecorded:
+        kept = kept_pass(run, _parameters(spec, run))
+        if kept is None:
+            raise
+        return Plan(
+            partial(_replayed, spec),
+            passes=(kept.name,),
+            fit=lambda: Replay(run, kept.details["module"], spec.layers),
+            rows=REPLAYED_ROWS,
+        )
+    return Plan(partial(_recorded, spec, name, columns), passes=(name,))
 
 
-def _gradnorm(question: Question, block: Block, answer: NormColumns | Replay | None) -> Tensor:
-    if answer is None and block.device is not None:
-        return _launched(question, block)
-    if answer is None:
-        u, v = (block.norm(factor) for factor in _factors(question))
-        classes = block.logits.shape[1] if question.target == "uniform" else 1
-        norm = u * v / (classes * question.temperature)
-    elif isinstance(answer, NormColumns):
-        chosen = block.recorded(answer.name)[:, list(answer.places)]
-        norm = combine_norms(chosen.double().unbind(dim=1), question.p)
-    else:
-        objective = Objective(question.p, question.temperature, question.target)
-        norms = answer.norms(block.recorded(answer.name), objective)
-        norm = combine_norms(norms.double().unbind(dim=1), question.p)
-    # With a one-hot target ID inputs have the smaller gradient.
-    return norm if question.target == "uniform" else -norm
+def _closed_form(spec: ScoreSpec, state: None, block: Block) -> Tensor:
+    if block.device is not None:
+        rows = (values.to(block.device) for values in (block.features, block.logits))
+        how = asdict(spec.objective)
+        return last_layer_score(*rows, **how, backend="triton").double().cpu()
+    u, v = (block.norm(factor) for factor in _factors(spec))
+    classes = block.logits.shape[1] if spec.target == "uniform" else 1
+    return _signed(spec, u * v / (classes * spec.temperature))
 
 
-def _launched(question: Question, block: Block) -> Tensor:
-    how = {"p": question.p, "temperature": question.temperature, "target": question.target}
-    rows = (values.to(block.device) for values in (block.features, block.logits))
-    return last_layer_score(*rows, **how, backend="triton").double().cpu()
+def _recorded(spec: ScoreSpec, name: str, columns: list[int], state: None, block: Block) -> Tensor:
+    chosen = block.recorded(name)[:, columns]
+    return _signed(spec, combine_norms(chosen.double().unbind(dim=1), spec.p))
 
 
-def _answer(question: Question, run: Any) -> NormColumns | Replay | None:
-    if question.layers == "last" and closed_form_applies(run):
-        return None
-    module = kept_below(question, run)
-    return Replay(run, module, question.layers) if module else norm_columns(question, run)
+def _replayed(spec: ScoreSpec, replay: Replay, block: Block) -> Tensor:
+    norms = replay.norms(block.recorded(replay.name), spec.objective)
+    return _signed(spec, combine_norms(norms.double().unbind(dim=1), spec.p))
 
 
-def _pass(question: Question, run: Any) -> str:
-    module = kept_below(question, run)
-    return PASS_PREFIX + module if module else norm_columns(question, run).name
+def _signed(spec: ScoreSpec, norm: Tensor) -> Tensor:
+    """Return the score: with a one-hot target ID inputs have the smaller gradient."""
+    return norm if spec.target == "uniform" else -norm
 
 
-def _factors(question: Question) -> tuple[Shared, Shared]:
-    return (
-        Shared(question.p),
-        Shared(question.p, question.temperature, question.target or "uniform"),
-    )
+def _factors(spec: ScoreSpec) -> tuple[Shared, Shared]:
+    """Return U and V, as a block computes them once for all who want them."""
+    objective = spec.objective
+    return Shared(objective.p), Shared(objective.p, objective.temperature, objective.target)
 
 
-def _plan_factor(question: Question, run: Any, *, place: int, field: str) -> Needs:
-    require_closed_form(question, run)
-    return Needs((field,), shared=(_factors(question)[place],))
+def _plan_factor(spec: ScoreSpec, run: RecordedRun, *, place: int, field: str) -> Plan:
+    require_closed_form(spec, run)
+    factor = _factors(spec)[place]
+
+    def score(state: Any, block: Block) -> Tensor:
+        return block.norm(factor)
+
+    return Plan(score, fields=(field,), shared=(factor,))
 
 
-def _factor(question: Question, block: Block, state: None, *, place: int) -> Tensor:
-    return block.norm(_factors(question)[place])
+def require_closed_form(spec: ScoreSpec, run: RecordedRun) -> None:
+    """Raise unless the last layer is linear at one position.
+
+    Raises:
+        ModelError: If U and V do not describe this model's last layer.
+    """
+    if not run.info.head.closed_form:
+        raise ModelError(
+            f"Method {spec.method} needs logits that are W x + b at one position, "
+            f"but {run.info.model} has no such last layer: {run.info.head.reason}"
+        )
+
+
+def _parameters(spec: ScoreSpec, run: RecordedRun) -> tuple[str, ...]:
+    return select(tuple(run.info.parameters), run.info.groups, spec.layers)
+
+
+def norm_columns(spec: ScoreSpec, run: RecordedRun) -> tuple[str, list[int]]:
+    """Return the recorded norms that combine to a score.
+
+    Args:
+        spec: A score of ``gradnorm``.
+        run: The run's store.
+
+    Returns:
+        The name of a pass, and the places of the chosen parameter tensors among its columns.
+
+    Raises:
+        InvalidArgument: If ``layers`` names no parameter.
+        NotRecorded: If no pass holds them; the message holds the command that records them.
+    """
+    chosen = _parameters(spec, run)
+    recorded = run.find_norms(spec.target, spec.temperature, spec.p, chosen, spec.layers)
+    place = {name: k for k, name in enumerate(recorded.parameters)}
+    return recorded.name, [place[name] for name in chosen]
+
+
+def recorded_groups(run: RecordedRun) -> list[str]:
+    """Return the groups whose norms the run holds for p = 1, T = 1 and the uniform target.
+
+    Returns:
+        The run's groups in their order, then ``all`` and ``last``, as in the paper's Table 2.
+
+    Raises:
+        NotRecorded: If there is none beside ``last``.
+    """
+    inner = [group for group in run.info.groups if group not in ("all", "last")]
+    recorded = []
+    for group in [*inner, "all"]:
+        try:
+            norm_columns(ScoreSpec("gradnorm", layers=group), run)
+        except (NotRecorded, InvalidArgument):
+            continue
+        recorded.append(group)
+    if not recorded:
+        raise NotRecorded(
+            "The run holds no gradient norms of inner layers; record them with "
+            f"{extract_command(run, '--layers', 'all')}."
+        )
+    return [*recorded, "last"]
 
 
 GRADNORM = Method(
     "gradnorm",
     "L_p norm of the gradient of KL(uniform || softmax(f/T)), Eq. 5; one-hot: minus the norm.",
     plan=_plan_gradnorm,
-    score=_gradnorm,
     options={"layers": "last", "p": 1.0, "temperature": 1.0, "target": "uniform"},
-    fit=_answer,
 )
 
 U = Method(
     "u",
     "U = |x|_p, the feature factor of Eq. 9.",
     plan=partial(_plan_factor, place=0, field="features"),
-    score=partial(_factor, place=0),
     options={"p": 1.0},
 )
 
@@ -104,6 +165,5 @@ V = Method(
     "v",
     "V = |1 - C softmax(f/T)|_p, the output factor of Eq. 9.",
     plan=partial(_plan_factor, place=1, field="logits"),
-    score=partial(_factor, place=1),
     options={"p": 1.0, "temperature": 1.0},
 )

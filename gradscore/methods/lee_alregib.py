@@ -6,7 +6,7 @@ the inputs of an ID set from those of a set of noise, which stands in for OOD (A
 Geng & Li).
 """
 
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradscore.errors import NotRecorded, RunError
+from gradscore.methods.base import Method, Plan, RecordedRun, ScoreSpec
 from gradscore.methods.block import Block
-from gradscore.methods.fitted import Arrays, fitted, require_sets
-from gradscore.methods.question import Method, Needs, Question
+from gradscore.methods.fitted import Arrays, Blocks, fitted, require_sets
 
 TARGET = "all-ones"
 CLASSIFIER = {
@@ -32,28 +32,23 @@ CLASSIFIER = {
 ID and noise are wholly apart."""
 
 
-def _plan(question: Question, run: Any) -> Needs:
-    needs = Needs(passes=(_pass(run),))
-    require_sets(run, question.learned_from())
-    return needs
+def _plan(spec: ScoreSpec, run: RecordedRun) -> Plan:
+    name = run.find_norms(TARGET, 1.0, 2.0, tuple(run.info.parameters)).name
+    sets = spec.fit_sets()
+    require_sets(run, sets)
 
+    def learn(*sides: Blocks) -> Arrays:
+        features = [np.concatenate([squared(block[name]) for block in side]) for side in sides]
+        if not all(np.isfinite(side).all() for side in features):
+            raise RunError(f"Expected finite norms in the sets {spec.fit}, got others.")
+        return fit_classifier(*features)
 
-def _fit(question: Question, run: Any) -> Arrays:
-    name = _pass(run)
-
-    def learn() -> Arrays:
-        sides = [_features(run, side, name) for side in question.learned_from()]
-        if not all(np.isfinite(side).all() for side in sides):
-            raise RunError(f"Expected finite norms in the sets {question.fit}, got others.")
-        return fit_classifier(*sides)
+    def score(classifier: Arrays, block: Block) -> Tensor:
+        return torch.from_numpy(log_odds(classifier, squared(block.arrays[name])))
 
     settings = {"pass": name, **CLASSIFIER}
-    return fitted(run, "lee_alregib", question.learned_from(), settings, learn)
-
-
-def _features(run: Any, side: str, name: str) -> NDArray[np.float64]:
-    blocks = run.blocks(side, fields=("index",), norms=(name,))
-    return np.concatenate([squared(block[name]) for block in blocks])
+    fit = partial(fitted, run, spec.method, sets, learn, settings=settings, passes=(name,))
+    return Plan(score, passes=(name,), fit=fit)
 
 
 def fit_classifier(ids: NDArray, noise: NDArray) -> Arrays:
@@ -96,11 +91,6 @@ def log_odds(classifier: Arrays, features: NDArray) -> NDArray[np.float64]:
     return x[:, 0]
 
 
-def _score(question: Question, block: Block, state: Arrays) -> Tensor:
-    (name,) = (key for key in block.arrays if key.startswith(f"norms-{TARGET}-"))
-    return torch.from_numpy(log_odds(state, squared(block.arrays[name])))
-
-
 def squared(norms: NDArray) -> NDArray[np.float64]:
     """Return the squared L2 norm of each parameter tensor's gradient, ``[rows, parameters]``."""
     return np.square(norms, dtype=np.float64)
@@ -116,17 +106,11 @@ def _fit_sets(fit: str) -> tuple[str, ...]:
     return names
 
 
-def _pass(run: Any) -> str:
-    return run.find_norms(TARGET, 1.0, 2.0, tuple(run.info.parameters)).name
-
-
 LEE_ALREGIB = Method(
     "lee_alregib",
     "Perceptron on squared gradient norms towards an all-ones label; fit: ID,NOISE.",
     plan=_plan,
-    score=_score,
     options={"fit": None},
     required=("fit",),
-    fit=_fit,
-    learns_from=_fit_sets,
+    fit_sets=_fit_sets,
 )

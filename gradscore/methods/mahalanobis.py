@@ -6,40 +6,42 @@ the confidences of every stage, each at its own perturbed input, recorded by ``e
 mahalanobis`` and combined by the logistic regression that was fitted with them.
 """
 
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from gradscore.errors import NotRecorded, RunError
 from gradscore.gaussians import ClassGaussians, fit_gaussians
+from gradscore.methods.base import Method, Plan, RecordedRun, ScoreSpec
 from gradscore.methods.block import Block
-from gradscore.methods.columns import require_closed_form
-from gradscore.methods.fitted import Arrays, fitted, labelled_set, require_sets
-from gradscore.methods.question import Method, Needs, Question
+from gradscore.methods.fitted import Arrays, Blocks, fitted, labelled_set, require_sets
+from gradscore.methods.gradnorm import require_closed_form
 from gradscore.run import extract_command, mahalanobis_name, mahalanobis_options
 
 
-def _plan(question: Question, run: Any) -> Needs:
-    require_closed_form(question, run)
-    require_sets(run, question.learned_from())
-    return Needs(("features",))
+def _plan(spec: ScoreSpec, run: RecordedRun) -> Plan:
+    require_closed_form(spec, run)
+    sets = spec.fit_sets()
+    require_sets(run, sets)
+
+    def fit() -> ClassGaussians:
+        learn, settings = partial(_learn, run, *sets), {"features": "last"}
+        fields = ("features", "label")
+        arrays = fitted(run, spec.method, sets, learn, settings=settings, fields=fields)
+        return ClassGaussians(*(torch.from_numpy(arrays[name]) for name in ("means", "precision")))
+
+    return Plan(_confidence, fields=("features",), fit=fit)
 
 
-def _fit(question: Question, run: Any) -> ClassGaussians:
-    (name,) = question.learned_from()
-
-    def learn() -> Arrays:
-        known = _fit_features(run, name)
-        return {"means": known.means.numpy(), "precision": known.precision.numpy()}
-
-    arrays = fitted(run, "mahalanobis", [name], {"features": "last"}, learn)
-    return ClassGaussians(*(torch.from_numpy(arrays[field]) for field in ("means", "precision")))
+def _confidence(gaussians: ClassGaussians, block: Block) -> Tensor:
+    return gaussians.confidence(block.features)
 
 
-def _fit_features(run: Any, name: str) -> ClassGaussians:
+def _learn(run: RecordedRun, name: str, blocks: Blocks) -> dict[str, Tensor]:
+    """Return the Gaussians of the labelled rows of the set ``name``."""
     features, labels = [], []
-    for block in run.blocks(name, fields=("features", "label")):
+    for block in blocks:
         known = torch.as_tensor(block["label"], device="cpu") >= 0
         features.append(torch.as_tensor(block["features"], device="cpu")[known])
         labels.append(torch.as_tensor(block["label"], device="cpu")[known])
@@ -55,58 +57,50 @@ def _fit_features(run: Any, name: str) -> ClassGaussians:
         )
     if not all(x.isfinite().all() for x in features):
         raise RunError(f"Expected finite features in set {name!r}, got others.")
-    return fit_gaussians(torch.cat(features), torch.cat(labels))
+    found = fit_gaussians(torch.cat(features), torch.cat(labels))
+    return {"means": found.means, "precision": found.precision}
 
 
-def _mahalanobis(question: Question, block: Block, state: ClassGaussians) -> Tensor:
-    return state.confidence(block.features)
-
-
-def _plan_stages(question: Question, run: Any) -> Needs:
-    (name,) = question.learned_from()
-    if mahalanobis_name(name) not in run.info.passes:
-        require_sets(run, [name])
+def _plan_stages(spec: ScoreSpec, run: RecordedRun) -> Plan:
+    (fit_set,) = spec.fit_sets()
+    name = mahalanobis_name(fit_set)
+    if name not in run.info.passes:
+        require_sets(run, [fit_set])
         raise NotRecorded(
-            f"The run holds no confidences of the stages fitted to {name}; record them with "
-            f"{extract_command(run, *mahalanobis_options(run.info, name))}."
+            f"The run holds no confidences of the stages fitted to {fit_set}; record them with "
+            f"{extract_command(run, *mahalanobis_options(run.info, fit_set))}."
         )
-    return Needs(passes=(mahalanobis_name(name),))
 
+    def fit() -> Arrays:
+        recorded = run.info.passes[name].details["fit"]
+        arrays = run.read_fit(recorded)
+        if arrays is None:
+            again = extract_command(run, *mahalanobis_options(run.info, fit_set))
+            raise RunError(f"The fit {recorded} is missing; make it again with {again}.")
+        return arrays
 
-def _read_stages(question: Question, run: Any) -> Arrays:
-    (fit_set,) = question.learned_from()
-    name = run.info.passes[mahalanobis_name(fit_set)].details["fit"]
-    arrays = run.read_fit(name)
-    if arrays is None:
-        again = extract_command(run, *mahalanobis_options(run.info, fit_set))
-        raise RunError(f"The fit {name} is missing; make it again with {again}.")
-    return arrays
+    def score(regression: Arrays, block: Block) -> Tensor:
+        weight, bias = (torch.from_numpy(regression[key]) for key in ("weight", "bias"))
+        # Minus the log-odds of OOD, which order inputs as minus its probability does, untied.
+        return -(block.recorded(name).double() @ weight + bias)
 
-
-def _mahalanobis_stages(question: Question, block: Block, state: Arrays) -> Tensor:
-    confidences = block.recorded(mahalanobis_name(*question.learned_from())).double()
-    # Minus the log-odds of OOD, which order inputs as minus its probability does, without ties.
-    return -(confidences @ torch.from_numpy(state["weight"]) + torch.from_numpy(state["bias"]))
+    return Plan(score, passes=(name,), fit=fit)
 
 
 MAHALANOBIS = Method(
     "mahalanobis",
     "Minus half the squared Mahalanobis distance of the last features to the nearest class.",
     plan=_plan,
-    score=_mahalanobis,
     options={"fit": None},
     required=("fit",),
-    fit=_fit,
-    learns_from=labelled_set,
+    fit_sets=labelled_set,
 )
 
 MAHALANOBIS_STAGES = Method(
     "mahalanobis_stages",
     "Mahalanobis over all stages with input perturbation: minus the log-odds of OOD.",
     plan=_plan_stages,
-    score=_mahalanobis_stages,
     options={"fit": None},
     required=("fit",),
-    fit=_read_stages,
-    learns_from=labelled_set,
+    fit_sets=labelled_set,
 )

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradscore.ablation import ablation_questions
+from gradscore.ablation import ABLATIONS, ablation_specs
 from gradscore.errors import InvalidArgument
 from gradscore.evaluation import Evaluation, Row, choose_sets
-from gradscore.methods import Question
+from gradscore.methods import ScoreSpec, column_names
 from gradscore.norms import number_name
 from gradscore.plots.drawing import (
     save_bars,
@@ -20,7 +20,6 @@ from gradscore.plots.drawing import (
 from gradscore.recorded import Run, open_store
 from gradscore.scoring import Scores, score_sets
 
-PLOTTED = ("layers", "p", "temperature", "target", "decomposition", "kl")
 _BARS = {"layers": "layers", "target": "target", "decomposition": "method", "kl": "method"}
 _SETTINGS = ("method", "layers", "p", "temperature", "target", "epsilon", "fit", "id")
 _SYMBOLS = {"temperature": "T"}
@@ -44,7 +43,7 @@ def plot_ablation(
     its dots against GradNorm (Fig. 6), in a second file ``NAME-scores``.
 
     Args:
-        kind: One of :data:`PLOTTED`.
+        kind: One of :data:`gradscore.ablation.ABLATIONS`.
         run: The run that was ablated.
         evaluation: What :func:`gradscore.ablation.ablate` gave for ``kind``.
         path: Where to; the ending chooses the format (.png, .pdf, .svg).
@@ -58,9 +57,9 @@ def plot_ablation(
         RunError: If a file cannot be written.
     """
     path = Path(path)
-    if kind not in PLOTTED:
+    if kind not in ABLATIONS:
         raise InvalidArgument(
-            f"No figure for ablation {kind!r}; there is one for: {', '.join(PLOTTED)}."
+            f"No figure for ablation {kind!r}; there is one for: {', '.join(ABLATIONS)}."
         )
     if kind not in _BARS:
         save_lines(path, evaluation.rows, over=kind)
@@ -71,8 +70,8 @@ def plot_ablation(
     store = open_store(run)
     used = {row["id"] for row in evaluation.rows} | {row["ood"] for row in evaluation.rows}
     ids, oods = choose_sets(store, sorted(used - {"mean"}))
-    questions = ablation_questions(kind, store)
-    panels = _panels(score_sets(store, [*ids, *oods], questions), questions)
+    specs = ablation_specs(kind, store)
+    panels = _panels(score_sets(store, [*ids, *oods], specs), specs)
     beside = path.with_name(f"{path.stem}-scores{path.suffix}")
     if kind == "kl":
         (first, across), (second, up) = panels.items()
@@ -123,13 +122,11 @@ def _told(rows: Sequence[Row], keys: Sequence[str]) -> Callable[[Row], str]:
     return name
 
 
-def _panels(
-    scored: Mapping[str, Scores], questions: Sequence[Question]
-) -> dict[str, dict[str, Any]]:
+def _panels(scored: Mapping[str, Scores], specs: Sequence[ScoreSpec]) -> dict[str, dict[str, Any]]:
     panels = {}
-    for place, question in enumerate(questions):
-        label = _ONE_HOT if question.target == "one-hot" else _LABELS[question.method]
+    for spec, column in zip(specs, column_names(specs), strict=True):
+        label = _ONE_HOT if spec.target == "one-hot" else _LABELS[spec.method]
         panels[f"{label}, higher = ID"] = {
-            name: list(scores.columns.values())[place] for name, scores in scored.items()
+            name: scores.columns[column] for name, scores in scored.items()
         }
     return panels

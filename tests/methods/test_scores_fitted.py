@@ -13,7 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from gradscore.errors import InvalidArgument, ModelError, NotRecorded, RunError
 from gradscore.evaluation import evaluate_run
-from gradscore.methods import Question
+from gradscore.methods import ScoreSpec
 from gradscore.methods.lee_alregib import CLASSIFIER, fit_classifier, log_odds
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.recorded import Run, extract
@@ -30,7 +30,7 @@ def test_mahalanobis_is_the_papers_equation(run):
     train = drawn_set("train")
     known = train["label"] >= 0
     x, y = train["features"][known].astype(np.float64), train["label"][known]
-    scored = score_sets(run.store, ["digits", "noise"], [Question("mahalanobis", fit="train")])
+    scored = score_sets(run.store, ["digits", "noise"], [ScoreSpec("mahalanobis", fit="train")])
     for name, scores in scored.items():
         z = drawn_set(name)["features"].astype(np.float64)
         expected = literal_confidence(z, x, y)
@@ -43,23 +43,23 @@ def test_one_option_serves_both_fitted_methods(confounded):
 
 
 def test_the_set_to_fit_to_is_no_part_of_the_evaluation(run):
-    questions = [Question("msp"), Question("mahalanobis", fit="train")]
-    rows = evaluate_run(run, questions, replicates=0).rows
+    specs = [ScoreSpec("msp"), ScoreSpec("mahalanobis", fit="train")]
+    rows = evaluate_run(run, specs, replicates=0).rows
     assert [row["ood"] for row in rows] == ["noise", "photos", "mean"] * 2
     assert [row["fit"] for row in rows] == [None] * 3 + ["train"] * 3
 
 
-def test_a_question_names_the_sets_that_it_learns_from():
-    assert Question("msp").learned_from() == ()
+def test_a_spec_names_the_sets_that_it_learns_from():
+    assert ScoreSpec("msp").fit_sets() == ()
     for method in ("mahalanobis", "mahalanobis_stages"):
-        assert Question(method, fit="train,photos").learned_from() == ("train",)
-    both = Question("lee_alregib", fit="train,photos")
-    assert both.learned_from() == ("train", "photos")
+        assert ScoreSpec(method, fit="train,photos").fit_sets() == ("train",)
+    both = ScoreSpec("lee_alregib", fit="train,photos")
+    assert both.fit_sets() == ("train", "photos")
 
 
 def test_what_cannot_be_fitted_is_refused(run, tmp_path):
     with pytest.raises(InvalidArgument, match="mahalanobis needs the option fit"):
-        Question("mahalanobis")
+        ScoreSpec("mahalanobis")
     with pytest.raises(InvalidArgument, match=r"Unknown set 'absent' to fit to; .* digits, noise"):
         run.score("digits", "mahalanobis", fit="absent")
     with pytest.raises(RunError, match="no row of set 'photos' has one"):
@@ -205,10 +205,10 @@ def test_a_kept_module_answers_what_was_not_recorded(tmp_path):
         temperature=(1.0, 3.0),
         limit=9,
     ).store
-    question = Question("gradnorm", layers="block4", p=2, temperature=3)
-    recorded = score_sets(store, ["photos"], [question])["photos"].columns["gradnorm"]
+    spec = ScoreSpec("gradnorm", layers="block4", p=2, temperature=3)
+    recorded = score_sets(store, ["photos"], [spec])["photos"].columns["gradnorm"]
     del store.info.passes["norms-uniform-T3-p2"]
-    replayed = score_sets(store, ["photos"], [question])["photos"].columns["gradnorm"]
+    replayed = score_sets(store, ["photos"], [spec])["photos"].columns["gradnorm"]
     np.testing.assert_allclose(replayed, recorded, rtol=1e-5)
     with pytest.raises(NotRecorded, match="--layers block1 -p 2 -T 3"):
-        score_sets(store, ["photos"], [Question("gradnorm", layers="block1", p=2, temperature=3)])
+        score_sets(store, ["photos"], [ScoreSpec("gradnorm", layers="block1", p=2, temperature=3)])

@@ -12,7 +12,7 @@ from helpers.hostile_run import PASS, accept, alter, refusals, sound_run
 from gradscore.cli import cli
 from gradscore.errors import RunError
 from gradscore.evaluation import choose_sets, evaluate_run
-from gradscore.methods import Question
+from gradscore.methods import ScoreSpec
 from gradscore.recorded import Run, extract
 from gradscore.run import PassInfo, RunStore, SetInfo, check
 
@@ -39,7 +39,7 @@ def test_a_run_of_format_1_is_read_and_scored_as_it_was():
         np.testing.assert_allclose(scores[: len(expected)], expected, rtol=1e-5)
     stored = run.score("unseen", "mahalanobis", fit="digits")
     np.testing.assert_allclose(stored[:3], MAHALANOBIS, rtol=1e-5)
-    evaluation = evaluate_run(run, [Question("gradnorm")], replicates=0)
+    evaluation = evaluate_run(run, [ScoreSpec("gradnorm")], replicates=0)
     assert evaluation.id_accuracy == 1.0
     assert evaluation.rows[0]["auroc"] == 1.0
 
@@ -167,5 +167,5 @@ def test_a_set_to_fit_to_is_recorded_with_its_role(tmp_path):
         "b": "ood",
         "t": "fit",
     }
-    evaluation = evaluate_run(run, [Question("mahalanobis", fit="t")], replicates=0)
+    evaluation = evaluate_run(run, [ScoreSpec("mahalanobis", fit="t")], replicates=0)
     assert [(row["id"], row["ood"]) for row in evaluation.rows] == [("a", "b"), ("a", "mean")]

@@ -5,10 +5,11 @@ import math
 import pytest
 from helpers.recorded_run import make_run
 
-from gradscore.ablation import ABLATIONS, ORDERS, ablate, ablation_questions, compare
+from gradscore import choices
+from gradscore.ablation import ABLATIONS, ablate, ablation_specs, compare
 from gradscore.errors import InvalidArgument, NotRecorded
 from gradscore.evaluation import evaluate_run
-from gradscore.methods import Question
+from gradscore.methods import ScoreSpec
 from gradscore.run import RunStore
 
 
@@ -24,14 +25,17 @@ EXPECTED = {
     "target": ("target", ["uniform", "one-hot"]),
     "decomposition": ("method", ["u", "v", "gradnorm"]),
     "kl": ("method", ["kl", "gradnorm"]),
-    "grid": ("p", [p for p in ORDERS for _ in range(12)]),
 }
+
+
+def test_the_table_has_the_names_that_the_command_line_shows():
+    assert tuple(ABLATIONS) == choices.ABLATIONS
 
 
 @pytest.mark.parametrize("kind", ABLATIONS)
 def test_asks_for_the_papers_settings_in_order(run, kind):
     option, values = EXPECTED[kind]
-    assert [getattr(q, option) for q in ablation_questions(kind, run)] == values
+    assert [getattr(spec, option) for spec in ablation_specs(kind, run)] == values
 
 
 def test_all_ablations_come_from_one_read_and_equal_each_alone(run, monkeypatch):
@@ -46,7 +50,7 @@ def test_all_ablations_come_from_one_read_and_equal_each_alone(run, monkeypatch)
     together = ablate(run, list(ABLATIONS), replicates=20)
     assert sorted(reads) == ["digits", "noise", "photos"]
     for kind, evaluation in together.items():
-        alone = evaluate_run(run, ablation_questions(kind, run), replicates=20)
+        alone = evaluate_run(run, ablation_specs(kind, run), replicates=20)
         assert evaluation == alone
 
 
@@ -69,11 +73,11 @@ def test_layers_need_recorded_norms(tmp_path):
 
 def test_runs_stand_side_by_side(run, tmp_path):
     other = make_run(tmp_path / "other")
-    rows = compare([run, other], [Question("msp")], replicates=10)
+    rows = compare([run, other], [ScoreSpec("msp")], replicates=10)
     assert [row["run"] for row in rows[::3]] == [str(run), str(other)]
     assert rows[0]["model"] == "python:tests:drawn"
     assert {k: v for k, v in rows[0].items() if k in ("auroc", "ood")} == {
         k: v for k, v in rows[3].items() if k in ("auroc", "ood")
     }
     with pytest.raises(InvalidArgument, match="at least one run"):
-        compare([], [Question("msp")])
+        compare([], [ScoreSpec("msp")])

@@ -13,13 +13,13 @@ from helpers.recorded_run import make_run
 import gradscore as gs
 from gradscore.errors import InvalidArgument, RunError
 from gradscore.evaluation import COLUMNS, evaluate, evaluate_run
-from gradscore.methods import Question
+from gradscore.methods import ScoreSpec
 from gradscore.metrics import METRICS, auroc, bootstrap, interval, point_metrics
 from gradscore.recorded import Run
 from gradscore.scoring import iterate_scores, score_sets
 from gradscore.tables import write_evaluation, write_rows, write_scores
 
-QUESTIONS = [Question("gradnorm"), Question("gradnorm", p=math.inf), Question("max_logit")]
+QUESTIONS = [ScoreSpec("gradnorm"), ScoreSpec("gradnorm", p=math.inf), ScoreSpec("max_logit")]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_two_vectors_give_figures_with_intervals():
 def test_rows_are_the_figures_of_each_pair_and_their_mean(run, evaluation):
     scored = score_sets(run.store, ["digits", "noise", "photos"], QUESTIONS)
     rows = iter(evaluation.rows)
-    for question, column in zip(QUESTIONS, scored["digits"].columns, strict=True):
+    for spec, column in zip(QUESTIONS, scored["digits"].columns, strict=True):
         ids = scored["digits"].columns[column]
         oods = [scored[name].columns[column] for name in ("noise", "photos")]
         points = np.array([point_metrics(ids, ood) for ood in oods])
@@ -57,8 +57,8 @@ def test_rows_are_the_figures_of_each_pair_and_their_mean(run, evaluation):
             row = next(rows)
             assert tuple(row) == COLUMNS
             assert [row[key] for key in COLUMNS[:7]] == [
-                *(question.method, question.layers, question.p, question.temperature),
-                *(question.target, "digits", name),
+                *(spec.method, spec.layers, spec.p, spec.temperature),
+                *(spec.target, "digits", name),
             ]
             point = points.mean(0) if name == "mean" else points[k]
             drawn = samples.mean(1) if name == "mean" else samples[:, k]
@@ -69,18 +69,18 @@ def test_rows_are_the_figures_of_each_pair_and_their_mean(run, evaluation):
     assert next(rows, None) is None
 
 
-def test_each_row_says_what_its_question_learned_from(tmp_path, monkeypatch):
+def test_each_row_says_what_its_score_learned_from(tmp_path, monkeypatch):
     monkeypatch.setitem(recorded_run.ROLES, "train", "id")
     several = Run(make_run(tmp_path / "run"))
-    questions = [Question("mahalanobis", fit=name) for name in ("train", "digits")]
-    questions.insert(1, Question("msp"))
-    rows = evaluate_run(several, questions, replicates=0).rows
+    specs = [ScoreSpec("mahalanobis", fit=name) for name in ("train", "digits")]
+    specs.insert(1, ScoreSpec("msp"))
+    rows = evaluate_run(several, specs, replicates=0).rows
     fits = [None if row["method"] == "msp" else row["fit"] for row in rows]
     assert fits == [*["train"] * 3, *[None] * 3, *["digits"] * 3] * 2
     assert [row["fit"] for row in rows] == fits
     assert [row["id"] for row in rows] == ["digits"] * 9 + ["train"] * 9
     assert not any("epsilon" in row for row in rows)
-    assert "fit" not in evaluate_run(several, [Question("msp")], replicates=0).rows[0]
+    assert "fit" not in evaluate_run(several, [ScoreSpec("msp")], replicates=0).rows[0]
     for row in rows:
         learned = {} if row["fit"] is None else {"fit": row["fit"]}
         ids, oods = (

@@ -13,7 +13,7 @@ from helpers.recorded_run import make_run, tensors
 from torch import nn
 
 import gradscore as gs
-from gradscore.methods import Question
+from gradscore.methods import ScoreSpec
 from gradscore.metrics import fpr95
 from gradscore.run import RunStore
 from gradscore.scoring import score_sets
@@ -110,7 +110,7 @@ def run(tmp_path_factory):
 @pytest.mark.parametrize("p", ORDERS)
 def test_a_runs_score_is_the_product_of_its_factors(run, p, temperature):
     how = {"p": p, "temperature": temperature}
-    asked = [Question("u", p=p), Question("v", **how), Question("gradnorm", **how)]
+    asked = [ScoreSpec("u", p=p), ScoreSpec("v", **how), ScoreSpec("gradnorm", **how)]
     u, v, score = score_sets(run, ["noise"], asked)["noise"].columns.values()
     _, logits = tensors("noise")
     np.testing.assert_allclose(score, u * v / (logits.shape[1] * temperature), rtol=1e-12)
@@ -135,7 +135,7 @@ def test_larger_features_or_sharper_logits_score_higher(tmp_path, method, scales
         arrays["logits"][:2] = [[2.0, 0, 0, 0, 0], [2.0 * scales[1], 0, 0, 0, 0]]
 
     run = RunStore(make_run(tmp_path / "run", change=sharpen))
-    (column,) = score_sets(run, ["digits"], [Question(method)])["digits"].columns.values()
+    (column,) = score_sets(run, ["digits"], [ScoreSpec(method)])["digits"].columns.values()
     assert column[1] > column[0]
 
 

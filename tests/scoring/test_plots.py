@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from helpers.recorded_run import make_run
 
-from gradscore.ablation import ablate, compare
+from gradscore.ablation import ABLATIONS, ablate, compare
 from gradscore.errors import GradScoreError, InvalidArgument, RunError
-from gradscore.methods import Question
+from gradscore.methods import ScoreSpec
 from gradscore.plots import drawing, figures, plot_ablation, plot_comparison, save_densities
-from gradscore.plots.figures import PLOTTED
 
 pytest.importorskip("matplotlib")
 
@@ -23,7 +22,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evaluations(run):
-    return ablate(run, PLOTTED, replicates=20)
+    return ablate(run, ABLATIONS, replicates=20)
 
 
 @pytest.fixture
@@ -37,7 +36,7 @@ def drawn(monkeypatch):
     return figures
 
 
-@pytest.mark.parametrize("kind", PLOTTED)
+@pytest.mark.parametrize("kind", ABLATIONS)
 def test_every_ablation_has_a_figure_with_named_axes(run, evaluations, drawn, tmp_path, kind):
     files = plot_ablation(kind, run, evaluations[kind], tmp_path / f"{kind}.png")
     beside = [] if kind in ("layers", "p", "temperature") else [f"{kind}-scores.png"]
@@ -96,7 +95,7 @@ def test_two_figures_of_the_same_rows_are_identical_files(run, evaluations, tmp_
 
 
 def test_a_comparison_names_what_differs(run, tmp_path, drawn):
-    rows = compare([run, run], [Question("msp"), Question("kl")], replicates=0)
+    rows = compare([run, run], [ScoreSpec("msp"), ScoreSpec("kl")], replicates=0)
     for row in rows[6:]:
         row["model"], row["run"] = "other", "elsewhere"
     plot_comparison(rows, tmp_path / "c.png")
@@ -110,7 +109,7 @@ def test_a_comparison_names_what_differs(run, tmp_path, drawn):
 
 
 def test_runs_with_different_ood_sets_are_compared_without_their_means(run, tmp_path, drawn):
-    rows = compare([run, run], [Question("msp")], replicates=20)
+    rows = compare([run, run], [ScoreSpec("msp")], replicates=20)
     for row in rows[3:]:
         row["model"], row["run"] = "other", "elsewhere"
     rows[3]["ood"] = "textures"

@@ -1,43 +1,46 @@
-"""From the options of the commands to questions that a run can answer."""
+"""From the options of the commands to scores that a run can give, and what to say of them."""
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from contextlib import closing, suppress
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradscore.cli.console import notice
+
+if TYPE_CHECKING:
+    from gradscore.methods import RecordedRun, ScoreSpec
 
 ROWS = 256
 """How many rows of a set are looked at to tell what its logits are."""
 
 
-def ask(
-    run: Any, methods: Sequence[str], options: dict[str, Any], *, quiet: bool = False
-) -> list[Any]:
-    """Return the questions of ``methods``, each with the options that it honours.
+def choose_specs(
+    run: "RecordedRun", methods: Sequence[str], options: dict[str, Any], *, quiet: bool = False
+) -> "list[ScoreSpec]":
+    """Return a spec for each of ``methods``, with the options that it honours.
 
-    Without ``methods`` every method is asked that needs no further option and that the run can
-    answer; those left out are named in a notice.
+    Without ``methods`` every method is taken that needs no further option and that the run can
+    score by; those left out are named in a notice.
     """
     from gradscore.errors import ModelError, NotRecorded
-    from gradscore.methods import METHODS, find_method, make_questions
+    from gradscore.methods import METHODS, make_specs
 
     if methods:
-        return make_questions(methods, **options)
+        return make_specs(methods, **options)
     given = {name for name, value in options.items() if value is not None}
     possible = [m.name for m in METHODS.values() if set(m.required) <= given]
-    questions = []
-    for question in make_questions(possible, **options):
+    specs = []
+    for spec in make_specs(possible, **options):
         try:
-            find_method(question.method).plan(question, run)
-            questions.append(question)
+            spec.definition.plan(spec, run)
+            specs.append(spec)
         except (ModelError, NotRecorded) as error:
-            notice(f"Left out {question.method}. {error}", quiet=quiet)
-    return questions
+            notice(f"Left out {spec.method}. {error}", quiet=quiet)
+    return specs
 
 
-def notice_outputs(run: Any, sets: Collection[str], *, quiet: bool = False) -> None:
+def notice_outputs(run: "RecordedRun", sets: Collection[str], *, quiet: bool = False) -> None:
     """Tell where what the run's model returned can hardly be logits."""
     from torch import as_tensor
 
@@ -58,7 +61,7 @@ def notice_outputs(run: Any, sets: Collection[str], *, quiet: bool = False) -> N
         notice(f"{run.info.model}: {told}.", quiet=quiet)
 
 
-def notice_chance(run: Any, sets: Collection[str], *, quiet: bool = False) -> None:
+def notice_chance(run: "RecordedRun", sets: Collection[str], *, quiet: bool = False) -> None:
     """Tell of ID sets whose accuracy is no better than guessing: something does not fit."""
     from gradscore.evaluation import chance_accuracies
 
@@ -75,12 +78,14 @@ def notice_chance(run: Any, sets: Collection[str], *, quiet: bool = False) -> No
         )
 
 
-def notice_fits(questions: Sequence[Any], sets: Collection[str], *, quiet: bool = False) -> None:
+def notice_fits(
+    specs: "Sequence[ScoreSpec]", sets: Collection[str], *, quiet: bool = False
+) -> None:
     """Tell which of ``sets`` a method has seen before: it knows those better than any others."""
     learners = defaultdict(dict)
-    for question in questions:
-        for name in question.learned_from():
-            learners[name][question.method] = None
+    for spec in specs:
+        for name in spec.fit_sets():
+            learners[name][spec.method] = None
     for name, methods in learners.items():
         if name in sets:
             learned = " and ".join(methods)

@@ -1,6 +1,6 @@
 """One batch of images to the rows of each pass: one forward, one backward for each objective.
 
-The logits of a set that is recorded already tell whether its pictures are still the same.
+The logits of a set that is recorded already say whether its pictures are still the same.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ from gradscore.vmapped import vmap_norms
 Rows = dict[str, dict[str, Tensor]]
 Probe = Callable[[Tensor], dict[str, Tensor]]
 """From a batch of images to the values of some passes, by their names; runs its own forwards."""
-TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
+TOLERANCE = {"float32": 1e-3, "tf32": 1e-2, "float16": 1e-2, "bfloat16": 5e-2}
 """How far the logits of one picture may be apart, as a part of the largest of their batch."""
 BETWEEN_DEVICES = 1e-2
 """The same where a GPU computed either: its convolutions keep ten bits of a float32."""
@@ -71,7 +71,7 @@ class Computer:
             entry.name: [list(self._selected).index(name) for name in entry.parameters]
             for entry in self._passes
         }
-        # Probes go back to the images, whose gradient is a use of every layer.
+        # Probes go back to the images, whose gradient passes every layer.
         check_eval_mode(self._model)
         self._share = 1.0 if probes else len(self._selected) / max(1, len(parameters))
         with classifier.autocast():
@@ -119,7 +119,7 @@ class Computer:
             norms, logits = self._ask(images)
         rows: Rows = {name: {"norms": values} for name, values in norms.items()}
         rows |= {name: {"activations": values} for name, values in kept.items()}
-        # Where they are recorded already, they tell whether the pictures are still the same.
+        # Where they are recorded already, they say whether the pictures are still the same.
         rows[BASE] = {"logits": logits.float()}
         if observed is not None:
             observed.check(logits)

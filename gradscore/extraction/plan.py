@@ -91,13 +91,12 @@ def odin_passes(temperature: Sequence[float], epsilon: Sequence[float]) -> list[
         temperature: Softmax temperatures.
         epsilon: Magnitudes in units of the normalised input, positive.
     """
-    questions = product(
+    values = product(
         dict.fromkeys(check_temperature(t) for t in temperature),
         dict.fromkeys(check_epsilon(e) for e in epsilon),
     )
     return [
-        PassInfo(odin_name(T, e), "odin", temperature=T, details={"epsilon": e})
-        for T, e in questions
+        PassInfo(odin_name(T, e), "odin", temperature=T, details={"epsilon": e}) for T, e in values
     ]
 
 
@@ -238,6 +237,11 @@ class Stretch(NamedTuple):
     stop: int
     base: bool
     passes: list[PassInfo]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the passes whose rows come, ``base`` among them or not."""
+        return [*([BASE] if self.base else []), *(entry.name for entry in self.passes)]
 
 
 def stretches(entry: SetInfo, passes: Sequence[PassInfo]) -> Iterator[Stretch]:

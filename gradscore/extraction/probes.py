@@ -190,7 +190,7 @@ class StageFit:
         magnitudes: Sequence[float],
         arrays: Mapping[str, NDArray],
     ) -> "StageFit":
-        """Return the fit that :meth:`arrays` told of."""
+        """Return the fit whose :meth:`arrays` these are."""
         gaussians = {
             stage: ClassGaussians(
                 torch.from_numpy(arrays[f"{stage}.means"]),

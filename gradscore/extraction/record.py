@@ -21,7 +21,7 @@ from gradscore.extraction.computing import Computer, Rows, SamePictures
 from gradscore.extraction.plan import Plan, Stretch
 from gradscore.extraction.probes import make_probes
 from gradscore.extraction.resolved import Resolved
-from gradscore.extraction.settings import AUTO, Settings
+from gradscore.extraction.settings import AUTO, Progress, Settings
 from gradscore.run import BASE, FailedRow, RunStore
 
 SHARD_BYTES = 64 << 20
@@ -54,10 +54,9 @@ class ShardWriter:
         store: The run, open for writing.
         images: The set.
         set_name: Its name in the run.
-        passes: Names of the passes whose rows come, ``base`` among them or not.
-        settings: What is recorded beside each shard.
-        shard_rows: Rows after which a shard is cut, at the end of a batch.
-        skip: Whether a row that is not finite counts as failed instead of ending the run.
+        stretch: Which of its images, and of which passes.
+        settings: What the extraction is asked.
+        how: What is recorded beside each shard.
         same: What compares the logits with those recorded; None where they are recorded now.
     """
 
@@ -66,16 +65,14 @@ class ShardWriter:
         store: RunStore,
         images: ImageSet,
         set_name: str,
-        passes: Sequence[str],
-        settings: dict[str, object],
-        *,
-        shard_rows: int,
-        skip: bool,
+        stretch: Stretch,
+        settings: Settings,
+        how: dict[str, object],
         same: SamePictures | None = None,
     ) -> None:
-        self._store, self._images, self._set, self._passes = store, images, set_name, passes
-        self._settings, self._shard_rows, self._skip = settings, shard_rows, skip
-        self._same = same
+        self._store, self._images, self._set = store, images, set_name
+        self._passes, self._how, self._same = stretch.names, how, same
+        self._shard_rows, self._skip = settings.shard_rows, settings.skip
         self._queue: queue.Queue[Computed | None] = queue.Queue(WAITING_BATCHES)
         self._error: BaseException | None = None
         self._clear(None)
@@ -193,7 +190,7 @@ class ShardWriter:
             paths = np.array([self._images.paths[i] for i in index], dtype=object)
             content[BASE] |= {"path": paths, "label": self._images.labels[index]}
         span = (self._start, self._stop)
-        self._store.add_shards(self._set, content, span, self._failed, self._settings)
+        self._store.add_shards(self._set, content, span, self._failed, self._how)
         self._clear(None)
 
 
@@ -229,10 +226,9 @@ def record_stretch(
         passes=stretch.passes,
         probes=make_probes(classifier, stretch.passes, plan.fits),
     )
-    names = [*([BASE] if stretch.base else []), *(known.name for known in stretch.passes)]
     size = settings.batch_size
     if size == AUTO:
-        size = recorded_batch_size(entry, names, device) or find_batch_size(
+        size = recorded_batch_size(entry, stretch.names, device) or find_batch_size(
             computer, resolved.image, classifier.device
         )
     loader = load_batches(
@@ -251,18 +247,19 @@ def record_stretch(
         "layout": computer.layout,
     }
     same = None if stretch.base else SamePictures(store, images, name, stretch.start, device)
-    writer = ShardWriter(
-        store,
-        images,
-        name,
-        names,
-        how,
-        shard_rows=settings.shard_rows,
-        skip=settings.skip,
-        same=same,
-    )
-    work = settings.piece_of_work(stretch.stop - stretch.start, name)
-    with work, decoding_processes(), writer:
+    writer = ShardWriter(store, images, name, stretch, settings, how, same)
+    with settings.piece_of_work(stretch.stop - stretch.start, name):
+        _compute(loader, computer, writer, settings.progress)
+
+
+def _compute(
+    loader: torch.utils.data.DataLoader,
+    computer: Computer,
+    writer: ShardWriter,
+    progress: Progress,
+) -> None:
+    """Compute the rows of every batch, and hand them to the writer."""
+    with decoding_processes(), writer:
         for batch in loader:
             writer.check_failures(batch.failed)
             rows = computer(batch.images) if len(batch.index) else {}
@@ -270,4 +267,4 @@ def record_stretch(
             if ready is not None:
                 ready.record()
             writer.put(Computed(batch.span, batch.index.numpy(), rows, batch.failed, ready))
-            settings.progress.advance(batch.span[1] - batch.span[0])
+            progress.advance(batch.span[1] - batch.span[0])

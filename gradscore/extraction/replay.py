@@ -123,7 +123,7 @@ class Replay:
         module: The kept module.
         layers: Parameters of the module or above it: a group, a glob or a list.
         model: The network, or what the store's user calls it; by default what the run names,
-            where that may be built unasked. Its weights are held to the run's.
+            where that may be built unasked. Its weights are checked against the run's.
 
     Attributes:
         name: Name of the pass that holds the activations.

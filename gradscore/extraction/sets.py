@@ -16,7 +16,7 @@ from gradscore.run import RunStore, SetInfo, remove_command
 LABELLED = ("id", "fit")
 """Roles of sets whose folders mean classes, and whose labels must be the model's."""
 GROWTH = 3
-"""Images that are enlarged so many times are told of."""
+"""Images that are enlarged so many times are reported."""
 LOOKED_AT = 3
 
 
@@ -177,14 +177,14 @@ def _described(images: ImageSet, classes: int) -> str:
     labels = images.labels
     unknown, beyond = int((labels < 0).sum()), int((labels >= classes).sum())
     if unknown == len(labels):
-        told = "none with a label"
+        labelled = "none with a label"
     else:
-        told = f"{len(np.unique(labels[labels >= 0])):,} classes"
-        told += f", {unknown:,} without a label" if unknown else ""
-        told += f", {beyond:,} with labels beyond the model's {classes}" if beyond else ""
+        labelled = f"{len(np.unique(labels[labels >= 0])):,} classes"
+        labelled += f", {unknown:,} without a label" if unknown else ""
+        labelled += f", {beyond:,} with labels beyond the model's {classes}" if beyond else ""
     noun = "image" if len(labels) == 1 else "images"
     notice = f"; {images.notice}" if images.notice else ""
-    return f"{len(labels):,} {noun}, {told}{notice}."
+    return f"{len(labels):,} {noun}, {labelled}{notice}."
 
 
 def _growth(name: str, images: ImageSet, preprocessing: Preprocessing) -> Iterator[str]:

@@ -187,7 +187,7 @@ def describe_fit(
     """Return the entry of a fit, whether or not it was made.
 
     What methods learn from sets of a run is stored beside them, so that it is learned once. The
-    name tells the method, the sets and a digest of everything else that the fit depends on:
+    name says the method, the sets and a digest of everything else that the fit depends on:
     another set or setting is another fit, and both may lie side by side.
 
     Args:

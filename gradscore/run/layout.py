@@ -148,7 +148,7 @@ class FailedRow:
 
 @dataclass
 class PassInfo:
-    """One recorded question: norms of a target, temperature and order, or what a method reads.
+    """One recorded pass: norms of a target, temperature and order, or what a method reads.
 
     Attributes:
         name: Its folder's name.
@@ -177,7 +177,7 @@ class FitInfo:
     """What a method learned from sets of the run.
 
     Attributes:
-        name: Its file's name below ``fits/``; it tells the method, the sets, and by a digest also
+        name: Its file's name below ``fits/``; it says the method, the sets, and by a digest also
             the settings and what the sets hold.
         sets: The sets it was learned from, and the SHA-256 of their lists.
         settings: Everything else that the result depends on.
@@ -247,7 +247,7 @@ class RunInfo:
         class_names: The model's class names in the order of its logits, where they are known.
         parameters: Name of every parameter and its number of entries, in the model's order.
         groups: Parameter names of ``last``, ``block1`` and so on.
-        passes: Every recorded question but the base pass, by name.
+        passes: Every recorded pass but the base pass, by name.
         fits: What was learned from sets of the run, by name.
         notice: What the user should know about the model's outputs, or empty.
     """

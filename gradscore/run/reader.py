@@ -72,7 +72,7 @@ class RunReader:
         parameters: Sequence[str],
         layers: str = "all",
     ) -> PassInfo:
-        """Return the smallest pass that recorded a question for all of ``parameters``.
+        """Return the smallest pass that recorded an objective for all of ``parameters``.
 
         Args:
             target: Target distribution of the loss.

@@ -135,7 +135,7 @@ class RunStore(RunReader):
         self.info.sets[check_set_name(entry.name, entry.role)] = entry
 
     def add_pass(self, entry: PassInfo) -> None:
-        """Add a recorded question; part of the next written ``run.json``."""
+        """Add a pass without rows; part of the next written ``run.json``."""
         self.info.passes[check_name(entry.name, "pass name")] = entry
 
     def add_shards(

@@ -100,6 +100,8 @@ def test_tf32_is_for_cuda_and_recorded(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "run.json").read_text())["precision"] == "tf32"
     with pytest.raises(RunError, match="has precision 'tf32', got 'float32'"):
         extract(make_model([]), run=tmp_path, **HOW)
+    later = {**HOW, "layers": "all", "p": 2}
+    assert len(extract(make_model([]), run=tmp_path, precision="tf32", **later).store.info.passes)
 
 
 @pytest.mark.parametrize(

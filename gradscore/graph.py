@@ -67,6 +67,30 @@ class GraphStart(torch.autograd.Function):
         return None, None, None
 
 
+def is_differentiable(x: Tensor) -> bool:
+    """Say whether a tensor's type is one that has gradients."""
+    return x.is_floating_point() or x.is_complex()
+
+
+def is_view_of(output: Tensor, tensors: Iterable[Tensor]) -> bool:
+    """Say whether an output is a view of one of some tensors, or of what that is a view of."""
+    base = output._base
+    return base is not None and any(base is x or base is x._base for x in tensors)
+
+
+def copied_outputs(result: Any, outputs: Sequence[Tensor]) -> tuple[Any, list[Tensor]]:
+    """Return what a call returned with copies of its outputs, and the copies."""
+    # One output may be computed from another, as a cell's hidden state from its state.
+    # The gradient that arrives at the other's node would hold what came through the first.
+    # A copy has a node at which only the gradient of this output arrives.
+    copies = {id(output): output.clone() for output in outputs}
+    if isinstance(result, Tensor):
+        result = copies[id(result)]
+    else:
+        result = type(result)([copies.get(id(entry), entry) for entry in result])
+    return result, [copies[id(output)] for output in outputs]
+
+
 @dataclass(frozen=True)
 class Window:
     """How a view lies in the tensor behind it.
@@ -197,6 +221,9 @@ def work_around_strides(logits: Tensor) -> None:
     for node in nodes_below([logits.grad_fn]):
         if not node.name().startswith("NativeBatchNormBackward"):
             continue
+        # The gradient must have the layout that torch takes it to have: the input's.
+        # Torch judges that by the strides, which lie where an axis has size one.
+        # A copy in a plain layout has strides that say where the numbers are.
         if node._saved_input.numel() == 0:
             # Torch divides by the number of rows, which ends the process: none has a gradient.
             node.register_prehook(lambda grads: (None,) * len(grads))

@@ -9,7 +9,7 @@ from torch.autograd.graph import disable_saved_tensors_hooks, get_gradient_edge
 
 from gradscore.capture.batch_check import checked_forward
 from gradscore.capture.batch_dimension import Dimensions
-from gradscore.capture.calls import RecordedCall
+from gradscore.capture.calls import RecordedCall, autocast_type
 from gradscore.capture.gradients import ParameterArgument
 from gradscore.capture.recorder import Forward, Recorder
 from gradscore.capture.tied import TiedParameters, backward_to_norms, tie_parameters
@@ -34,6 +34,7 @@ __all__ = [
     "ParameterArgument",
     "RecordedCall",
     "TiedParameters",
+    "autocast_type",
     "backward_to_norms",
     "own_images",
     "record_forward",

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from gradscore.capture.calls import RecordedCall, Slot, TracedCall
+from gradscore.graph import is_differentiable
 
 _OUTSIDES = (torch.Size, torch.dtype, torch.device, torch.layout, torch.memory_format)
 _VALUES = frozenset(
@@ -132,7 +133,7 @@ def dimensions_by_shapes(
             return None
         twin = others[slot]
         if tensor.shape == twin.shape:
-            counts = not (tensor.is_floating_point() or tensor.is_complex() or tensor.is_meta)
+            counts = not (is_differentiable(tensor) or tensor.is_meta)
             if counts and not torch.equal(tensor, twin):
                 return None
             continue
@@ -201,7 +202,7 @@ def indexes_by_data(function: Callable[..., Any], data: Sequence[Tensor]) -> boo
     """
     name = getattr(function, "__name__", "").partition(".")[0]
     if name in _INDEXED:
-        return any(not (x.is_floating_point() or x.is_complex()) for x in data)
+        return not all(is_differentiable(x) for x in data)
     if name == "embedding":  # a table of data, not of parameters
         return len(data) > 1
     return name in _VALUES or (name == "where" and len(data) == 1)

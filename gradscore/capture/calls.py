@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gradscore.errors import ModelError
-from gradscore.graph import Edge
+from gradscore.graph import Edge, is_differentiable
 from gradscore.rules import Rule, signature
 
 Slot = tuple[int | str, ...]
@@ -207,6 +207,12 @@ def refuse_training(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
             )
 
 
+def autocast_type(x: Tensor) -> torch.dtype | None:
+    """Return the type that autocast computes in on a tensor's device, ``None`` where it is off."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
 def without_memory(tensor: Tensor) -> Tensor:
     """Return a tensor of the same shape without memory."""
     return torch.empty_like(tensor, device="meta")
@@ -280,9 +286,7 @@ class RecordedCall:
     def free_graph(self) -> None:
         """Free the graph, and the values of data that show nothing of the batch dimension."""
         floating = {
-            slot: without_memory(x)
-            for slot, x in self.arguments.tensors
-            if x.is_floating_point() or x.is_complex()
+            slot: without_memory(x) for slot, x in self.arguments.tensors if is_differentiable(x)
         }
         self.arguments, self.edges = self.arguments.replaced(floating), ()
 

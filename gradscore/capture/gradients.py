@@ -17,7 +17,7 @@ from torch.func import vjp, vmap
 from gradscore.capture.batch_dimension import BatchDimension, CallDimensions
 from gradscore.capture.calls import RecordedCall, Slot, is_in_place, tensors_in
 from gradscore.errors import memory_ended
-from gradscore.graph import pull_back
+from gradscore.graph import is_differentiable, pull_back
 from gradscore.rules import Call, Rule
 from gradscore.rules.normalization import Standardisation
 from gradscore.rules.rule import reduce_tiles
@@ -266,7 +266,7 @@ class _SingleSampleCall:
             values[target] = values.get(target, self._tensors[target]).clone()
         with self._autocast():
             result = self._call.arguments.replaced(self._tensors | values).call()
-        outputs = [t for t in tensors_in((result,), {}) if t.is_floating_point() or t.is_complex()]
+        outputs = [t for t in tensors_in((result,), {}) if is_differentiable(t)]
         return [outputs[index] for index in self._arrived]
 
     def _autocast(self) -> AbstractContextManager:

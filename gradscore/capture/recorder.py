@@ -31,6 +31,7 @@ from gradscore.capture.calls import (
     Arguments,
     RecordedCall,
     TracedCall,
+    autocast_type,
     entered,
     first_argument,
     fixed_arguments,
@@ -39,7 +40,7 @@ from gradscore.capture.calls import (
     tensors_in,
     without_memory,
 )
-from gradscore.graph import Edge, GraphStart
+from gradscore.graph import Edge, GraphStart, copied_outputs, is_differentiable, is_view_of
 from gradscore.rules import find_rule
 from gradscore.rules.broadcast import EXPANSIONS
 
@@ -186,20 +187,16 @@ class Recorder(TorchFunctionMode):
         outputs = [
             t
             for t in tensors_in((result,), {})
-            if (t.is_floating_point() or t.is_complex())
+            if is_differentiable(t)
             and (in_place or t is not result or all(t is not other for other in data.values()))
         ]
         if not outputs:
             return result
-        if expansion is not None:
-            result = GraphStart.apply(result, self.start, result._base is None)
-            outputs = [result]
-        elif not in_place and (len(outputs) > 1 or _shares_memory(outputs[0], plain)):
-            result, outputs = _copied(result, outputs)
+        if not in_place:
+            result, outputs = self._separated(result, outputs, plain, expansion is not None)
         for output in outputs:
             if not output.requires_grad:
                 GraphStart.apply(output, self.start, True)
-        device = outputs[0].device.type
         self.calls.append(
             RecordedCall(
                 arguments=plain.replaced(kept),
@@ -209,13 +206,25 @@ class Recorder(TorchFunctionMode):
                 output_shapes=tuple(output.shape for output in outputs),
                 constants=frozenset(slot for slot, t in data.items() if id(t) in self._constants),
                 versions={slot: t._version for slot, t in kept.items()} if reads else {},
-                autocast=torch.get_autocast_dtype(device)
-                if torch.is_autocast_enabled(device)
-                else None,
+                autocast=autocast_type(outputs[0]),
                 expansion=expansion,
             )
         )
         return result
+
+    def _separated(
+        self, result: Any, outputs: list[Tensor], arguments: Arguments, expanded: bool
+    ) -> tuple[Any, list[Tensor]]:
+        """Return a result, and its outputs with a node in the graph that is theirs alone."""
+        if expanded:
+            # An expanded parameter is a view of the alias.
+            # Tied to the graph in place, the alias would need a gradient, in every later call.
+            # A repeated one has memory of its own, and needs no copy.
+            result = GraphStart.apply(result, self.start, result._base is None)
+            return result, [result]
+        if len(outputs) > 1 or is_view_of(outputs[0], (t for _, t in arguments.tensors)):
+            return copied_outputs(result, outputs)
+        return result, outputs
 
     @property
     def coarsest(self) -> torch.dtype:
@@ -235,25 +244,6 @@ class Recorder(TorchFunctionMode):
         if id(tensor) not in self._aliases:
             self._aliases[id(tensor)] = tensor.detach()
         return self._aliases[id(tensor)]
-
-
-def _shares_memory(output: Tensor, arguments: Arguments) -> bool:
-    """Say whether an output is a view of an argument, such as a parameter expanded as data."""
-    base = output._base
-    return base is not None and any(base is t or base is t._base for _, t in arguments.tensors)
-
-
-def _copied(result: Any, outputs: list[Tensor]) -> tuple[Any, list[Tensor]]:
-    """Give each output a node of its own in the graph."""
-    # One output may be computed from another, as a cell's hidden state from its state.
-    # The gradient that arrives at the other's node would hold what came through the first.
-    # A copy has a node at which only the gradient of this output arrives.
-    copies = {id(output): output.clone() for output in outputs}
-    if not isinstance(result, Tensor):
-        result = type(result)([copies.get(id(entry), entry) for entry in result])
-    else:
-        result = copies[id(result)]
-    return result, [copies[id(output)] for output in outputs]
 
 
 def _changed(func: Callable[..., Any], args: Any, kwargs: Any) -> Iterator[Tensor]:

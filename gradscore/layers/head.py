@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from gradscore.capture import record_forward, tie_parameters
+from gradscore.capture import autocast_type, record_forward, tie_parameters
 from gradscore.errors import InvalidArgument
 from gradscore.graph import drawn_like
 from gradscore.layers.head_gradient import gradient_fault
@@ -135,7 +135,7 @@ def _forward(
     def note(name: str, args: tuple, output: Any) -> Any:
         module = linear_like[name]
         if args and isinstance(args[0], Tensor):
-            calls.append(_Call(name, module, args[0].detach(), _autocast(images)))
+            calls.append(_Call(name, module, args[0].detach(), autocast_type(images)))
         return instead[module].view_as(output).clone() if module in instead else None
 
     with (
@@ -145,12 +145,6 @@ def _forward(
     ):
         output = model(own)
     return logits_of(output, len(images)), calls
-
-
-def _autocast(images: Tensor) -> torch.dtype | None:
-    """Return the type that a call is cast to, ``None`` where autocast is off."""
-    device = images.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def _outputs(module: nn.Module) -> int:

@@ -85,13 +85,14 @@ def test_verify_holds_routed_rows():
 def test_extract_records_routed_rows(tmp_path, gradients):
     model = Routed(entry=20).float()
     how = {"layers": "w", "limit": 12, "batch_size": 5, "gradients": gradients}
-    store = extract(model, {"digits": ("id", "digits:test")}, tmp_path, **how)
+    extract(model, {"digits": ("id", "digits:test")}, tmp_path, **how)
+    store = RunStore(tmp_path)
     digits = open_set("digits:test", limit=12)
     x = torch.stack([model.preprocessing(digits[k]) for k in range(12)])
     expected = by_hand(model, x)
     assert 0 < (expected == 0).sum() < 12
     (name,) = store.info.passes
-    blocks = RunStore(tmp_path).blocks("digits", fields=("index",), norms=[name])
+    blocks = store.blocks("digits", fields=("index",), norms=[name])
     got = torch.cat([torch.from_numpy(block[name][:, 0]) for block in blocks])
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=0)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from gradscore.extraction.classifier import Classifier
 from gradscore.extraction.computing import Probe
 from gradscore.gaussians import ClassGaussians
-from gradscore.layers.stages import observe_stages
+from gradscore.layers.features import observe_stages
 from gradscore.objective import one_hot_deviation
 from gradscore.run import PassInfo
 

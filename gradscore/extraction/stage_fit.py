@@ -20,7 +20,7 @@ from gradscore.extraction.classifier import Classifier, memory_for
 from gradscore.extraction.probes import StageFit, fgsm, stage_confidences
 from gradscore.extraction.settings import AUTO, Settings, require_equal
 from gradscore.gaussians import ClassGaussians, fit_gaussians
-from gradscore.layers.stages import find_stages, observe_stages
+from gradscore.layers.features import find_stages, observe_stages
 from gradscore.metrics import fpr95
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.run import FitInfo, RunStore, describe_fit, mahalanobis_name

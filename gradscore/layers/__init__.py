@@ -1,1 +1,4 @@
-"""Which parameters are meant: the last layer, the blocks and stages, and what reaches them."""
+"""Which parameters are meant: the last layer (head, head_weights), and groups by depth (groups).
+
+And what the network puts out there: the features of the last layer and of the stages (features).
+"""

@@ -35,6 +35,8 @@ PARTS = 4
 MOST_STAGES = 8
 MAJORITY = 0.5
 
+_part = nn.Module.get_submodule  # scripted modules have none of their own
+
 Unit = tuple[str, ...]
 """Names of the modules that make up one unit of the trunk."""
 
@@ -68,10 +70,9 @@ def parameter_groups(
     home = _homes(names, find_blocks(model, biases.union(head.weights)))
     home |= dict.fromkeys(head.weights, "last")
     home = {name: group for name, group in home.items() if name not in biases}
-    overrides = overrides or {}
-    home = _overridden(names, home, overrides)
+    home = _overridden(names, home, overrides or {})
     blocks = sorted({group for group in home.values() if group.startswith("block")}, key=_depth)
-    order = dict.fromkeys(("stem", *blocks, *overrides, "neck", "last"))
+    order = dict.fromkeys(("stem", *blocks, *(overrides or ()), "neck", "last"))
     groups = {
         group: tuple(name for name in names if home.get(name) == group)
         for group in order
@@ -202,33 +203,33 @@ def find_blocks(model: nn.Module, head: Set[str]) -> list[Unit]:
         One tuple of module names a block; empty if the network has no such structure.
     """
     names = [name for name, _ in model.named_parameters() if name not in head]
-    path, module = "", model
+    prefix, module = "", model
     while True:
-        children = [_join(path, name) for name, _ in module.named_children()]
-        units = _numbered(path, module, names)
+        children = [prefix + name for name, _ in module.named_children()]
+        units = _numbered(prefix, module, names)
         if _share(units, names) < MAJORITY and isinstance(module, CONTAINERS):
             units = [(child,) for child in children]
         if len(_weighty(units, names)) > 1 and _share(units, names) >= MAJORITY:
             return _staged(model, units, names)
         if not children:
             return []
-        path = max(children, key=lambda child: _count([child], names))
-        module = _part(model, path)
-        if _count([path], names) < MAJORITY * len(names):
+        largest = max(children, key=lambda child: _count([child], names))
+        if _count([largest], names) < MAJORITY * len(names):
             return []
+        prefix, module = f"{largest}.", _part(model, largest)
 
 
-def _numbered(path: str, module: nn.Module, names: list[str]) -> list[Unit]:
+def _numbered(prefix: str, module: nn.Module, names: list[str]) -> list[Unit]:
     """Return the numbered siblings that hold the most tensors, those of one number together."""
     families: dict[str, dict[int, list[str]]] = {}
     for name, _ in module.named_children():
         match = NUMBERED.fullmatch(name)
         if match and match[1]:
             numbers = families.setdefault(match[1], {})
-            numbers.setdefault(int(match[2]), []).append(_join(path, name))
+            numbers.setdefault(int(match[2]), []).append(prefix + name)
     for family, numbers in families.items():
         if family in module._modules:  # `repeat` comes before `repeat_1`
-            numbers[-1] = [_join(path, family)]
+            numbers[-1] = [prefix + family]
     rows = [
         [tuple(numbers[number]) for number in sorted(numbers)]
         for numbers in families.values()
@@ -242,8 +243,7 @@ def _staged(model: nn.Module, units: list[Unit], names: list[str]) -> list[Unit]
     heights = [max(_height(_part(model, name)) for name in unit) for unit in units]
     chosen = _weighty(units, names)
     for height in (2, 1):  # what holds blocks is a stage; what joins stages is flatter
-        high = [unit for unit, h in zip(units, heights, strict=True) if h >= height]
-        high = _weighty(high, names)
+        high = _weighty([u for u, h in zip(units, heights, strict=True) if h >= height], names)
         if len(high) > 1 and _share(high, names) >= MAJORITY:
             chosen = high
             break
@@ -295,15 +295,6 @@ def _count(modules: Unit | list[str], names: list[str]) -> int:
     return sum(is_below(name, modules) for name in names)
 
 
-def _part(model: nn.Module, name: str) -> nn.Module:
-    """Return a module by name; scripted modules have no ``get_submodule`` of their own."""
-    return nn.Module.get_submodule(model, name)
-
-
 def is_below(name: str, modules: Unit | list[str]) -> bool:
     """Return whether a parameter belongs to one of the named modules or what they hold."""
     return any(name.startswith(f"{module}.") for module in modules)
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name

@@ -1,8 +1,8 @@
-"""The last layer of a classifier: found by one forward, and proved to be what Eq. 9 needs.
+"""The last layer of a classifier: found by one forward, and checked to be what Eq. 9 needs.
 
 The closed form of the last layer holds where ``logits = W x + b`` with one feature vector ``x`` a
 sample that does not itself depend on ``W``. Both are checked on values, with the model's own
-``W`` and with one drawn at random, so that a head that starts at zero proves nothing by accident;
+``W`` and with one drawn at random, so that a head that starts at zero does not pass by accident;
 and the forward is recorded, which shows whether ``W`` is used elsewhere.
 """
 
@@ -19,8 +19,7 @@ from torch.nn.functional import linear
 from gradscore.capture import autocast_type, record_forward, tie_parameters
 from gradscore.errors import InvalidArgument
 from gradscore.graph import drawn_like
-from gradscore.layers.head_gradient import gradient_fault
-from gradscore.layers.last_weights import last_weights
+from gradscore.layers.head_weights import gradient_fault, last_weights
 from gradscore.network import (
     check_eval_mode,
     check_independence,
@@ -51,7 +50,7 @@ class Head:
         weights: Names of the parameters that make up the group ``last``: the weight; of one to
             which an adapter adds, that one; of one that is computed, what it is computed from.
         bias: Name of its bias, or None.
-        closed_form: Whether ``logits = W x + b`` was proved, so that Eq. 9 holds.
+        closed_form: Whether ``logits = W x + b`` was found to hold, so that Eq. 9 holds.
         reason: Why it was not; empty if it was.
     """
 
@@ -154,7 +153,7 @@ def _outputs(module: nn.Module) -> int:
 def _fault(
     model: nn.Module, images: Tensor, call: _Call, calls: list[_Call], logits: Tensor
 ) -> str:
-    """Return why a call is not ``logits = W x + b``, or nothing if it is proved to be."""
+    """Return why a call is not ``logits = W x + b``, or nothing if it is."""
     module, x = call.module, call.input
     if not isinstance(module._parameters.get("weight"), nn.Parameter):
         return "its weight is computed from other parameters (parametrised)"

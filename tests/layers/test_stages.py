@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from gradscore.errors import ModelError
+from gradscore.layers.features import find_stages, observe_stages, pool
 from gradscore.layers.head import find_head
-from gradscore.layers.stages import find_stages, observe_stages, pool
 from gradscore.models import create_model
 
 CASES = {

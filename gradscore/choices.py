@@ -16,3 +16,22 @@ METHODS = (
 
 ABLATIONS = ("layers", "p", "temperature", "target", "decomposition", "kl")
 """Names of the paper's ablations, in the order of their table in :mod:`gradscore.ablation`."""
+
+RECORDED_METHODS = ("odin", "mahalanobis")
+"""Methods whose forwards an extraction records in a pass of their own."""
+
+AUTO = "auto"
+DEVICES = (AUTO, "cpu", "cuda")
+"""Where an extraction computes; ``auto``: on CUDA where it is there."""
+
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
+"""How a forward computes; ``tf32``: in float32, with products rounded as CUDA does by default."""
+
+GRADIENTS = ("rules", "reference", "vmap")
+"""What computes the norms that an extraction records; the results agree."""
+
+KEPT_TYPES = ("float32", "float16")
+"""What the kept input of a module is stored in."""
+
+ON_ERROR = ("fail", "skip")
+"""What an extraction does at an image that cannot be read."""

@@ -5,7 +5,16 @@ from pathlib import Path
 
 import click
 
-from gradscore.choices import RECORDED_TARGETS
+from gradscore.choices import (
+    AUTO,
+    DEVICES,
+    GRADIENTS,
+    KEPT_TYPES,
+    ON_ERROR,
+    PRECISIONS,
+    RECORDED_METHODS,
+    RECORDED_TARGETS,
+)
 from gradscore.cli.console import Progress, counted, notice
 from gradscore.cli.options import (
     ORDER,
@@ -36,30 +45,26 @@ class BatchSize(click.ParamType):
 
     def convert(self, value, param, ctx):
         """Return the number, or ``auto``, or fail."""
-        if value == "auto" or isinstance(value, int):
+        if value == AUTO or isinstance(value, int):
             return value
         if not value.isdecimal() or int(value) < 1:
             self.fail(f"expected a positive number or auto, got {value!r}.", param, ctx)
         return int(value)
 
 
+def sets_option(*names: str, help: str):
+    """Return an option that takes sets of one role."""
+    return click.option(*names, metavar="NAME=PATH", type=Pair("PATH"), multiple=True, help=help)
+
+
 @click.command(short_help="Run a model over image sets and record its outputs.")
 @chained(model_options, run_option)
-@click.option("--id", "ids", metavar="NAME=PATH", type=Pair("PATH"), multiple=True, help="ID set.")
-@click.option(
-    "--ood", "oods", metavar="NAME=PATH", type=Pair("PATH"), multiple=True, help="OOD set."
+@sets_option("--id", "ids", help="ID set.")
+@sets_option("--ood", "oods", help="OOD set.")
+@sets_option(
+    "--fit-set", "fit_sets", help="ID set that methods learn from, and that is not tested on."
 )
-@click.option(
-    "--fit-set",
-    "fit_sets",
-    metavar="NAME=PATH",
-    type=Pair("PATH"),
-    multiple=True,
-    help="ID set that methods learn from, and that is not tested on.",
-)
-@click.option(
-    "--data", "data", metavar="NAME=PATH", type=Pair("PATH"), multiple=True, help="Another set."
-)
+@sets_option("--data", "data", help="Another set.")
 @click.option(
     "--layers",
     metavar="L",
@@ -99,13 +104,13 @@ class BatchSize(click.ParamType):
 )
 @click.option(
     "--keep-dtype",
-    type=click.Choice(["float32", "float16"]),
-    default="float32",
+    type=click.Choice(KEPT_TYPES),
+    default=KEPT_TYPES[0],
     help="How --keep stores.",
 )
 @click.option(
     "--record",
-    type=click.Choice(["odin", "mahalanobis"]),
+    type=click.Choice(RECORDED_METHODS),
     multiple=True,
     help="Run what a method needs beside the forward: odin, perturbed images (--epsilon); "
     "mahalanobis, the confidences of every stage (--fit). May be repeated.",
@@ -131,12 +136,10 @@ class BatchSize(click.ParamType):
 @click.option(
     "--batch-size", type=BatchSize(), default=64, show_default=True, help="Images a forward."
 )
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
-)
+@click.option("--device", type=click.Choice(DEVICES), default=AUTO, show_default=True)
 @click.option(
     "--precision",
-    type=click.Choice(["float32", "tf32", "bfloat16", "float16"]),
+    type=click.Choice(PRECISIONS),
     help="Default: float32; tf32 is for CUDA.",
 )
 @click.option("--workers", metavar="N", type=click.IntRange(0), help="Decoding processes.")
@@ -154,15 +157,15 @@ class BatchSize(click.ParamType):
 )
 @click.option(
     "--on-error",
-    type=click.Choice(["fail", "skip"]),
-    default="fail",
+    type=click.Choice(ON_ERROR),
+    default=ON_ERROR[0],
     show_default=True,
     help="At an image that cannot be read.",
 )
 @click.option(
     "--gradients",
-    type=click.Choice(["rules", "vmap", "reference"]),
-    default="rules",
+    type=click.Choice(GRADIENTS),
+    default=GRADIENTS[0],
     show_default=True,
     help="How inner norms are computed; the results agree.",
 )
@@ -261,7 +264,7 @@ def _settings(known, **how) -> dict:
         how["precision"] = how["precision"] or known.precision
     else:
         how["preprocessing"] = overrides
-        how["precision"] = how["precision"] or "float32"
+        how["precision"] = how["precision"] or PRECISIONS[0]
     defaults = {"layers": ("all",), "p": (1.0,), "target": ("uniform",)}
     for name, default in defaults.items():
         how[name] = how[name] or default

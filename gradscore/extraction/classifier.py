@@ -38,7 +38,7 @@ class Classifier:
         model: The classifier, in evaluation mode.
         head: Its last layer.
         device: Where it is.
-        precision: One of :data:`~gradscore.extraction.settings.PRECISIONS`; in half precision the
+        precision: One of :data:`~gradscore.choices.PRECISIONS`; in half precision the
             forward runs under autocast.
     """
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gradscore.choices import AUTO
 from gradscore.data import ImageSet, batch_spans, decoding_processes, load_batches
 from gradscore.errors import DataError
 from gradscore.extraction.classifier import find_batch_size, recorded_batch_size
@@ -21,7 +22,7 @@ from gradscore.extraction.computing import Computer, Rows, SamePictures
 from gradscore.extraction.plan import Plan, Stretch
 from gradscore.extraction.probes import make_probes
 from gradscore.extraction.resolved import Resolved
-from gradscore.extraction.settings import AUTO, Progress, Settings
+from gradscore.extraction.settings import Progress, Settings
 from gradscore.run import BASE, FailedRow, RunStore
 
 SHARD_BYTES = 64 << 20

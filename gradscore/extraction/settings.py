@@ -9,19 +9,12 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from gradscore.choices import AUTO, DEVICES, GRADIENTS, ON_ERROR, PRECISIONS, RECORDED_METHODS
 from gradscore.errors import InvalidArgument, RunError
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.objective import check_epsilon
 from gradscore.run import ROLES
 from gradscore.run.layout import check_set_name
-
-AUTO = "auto"
-DEVICES = (AUTO, "cpu", "cuda")
-PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
-GRADIENTS = ("rules", "reference", "vmap")
-ON_ERROR = ("fail", "skip")
-RECORDED = ("odin", "mahalanobis")
-"""Methods with a pass of their own."""
 
 Sets = Mapping[str, tuple[str | None, str | os.PathLike]]
 """Set name to its role and where its images are."""
@@ -205,8 +198,10 @@ def _check_recorded(settings: Settings) -> None:
     """Raise where a method to record is unknown or lacks its option, or an option its method."""
     methods, epsilon, fit = settings.record, settings.epsilon, settings.fit
     for method in methods:
-        if method not in RECORDED:
-            raise InvalidArgument(f"Expected record {' or '.join(RECORDED)}, got {method!r}.")
+        if method not in RECORDED_METHODS:
+            raise InvalidArgument(
+                f"Expected record {' or '.join(RECORDED_METHODS)}, got {method!r}."
+            )
     if epsilon and "odin" not in methods:
         raise InvalidArgument(
             f"Expected epsilon with record odin only, got {epsilon[0]}; add `record='odin'`."

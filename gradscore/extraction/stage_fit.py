@@ -14,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gradscore.choices import AUTO
 from gradscore.data import Batch, ImageSet, decoding_processes, load_batches
 from gradscore.errors import DataError
 from gradscore.extraction.classifier import Classifier, memory_for
 from gradscore.extraction.probes import StageFit, fgsm, stage_confidences
-from gradscore.extraction.settings import AUTO, Settings, require_equal
+from gradscore.extraction.settings import Settings, require_equal
 from gradscore.gaussians import ClassGaussians, fit_gaussians
 from gradscore.layers.features import find_stages, observe_stages
 from gradscore.metrics import fpr95

@@ -17,21 +17,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gradscore.choices import KEPT_TYPES
 from gradscore.errors import RunError
 from gradscore.run import layout
 from gradscore.run.contents import shard_file
 from gradscore.run.files import DamagedFile
 from gradscore.run.layout import PassInfo, RunInfo, SetInfo
 
-LARGEST_FILE = 1 << 26
-"""Most bytes of a ``run.json``: more than a hundred thousand shards."""
 ABSENT = {1: ("class_names", "fits", "notice"), 2: ()}
 """Format to the fields that may be absent, and then have their defaults."""
 UNKNOWN = {1: ("class_names",), 2: ()}
 """Format to the fields that it does not have."""
 LARGEST_NUMBER = 2**63 - 1
 _CHECKSUM = re.compile(rb'"checksum": "([0-9a-f]{64})"\n}\n\Z')
-_TYPES = ("float32", "float16")
 
 
 def encode(info: RunInfo) -> bytes:
@@ -128,7 +126,9 @@ def _check_pass(info: RunInfo, entry: PassInfo) -> None:
         )
     elif entry.kind == "keep":
         _require(entry.name == f"keep-{details.get('module')}", f"its module {what}")
-        _require(details.get("dtype") in _TYPES, f"a dtype of {' or '.join(_TYPES)} {what}")
+        _require(
+            details.get("dtype") in KEPT_TYPES, f"a dtype of {' or '.join(KEPT_TYPES)} {what}"
+        )
         _require(_is_shape(details.get("shape")), f"a shape {what}")
     elif entry.kind == "odin":
         epsilon = details.get("epsilon")

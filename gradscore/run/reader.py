@@ -20,9 +20,12 @@ from gradscore.run.hints import (
     repair_commands,
     repair_hint,
 )
-from gradscore.run.index import LARGEST_FILE, decode
+from gradscore.run.index import decode
 from gradscore.run.layout import BASE, RUN_FILE, PassInfo, RunInfo, SetInfo
 from gradscore.run.shard import ShardReader
+
+LARGEST_INDEX = 1 << 26
+"""Most bytes of a ``run.json``: more than a hundred thousand shards."""
 
 
 class RunReader:
@@ -211,7 +214,7 @@ def read_info(path: Path) -> RunInfo:
     if not os.path.lexists(file):
         raise RunError(f"No run in {path}; make one with {new_run_command(path)}.")
     with repair_hint(path, None):
-        return decode(read_below(path, RUN_FILE, LARGEST_FILE), file)
+        return decode(read_below(path, RUN_FILE, LARGEST_INDEX), file)
 
 
 def _what(name: str) -> str:

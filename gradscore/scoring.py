@@ -80,13 +80,14 @@ def iterate_scores(
     )
     passes = tuple(dict.fromkeys(name for plan in plans for name in plan.passes))
     rows = min(plan.rows for plan in plans)
-    shared = {norm for plan in plans for norm in plan.shared}
+    orders = dict.fromkeys(order for plan in plans for order in plan.feature_orders)
+    deviations = dict.fromkeys(objective for plan in plans for objective in plan.deviations)
     threads = _computing_threads(plans)
     for name in names:
         run.require_complete(name, ("base", *passes))
     for name in names:
         for arrays in run.blocks(name, fields=fields, norms=passes, rows=rows):
-            block = Block(arrays, shared, device)
+            block = Block(arrays, orders, deviations, device)
             with _torch_threads(threads):
                 _check_finite(block, name, fields, passes)
                 scored = {
@@ -178,7 +179,7 @@ def _kernel_device(backend: str, plans: Sequence[Plan]) -> str | None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     asked = use_triton(backend, torch.empty(0, device=device)) and backend == "triton"
     # Of the closed form's scores only gradnorm itself takes features and logits together.
-    if asked and not any({"features", "logits"} <= set(p.fields) and p.shared for p in plans):
+    if asked and not any(plan.feature_orders and plan.deviations for plan in plans):
         raise InvalidArgument(
             "Expected a question that backend 'triton' serves, gradnorm with layers last, "
             "got none; choose `backend='auto'`."
@@ -192,8 +193,8 @@ def _computing_threads(plans: Sequence[Plan]) -> int:
     Where reading is what takes the time, it must have a core for itself: a thread of torch that
     shares it keeps all others waiting, and those wait by spinning.
     """
-    norms = {norm for plan in plans for norm in plan.shared}
-    light = len(norms) <= LIGHT and all(plan.shared for plan in plans)
+    norms = {norm for plan in plans for norm in (*plan.feature_orders, *plan.deviations)}
+    light = len(norms) <= LIGHT and all(p.feature_orders or p.deviations for p in plans)
     threads = torch.get_num_threads()
     return max(1, threads - 1) if light else threads
 

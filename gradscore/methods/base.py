@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradscore.errors import InvalidArgument
-from gradscore.methods.block import Block, Shared
+from gradscore.methods.block import Block
 from gradscore.norms import number_name
 from gradscore.objective import Objective, check_epsilon
 from gradscore.run import PassInfo, RunInfo, SetInfo
@@ -154,7 +154,8 @@ class Plan:
         score: ``(state, block) -> scores [rows]``, float64; higher means more ID.
         fields: What it reads of the base pass, of ``features`` and ``logits``.
         passes: Names of the passes that it reads beside it.
-        shared: Norms that other scores may want too.
+        feature_orders: Orders of the norms of the features that it takes from the block.
+        deviations: Objectives of the deviations whose norms it takes from the block.
         fit: Learns, or loads, the state once for all rows; without it the state is None.
         rows: Most rows to read at once.
     """
@@ -162,7 +163,8 @@ class Plan:
     score: Callable[[Any, Block], Tensor]
     fields: tuple[str, ...] = ()
     passes: tuple[str, ...] = ()
-    shared: tuple[Shared, ...] = ()
+    feature_orders: tuple[float, ...] = ()
+    deviations: tuple[Objective, ...] = ()
     fit: Callable[[], Any] | None = None
     rows: int = ROWS
 

@@ -1,47 +1,36 @@
-"""Some rows of a run, with the intermediate results that several scores share."""
+"""Some rows of a run, with the norms that several scores share."""
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from gradscore.closed_form import deviation_norms, feature_norms
-
-
-class Shared(NamedTuple):
-    """A norm that several scores may want: of the features, or of the softmax deviation.
-
-    Attributes:
-        p: Order of the norm.
-        temperature: Softmax temperature; None for the norm of the features.
-        target: Target of the deviation; None for the norm of the features.
-    """
-
-    p: float
-    temperature: float | None = None
-    target: str | None = None
+from gradscore.objective import Objective
 
 
 class Block:
     """Consecutive rows of one set.
 
-    Attributes:
+    Args:
         arrays: The recorded arrays by name, as read from the run; each ``[rows, ...]``.
+        feature_orders: Orders of the norms of the features that scores will want.
+        deviations: Objectives of the softmax deviations whose norms scores will want.
         device: Where the Triton kernels shall score the last layer; None for torch, here.
     """
 
     def __init__(
         self,
         arrays: Mapping[str, NDArray],
-        shared: Iterable[Shared] = (),
+        feature_orders: Iterable[float] = (),
+        deviations: Iterable[Objective] = (),
         device: str | None = None,
     ) -> None:
         self.arrays = arrays
         self.device = device
-        self._shared = list(dict.fromkeys(shared))
-        self._norms: dict[Shared, Tensor] = {}
+        self._orders, self._deviations = list(feature_orders), list(deviations)
+        self._norms: dict[float | Objective, Tensor] = {}
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -61,20 +50,30 @@ class Block:
         """Return what pass ``name`` recorded for these rows, shape ``[rows, ...]``."""
         return torch.as_tensor(self.arrays[name], device="cpu")
 
-    def norm(self, wanted: Shared) -> Tensor:
-        """Return a norm that was announced, computed together with the others of its input.
+    def feature_norm(self, order: float) -> Tensor:
+        """Return a norm of the features that was announced, computed together with the others.
 
         Args:
-            wanted: One of the ``shared`` that the block was made with.
+            order: One of the ``feature_orders`` that the block was made with.
 
         Returns:
             Norms, shape ``[rows]``, float64.
         """
-        if wanted not in self._norms:
-            asked = [norm for norm in self._shared if (norm.target is None) == (not wanted.target)]
-            if wanted.target is None:
-                norms = feature_norms(self.features, [norm.p for norm in asked])
-            else:
-                norms = deviation_norms(self.logits, asked)
-            self._norms.update(zip(asked, norms, strict=True))
-        return self._norms[wanted]
+        if order not in self._norms:
+            norms = feature_norms(self.features, self._orders)
+            self._norms.update(zip(self._orders, norms, strict=True))
+        return self._norms[order]
+
+    def deviation_norm(self, objective: Objective) -> Tensor:
+        """Return a deviation's norm that was announced, computed together with the others.
+
+        Args:
+            objective: One of the ``deviations`` that the block was made with.
+
+        Returns:
+            Norms, shape ``[rows]``, float64.
+        """
+        if objective not in self._norms:
+            norms = deviation_norms(self.logits, self._deviations)
+            self._norms.update(zip(self._deviations, norms, strict=True))
+        return self._norms[objective]

@@ -1,4 +1,4 @@
-"""Scores of the logits alone: KL, maximum softmax probability, maximum logit, energy, ODIN.
+"""Scores of the logits alone: KL, maximum softmax probability, maximum logit, energy, ODIN, GEN.
 
 All are computed in float64: in float32 the softmax of a confident input is 1, and a large share
 of real ID data would tie.
@@ -17,6 +17,9 @@ from gradscore.methods.block import Block
 from gradscore.norms import number_name
 from gradscore.objective import kl_divergence
 from gradscore.run import extract_command, odin_name, odin_options
+
+GEN_GAMMA, GEN_LARGEST = 0.1, 100
+"""Exponent and number of classes, of GEN's paper."""
 
 
 def _of_logits(score: Callable[..., Tensor]) -> Callable[[ScoreSpec, RecordedRun], Plan]:
@@ -54,6 +57,26 @@ def max_softmax(logits: Tensor, temperature: float) -> Tensor:
         d = block.double() - block.amax(dim=1, keepdim=True)
         parts.append(d.div_(temperature).exp_().sum(dim=1))
     return 1 / torch.cat(parts)
+
+
+def gen(logits: Tensor, *, gamma: float = GEN_GAMMA, largest: int = GEN_LARGEST) -> Tensor:
+    """Return the generalised entropy ``-sum_j q_j^gamma (1 - q_j)^gamma`` (Liu et al., CVPR 2023).
+
+    Args:
+        logits: Shape ``[rows, classes]``.
+        gamma: The exponent.
+        largest: Only so many of the largest probabilities count.
+
+    Returns:
+        At most 0, shape ``[rows]``, float64.
+    """
+    q = torch.softmax(logits.double(), dim=1)
+    rest = 1 - q
+    # Of the most probable class as the sum of all others, which keeps its digits near 1.
+    first = q.argmax(dim=1, keepdim=True)
+    rest.scatter_(1, first, q.scatter(1, first, 0).sum(dim=1, keepdim=True))
+    places = q.topk(min(largest, q.shape[1]), dim=1).indices
+    return -(q * rest).gather(1, places).pow(gamma).sum(dim=1)
 
 
 def _plan_odin(spec: ScoreSpec, run: RecordedRun) -> Plan:

@@ -2,18 +2,19 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from gradscore.errors import InvalidArgument, RunError
 from gradscore.methods.base import RecordedRun
 from gradscore.run import FitInfo, RunStore, describe_fit
 
 Arrays = dict[str, NDArray]
-Blocks = Iterator[Arrays]
-"""Consecutive rows of a set, the recorded arrays by name."""
+Source = Callable[[], Iterator[Arrays]]
+"""Gives a set's rows in blocks, the recorded arrays by name; it may be called again."""
 
 
 def labelled_set(fit: str) -> tuple[str]:
@@ -38,7 +39,7 @@ def fitted(
     run: RunStore,
     method: str,
     sets: Sequence[str],
-    learn: Callable[..., Mapping[str, Any]],
+    learn: Callable[..., Mapping[str, ArrayLike]],
     *,
     settings: Mapping[str, Any],
     fields: Sequence[str] = ("index",),
@@ -50,7 +51,7 @@ def fitted(
         run: The run's store, open for reading.
         method: Who learns.
         sets: The sets that it learns from.
-        learn: From the blocks of each of the sets to named arrays.
+        learn: From a source of the rows of each set to named arrays.
         settings: Everything else that the result depends on.
         fields: What it reads of the base pass.
         passes: Names of the passes that it reads beside it.
@@ -61,7 +62,8 @@ def fitted(
     entry = describe_fit(run.info, method, sets, settings)
     arrays = run.read_fit(entry.name)
     if arrays is None:
-        learned = learn(*(run.blocks(name, fields=fields, norms=passes) for name in sets))
+        read = partial(run.blocks, fields=fields, norms=passes)
+        learned = learn(*(partial(read, name) for name in sets))
         arrays = {name: np.asarray(array) for name, array in learned.items()}
         # A run that is read-only, or being written by another process, can be scored all the same.
         with suppress(RunError):

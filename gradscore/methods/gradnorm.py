@@ -7,7 +7,6 @@ behind a kept module again.
 
 from dataclasses import asdict
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from gradscore.closed_form import last_layer_score
 from gradscore.errors import InvalidArgument, ModelError, NotRecorded
 from gradscore.extraction.replay import Replay, kept_pass
 from gradscore.methods.base import Method, Plan, RecordedRun, ScoreSpec
-from gradscore.methods.block import Block, Shared
+from gradscore.methods.block import Block
 from gradscore.norms import combine_norms
 from gradscore.run import extract_command
 from gradscore.selection import select
@@ -27,8 +26,12 @@ REPLAYED_ROWS = 64
 def _plan_gradnorm(spec: ScoreSpec, run: RecordedRun) -> Plan:
     """Plan the closed form, or recorded norms, or the part of the network that is run again."""
     if spec.layers == "last" and run.info.head.closed_form:
-        score, shared = partial(_closed_form, spec), _factors(spec)
-        return Plan(score, fields=("features", "logits"), shared=shared)
+        return Plan(
+            partial(_closed_form, spec),
+            fields=("features", "logits"),
+            feature_orders=(spec.p,),
+            deviations=(spec.objective,),
+        )
     try:
         name, columns = norm_columns(spec, run)
     except NotRecorded:
@@ -49,7 +52,7 @@ def _closed_form(spec: ScoreSpec, state: None, block: Block) -> Tensor:
         rows = (values.to(block.device) for values in (block.features, block.logits))
         how = asdict(spec.objective)
         return last_layer_score(*rows, **how, backend="triton").double().cpu()
-    u, v = (block.norm(factor) for factor in _factors(spec))
+    u, v = block.feature_norm(spec.p), block.deviation_norm(spec.objective)
     classes = block.logits.shape[1] if spec.target == "uniform" else 1
     return _signed(spec, u * v / (classes * spec.temperature))
 
@@ -69,20 +72,22 @@ def _signed(spec: ScoreSpec, norm: Tensor) -> Tensor:
     return norm if spec.target == "uniform" else -norm
 
 
-def _factors(spec: ScoreSpec) -> tuple[Shared, Shared]:
-    """Return U and V, as a block computes them once for all who want them."""
-    objective = spec.objective
-    return Shared(objective.p), Shared(objective.p, objective.temperature, objective.target)
-
-
-def _plan_factor(spec: ScoreSpec, run: RecordedRun, *, place: int, field: str) -> Plan:
+def _plan_u(spec: ScoreSpec, run: RecordedRun) -> Plan:
     require_closed_form(spec, run)
-    factor = _factors(spec)[place]
 
-    def score(state: Any, block: Block) -> Tensor:
-        return block.norm(factor)
+    def score(state: None, block: Block) -> Tensor:
+        return block.feature_norm(spec.p)
 
-    return Plan(score, fields=(field,), shared=(factor,))
+    return Plan(score, fields=("features",), feature_orders=(spec.p,))
+
+
+def _plan_v(spec: ScoreSpec, run: RecordedRun) -> Plan:
+    require_closed_form(spec, run)
+
+    def score(state: None, block: Block) -> Tensor:
+        return block.deviation_norm(spec.objective)
+
+    return Plan(score, fields=("logits",), deviations=(spec.objective,))
 
 
 def require_closed_form(spec: ScoreSpec, run: RecordedRun) -> None:
@@ -157,13 +162,13 @@ GRADNORM = Method(
 U = Method(
     "u",
     "U = |x|_p, the feature factor of Eq. 9.",
-    plan=partial(_plan_factor, place=0, field="features"),
+    plan=_plan_u,
     options={"p": 1.0},
 )
 
 V = Method(
     "v",
     "V = |1 - C softmax(f/T)|_p, the output factor of Eq. 9.",
-    plan=partial(_plan_factor, place=1, field="logits"),
+    plan=_plan_v,
     options={"p": 1.0, "temperature": 1.0},
 )

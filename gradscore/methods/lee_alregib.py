@@ -16,7 +16,7 @@ from torch import Tensor
 from gradscore.errors import NotRecorded, RunError
 from gradscore.methods.base import Method, Plan, RecordedRun, ScoreSpec
 from gradscore.methods.block import Block
-from gradscore.methods.fitted import Arrays, Blocks, fitted, require_sets
+from gradscore.methods.fitted import Arrays, Source, fitted, require_sets
 
 TARGET = "all-ones"
 CLASSIFIER = {
@@ -37,8 +37,10 @@ def _plan(spec: ScoreSpec, run: RecordedRun) -> Plan:
     sets = spec.fit_sets()
     require_sets(run, sets)
 
-    def learn(*sides: Blocks) -> Arrays:
-        features = [np.concatenate([squared(block[name]) for block in side]) for side in sides]
+    def learn(*sources: Source) -> Arrays:
+        features = [
+            np.concatenate([squared(block[name]) for block in source()]) for source in sources
+        ]
         if not all(np.isfinite(side).all() for side in features):
             raise RunError(f"Expected finite norms in the sets {spec.fit}, got others.")
         return fit_classifier(*features)

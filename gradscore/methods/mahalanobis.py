@@ -15,7 +15,7 @@ from gradscore.errors import NotRecorded, RunError
 from gradscore.gaussians import ClassGaussians, fit_gaussians
 from gradscore.methods.base import Method, Plan, RecordedRun, ScoreSpec
 from gradscore.methods.block import Block
-from gradscore.methods.fitted import Arrays, Blocks, fitted, labelled_set, require_sets
+from gradscore.methods.fitted import Arrays, Source, fitted, labelled_set, require_sets
 from gradscore.methods.gradnorm import require_closed_form
 from gradscore.run import extract_command, mahalanobis_name, mahalanobis_options
 
@@ -38,10 +38,10 @@ def _confidence(gaussians: ClassGaussians, block: Block) -> Tensor:
     return gaussians.confidence(block.features)
 
 
-def _learn(run: RecordedRun, name: str, blocks: Blocks) -> dict[str, Tensor]:
+def _learn(run: RecordedRun, name: str, source: Source) -> dict[str, Tensor]:
     """Return the Gaussians of the labelled rows of the set ``name``."""
     features, labels = [], []
-    for block in blocks:
+    for block in source():
         known = torch.as_tensor(block["label"], device="cpu") >= 0
         features.append(torch.as_tensor(block["features"], device="cpu")[known])
         labels.append(torch.as_tensor(block["label"], device="cpu")[known])

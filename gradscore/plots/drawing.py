@@ -82,8 +82,8 @@ def save_densities(
                     label=f"{name} (OOD)",
                 )
         cut = everything.min() < low or everything.max() > high
-        told = f"\n(the end bins hold the lowest and the highest {CUT}%, too)" if cut else ""
-        axis.set_xlabel(label + told)
+        note = f"\n(the end bins hold the lowest and the highest {CUT}%, too)" if cut else ""
+        axis.set_xlabel(label + note)
         axis.set_yscale("log" if spiky else "linear")
         axis.set_ylim(floor, 100 if spiky else None)
         axis.set_ylabel(f"Share of images per bin (%{', log scale' if spiky else ''})")

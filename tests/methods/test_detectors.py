@@ -8,7 +8,7 @@ from helpers import detectors as literal
 from gradscore.errors import InvalidArgument
 from gradscore.methods.activation import ash, fit_react, react, scale
 from gradscore.methods.boundary import fdbd, fit_fdbd
-from gradscore.methods.entropy import gen
+from gradscore.methods.confidence import gen
 from gradscore.methods.laplace import (
     evidence,
     fit_laplace,

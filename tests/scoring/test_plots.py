@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from helpers.recorded_run import make_run
 
+from gradscore import plots
 from gradscore.ablation import ABLATIONS, ablate, compare
 from gradscore.errors import GradScoreError, InvalidArgument, RunError
 from gradscore.methods import ScoreSpec
-from gradscore.plots import drawing, figures, plot_ablation, plot_comparison, save_densities
+from gradscore.plots import drawing, plot_ablation, plot_comparison, save_densities
 
 pytest.importorskip("matplotlib")
 
@@ -156,5 +157,5 @@ def test_a_legend_names_its_settings():
         {"method": "gradnorm", "p": 1.0, "temperature": 1.0},
         {"method": "odin", "p": None, "temperature": 1000.0},
     ]
-    name = figures._told(rows, ("method", "p", "temperature"))
+    name = plots._row_name(rows, ("method", "p", "temperature"))
     assert [name(row) for row in rows] == ["gradnorm, T = 1", "odin, T = 1000"]

@@ -44,96 +44,122 @@ TF32 = (2e-2, 1e-2)
 _RULES_ALONE: ContextVar[bool] = ContextVar("rules alone", default=False)
 
 
-def known_kinds(model: nn.Module) -> dict[Hashable, frozenset[str]]:
-    """Return the parameters that only autograd serves, by kind of batch already compared.
-
-    Whoever compares adds to it; a model in another state has nothing in it.
-    """
-    return state_of(model).found.setdefault(disagreeing, {})
-
-
 def samples_to_check(batch: int, *, first: bool) -> list[int]:
     """Return the numbers of the samples to compare: several of a model's first batch, then one."""
     count = min(batch, FIRST_SAMPLES) if first else 1
     return sorted({batch - 1 - i * batch // count for i in range(count)})
 
 
-def disagreeing(
-    model: nn.Module,
-    images: Tensor,
-    cotangent: Tensor,
-    selected: Mapping[str, Tensor],
-    norms: Mapping[str, Tensor | None],
-    orders: Sequence[float],
-    coarsest: torch.dtype,
-) -> frozenset[str]:
-    """Return the parameters of which the norms of some samples are not autograd's.
+class CrossCheck:
+    """What plain autograd says of a batch: one backward of a sample alone, on a copy of the model.
 
     Args:
         model: The model; it is left as it is found.
         images: Its input, shape ``[batch, ...]``.
-        cotangent: Gradient of the summed losses with respect to the logits.
         selected: The parameters by name.
-        norms: What the engine computed, ``[batch, len(orders)]`` by name; ``None`` where no
-            gradient arrived.
-        orders: Orders of the norms.
-        coarsest: The coarsest type that took part.
+        kind: What a comparison holds for, besides the parameters and the state of the model.
 
-    Raises:
-        ModelError: If the logits carry no gradient at all.
+    Attributes:
+        unseen: The parameters that only autograd serves, or ``None`` where no batch of this kind
+            was compared so far.
     """
-    if not norms:
-        return frozenset()
-    tolerance, share = TOLERANCES.get(coarsest, COARSE)
-    if coarsest == torch.float32 and not images.is_cpu:
-        tolerance, share = TF32
-    samples = samples_to_check(len(images), first=not known_kinds(model))
-    compared = [k for k, p in enumerate(orders) if p >= 1]
-    asked = {name: selected[name] for name in norms}
-    some = [orders[k] for k in compared]
-    wrong: set[str] = set()
-    rows = autograd_norms(model, images, samples, cotangent, asked, some).double().cpu()
-    for sample, expected in zip(samples, rows.unbind(1), strict=True):
-        whole = torch.stack([vector_norm(row, p) for row, p in zip(expected, some, strict=True)])
-        bound = tolerance * torch.maximum(expected, share * whole[:, None])
-        for k, name in enumerate(norms):
-            got = norms[name]
-            if got is None:
-                differs = expected[:, k] > 0
-            elif _RULES_ALONE.get():
-                continue
-            else:
-                differs = (got[sample, compared].cpu().double() - expected[:, k]).abs() > bound[
-                    :, k
-                ]
-            if differs.any():
-                wrong.add(name)
-    return frozenset(wrong)
 
+    def __init__(
+        self, model: nn.Module, images: Tensor, selected: Mapping[str, Tensor], kind: Hashable
+    ) -> None:
+        self._model, self._images, self._selected = model, images, selected
+        self._kind = tuple(selected), kind
+        self.unseen = self._known().get(self._kind)
 
-def autograd_norms(
-    model: nn.Module,
-    images: Tensor,
-    samples: Sequence[int],
-    cotangent: Tensor,
-    selected: Mapping[str, Tensor],
-    orders: Sequence[float],
-) -> Tensor:
-    """Return norms ``[len(orders), len(samples), K]`` of some samples by one backward for each.
+    def _known(self) -> dict[Hashable, frozenset[str]]:
+        """Return what was found for each kind of batch in the state that the model is in."""
+        return state_of(self._model).found.setdefault(CrossCheck, {})
 
-    Arguments are those of :func:`disagreeing`.
+    def compare(
+        self,
+        cotangent: Tensor,
+        norms: Mapping[str, Tensor | None],
+        orders: Sequence[float],
+        coarsest: torch.dtype,
+    ) -> None:
+        """Compare the engine's norms with autograd's, and note the parameters that differ.
 
-    Raises:
-        ModelError: If the logits carry no gradient at all.
-    """
-    norms = []
-    for sample in samples:
-        loss = partial(_product, cotangent[sample])
-        # Between two samples nothing remains that the model's code keeps outside of the copy.
-        alone = images[sample : sample + 1]
-        with unobserved(), preserve_state(model), wrap_forward_errors(model, alone):
-            norms.append(backward_norms(model, images, selected, [loss], orders, samples=[sample]))
-    return torch.cat(norms, dim=1)
+        Args:
+            cotangent: Gradient of the summed losses with respect to the logits.
+            norms: What the engine computed, ``[batch, len(orders)]`` by name; ``None`` where no
+                gradient arrived.
+            orders: Orders of the norms.
+            coarsest: The coarsest type that took part.
+
+        Raises:
+            ModelError: If the logits carry no gradient at all, or depend on a tensor that may
+                have been made of a parameter before.
+        """
+        wrong = self._differing(cotangent, norms, orders, coarsest) if norms else frozenset()
+        unused = [name for name, got in norms.items() if got is None and name not in wrong]
+        check_nothing_kept(self._model, self._images, unused)
+        self.unseen = self._known()[self._kind] = wrong
+
+    def _differing(
+        self,
+        cotangent: Tensor,
+        norms: Mapping[str, Tensor | None],
+        orders: Sequence[float],
+        coarsest: torch.dtype,
+    ) -> frozenset[str]:
+        """Return the parameters of which the norms of some samples are not autograd's."""
+        tolerance, share = TOLERANCES.get(coarsest, COARSE)
+        if coarsest == torch.float32 and not self._images.is_cpu:
+            tolerance, share = TF32
+        samples = samples_to_check(len(self._images), first=not self._known())
+        compared = [k for k, p in enumerate(orders) if p >= 1]
+        some = [orders[k] for k in compared]
+        wrong: set[str] = set()
+        rows = self.autograd_norms(samples, cotangent, list(norms), some).double().cpu()
+        for sample, expected in zip(samples, rows.unbind(1), strict=True):
+            whole = torch.stack([vector_norm(x, p) for x, p in zip(expected, some, strict=True)])
+            bound = tolerance * torch.maximum(expected, share * whole[:, None])
+            for k, (name, got) in enumerate(norms.items()):
+                if got is None:
+                    differs = expected[:, k] > 0
+                elif _RULES_ALONE.get():
+                    continue
+                else:
+                    error = (got[sample, compared].cpu().double() - expected[:, k]).abs()
+                    differs = error > bound[:, k]
+                if differs.any():
+                    wrong.add(name)
+        return frozenset(wrong)
+
+    def autograd_norms(
+        self,
+        samples: Sequence[int],
+        cotangent: Tensor,
+        names: Sequence[str],
+        orders: Sequence[float],
+    ) -> Tensor:
+        """Return norms ``[len(orders), len(samples), len(names)]`` by one backward a sample.
+
+        Args:
+            samples: Numbers of the samples asked for.
+            cotangent: Gradient of the summed losses with respect to the logits.
+            names: Names of the parameters asked for.
+            orders: Orders of the norms.
+
+        Raises:
+            ModelError: If the logits carry no gradient at all.
+        """
+        model, images, norms = self._model, self._images, []
+        selected = {name: self._selected[name] for name in names}
+        for sample in samples:
+            loss = partial(_product, cotangent[sample])
+            # Between two samples nothing remains that the model's code keeps outside of the copy.
+            alone = images[sample : sample + 1]
+            with unobserved(), preserve_state(model), wrap_forward_errors(model, alone):
+                norms.append(
+                    backward_norms(model, images, selected, [loss], orders, samples=[sample])
+                )
+        return torch.cat(norms, dim=1)
 
 
 def _product(cotangent: Tensor, logits: Tensor) -> Tensor:

@@ -4,12 +4,11 @@ A forward records where parameters are used; the backward brings the output grad
 a rule turns that into norms at once, and the gradient is freed before the next one arrives.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from gradscore import crosscheck
 from gradscore.capture import (
     Forward,
     backward_to_norms,
@@ -17,6 +16,7 @@ from gradscore.capture import (
     tie_parameters,
     unrecorded_forward,
 )
+from gradscore.crosscheck import CHECKED_ORDER, CrossCheck, check_no_graph_kept
 from gradscore.errors import InvalidArgument, ModelError
 from gradscore.graph import work_around_strides
 from gradscore.network import (
@@ -51,7 +51,7 @@ def record(model: nn.Module, images: Tensor, selected: Mapping[str, Tensor]) -> 
         raise InvalidArgument("Expected at least one image, got an empty batch.")
     with torch.inference_mode(False), hold_state(model):
         images = images.clone() if images.is_inference() else images.detach()
-        crosscheck.check_no_graph_kept(model, images)
+        check_no_graph_kept(model, images)
         try:
             check_independence(model, images, selected.values())
         except ModelError:
@@ -80,20 +80,11 @@ class Recording:
     ) -> None:
         self.names = tuple(selected)
         self.logits = forward.logits.detach()
-        self._model, self._images, self._forward = model, images, forward
-        self._selected = selected
+        self._forward = forward
         self._tied = tie_parameters(forward, selected)
-        self._kind = self._kind_of_batch()
-        self._unseen = crosscheck.known_kinds(model).get(self._kind)
-
-    def _kind_of_batch(self) -> Hashable:
-        """Return what a comparison with autograd holds for, besides the state of the model."""
         used = tuple(name for group in self._tied for name in group.names)
-        images = self._images
-        return (
-            *(self.names, used, len(self._forward.calls)),
-            *(images.shape, images.dtype, images.device),
-        )
+        kind = used, len(forward.calls), images.shape, images.dtype, images.device
+        self._crosscheck = CrossCheck(model, images, selected, kind)
 
     @property
     def rules(self) -> dict[str, str]:
@@ -101,7 +92,7 @@ class Recording:
         rules = dict.fromkeys(self.names, "unused")
         for group in self._tied:
             rules |= group.rules()
-        return rules | dict.fromkeys(self._unseen or (), "reference")
+        return rules | dict.fromkeys(self._crosscheck.unseen or (), "reference")
 
     def objective_norms(self, objectives: Sequence[Objective]) -> list[Tensor]:
         """Return the norms for several objectives; the recording can answer no more after it.
@@ -150,13 +141,16 @@ class Recording:
             cotangent = cotangent.clone() if cotangent.is_inference() else cotangent.detach()
             scaled, scale = _scaled(cotangent, self.logits.dtype)
             plain, factor = self._unscaled(cotangent, scaled, scale)
-            first = self._unseen is None
-            asked = (*orders, crosscheck.CHECKED_ORDER) if first else orders
+            first = self._crosscheck.unseen is None
+            asked = (*orders, CHECKED_ORDER) if first else orders
             found = backward_to_norms(self._forward, self._tied, scaled, asked, last=last)
             if first:
-                self._check(plain, asked, {n: x * (scale / factor) for n, x in found.items()})
+                self._compare(plain, {n: x * (scale / factor) for n, x in found.items()}, asked)
             found = {n: x[:, : len(orders)] * scale for n, x in found.items()}
-            self._ask_reference(plain, factor, orders, found)
+            if names := self._by_reference():
+                every = range(len(self.logits))
+                norms = self._crosscheck.autograd_norms(every, plain, names, orders)
+                found |= {name: norms[:, :, k].T * factor for k, name in enumerate(names)}
         dtype = torch.promote_types(self.logits.dtype, torch.float32)
         zeros = self.logits.new_zeros(len(self.logits), len(orders), dtype=dtype)
         columns = [found.get(name, zeros).to(dtype) for name in self.names]
@@ -173,44 +167,17 @@ class Recording:
         safe |= self._forward.differentiates
         return torch.where(safe, cotangent.to(dtype), scaled), torch.where(safe, 1.0, scale)
 
-    def _check(
-        self, cotangent: Tensor, orders: tuple[float, ...], found: dict[str, Tensor]
+    def _compare(
+        self, cotangent: Tensor, found: Mapping[str, Tensor], orders: Sequence[float]
     ) -> None:
         """Compare what was found with plain autograd, and leave to it what differs."""
-        asked = set(self.names).difference(self._by_reference())
-        norms = {name: found.get(name) for name in self.names if name in asked}
-        self._unseen = crosscheck.disagreeing(
-            self._model,
-            self._images,
-            cotangent,
-            self._selected,
-            norms,
-            orders,
-            self._forward.coarsest,
-        )
-        used = found.keys() | self._unseen
-        unused = [name for name in norms if name not in used]
-        crosscheck.check_nothing_kept(self._model, self._images, unused)
-        crosscheck.known_kinds(self._model)[self._kind] = self._unseen
+        left = set(self._by_reference())
+        norms = {name: found.get(name) for name in self.names if name not in left}
+        self._crosscheck.compare(cotangent, norms, orders, self._forward.coarsest)
 
     def _by_reference(self) -> list[str]:
         names = [n for group in self._tied if group.by_reference for n in group.names]
-        return list(dict.fromkeys([*names, *(self._unseen or ())]))
-
-    def _ask_reference(
-        self,
-        cotangent: Tensor,
-        factor: Tensor,
-        orders: tuple[float, ...],
-        found: dict[str, Tensor],
-    ) -> None:
-        names = self._by_reference()
-        if names:
-            selected = {name: self._selected[name] for name in names}
-            norms = crosscheck.autograd_norms(
-                self._model, self._images, range(len(self._images)), cotangent, selected, orders
-            )
-            found |= {name: norms[:, :, k].T * factor for k, name in enumerate(names)}
+        return list(dict.fromkeys([*names, *(self._crosscheck.unseen or ())]))
 
 
 def _scaled(cotangent: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

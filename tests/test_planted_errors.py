@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradscore import crosscheck, recording, verification
+from gradscore import recording, verification
 from gradscore.capture.batch_dimension import BatchDimension
+from gradscore.crosscheck import CrossCheck
 from gradscore.objective import Objective
 from gradscore.rules import RULES
 from gradscore.verification import verify
@@ -123,8 +124,8 @@ def drifted(norms):
 
 
 def drifted_for_the_reference(norms):
-    def rolled(model, images, samples, cotangent, *args):
-        return norms(model, images, samples, cotangent.roll(1, 0), *args)
+    def rolled(self, samples, cotangent, *args):
+        return norms(self, samples, cotangent.roll(1, 0), *args)
 
     return rolled
 
@@ -153,7 +154,7 @@ PLANTED = {
     "a mixed batch": lambda patch: changing(patch, recording, "record_forward", mixed),
     "drifted cotangents": of_norms(drifted),
     "cotangents drifted for the reference": lambda patch: changing(
-        patch, crosscheck, "autograd_norms", drifted_for_the_reference
+        patch, CrossCheck, "autograd_norms", drifted_for_the_reference
     ),
     "rows of other samples": lambda patch: changing(
         patch, BatchDimension, "batch_first", of_others
@@ -174,7 +175,7 @@ PLANTED = {
 @pytest.fixture(autouse=True)
 def _uncorrected(monkeypatch):
     """Let the engine's own comparison with autograd correct nothing."""
-    monkeypatch.setattr(crosscheck, "disagreeing", lambda *args: frozenset())
+    monkeypatch.setattr(CrossCheck, "_differing", lambda *args: frozenset())
 
 
 def test_nothing_is_found_where_nothing_is_planted():

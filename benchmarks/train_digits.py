@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
 from gradscore.data.named import digit_arrays
-from gradscore.models.digits import PREPROCESSING, DigitsNet
+from gradscore.models.families import DIGITS_PREPROCESSING, DigitsNet
 
 EPOCHS = 30
 BATCH = 64
@@ -31,12 +31,12 @@ SEED = 0
 def prepared(split: str) -> tuple[Tensor, Tensor]:
     """Return the images ``[n, 1, 8, 8]`` and labels ``[n]`` of an embedded set."""
     images, labels, _ = digit_arrays(split)
-    return torch.stack([PREPROCESSING(image) for image in images]), torch.from_numpy(labels)
+    return torch.stack([DIGITS_PREPROCESSING(image) for image in images]), torch.from_numpy(labels)
 
 
 def shifted(images: Tensor) -> Tensor:
     """Return the images, each moved by up to one pixel in either direction."""
-    dark = (0 - PREPROCESSING.mean[0]) / PREPROCESSING.std[0]
+    dark = (0 - DIGITS_PREPROCESSING.mean[0]) / DIGITS_PREPROCESSING.std[0]
     padded = pad(images, (1, 1, 1, 1), value=dark)
     corners = torch.randint(0, 3, (len(images), 2)).tolist()
     moved = zip(padded, corners, strict=True)

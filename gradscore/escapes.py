@@ -6,9 +6,12 @@ computes.
 """
 
 import re
+from collections.abc import Iterable
 
 LONGEST = 2000
 """Characters of a message that are shown."""
+LONGEST_NAME = 80
+"""Characters of a name that a message shows."""
 FORMULAS = "=+-@\t\r\uff1d\uff0b\uff0d\uff20"
 """With these, or their wide forms, a cell begins that a spreadsheet would compute."""
 MARK = "'"
@@ -38,6 +41,14 @@ def message(text: object) -> str:
         return text
     half = LONGEST // 2
     return f"{text[:half]} ... {text[-half:]}"
+
+
+def listed(names: Iterable[object], shown: int = 8) -> str:
+    """Return the first names, of each its beginning, and how many more there are."""
+    names = [str(name) for name in names]
+    names = [name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..." for name in names]
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def to_cell(text: str) -> str:

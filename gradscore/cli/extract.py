@@ -242,7 +242,7 @@ def _existing(run_path: str):
 
 def _of_run(path: Path, known, model: str | None, weights: str | None):
     """Return the model and its weights; where it is the run's, what is not given is the run's."""
-    from gradscore.models.spec import ModelSpec
+    from gradscore.models import ModelSpec
     from gradscore.run import model_of
 
     named = None if model is None else str(ModelSpec.parse(model))

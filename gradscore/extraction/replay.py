@@ -15,9 +15,7 @@ from torch import Tensor, nn
 
 from gradscore.engine import part_norms
 from gradscore.errors import InvalidArgument, ModelError, NotRecorded, RunError
-from gradscore.models import create_model
-from gradscore.models.spec import ModelSpec
-from gradscore.models.weights import weights_sha256
+from gradscore.models import ModelSpec, create_model, weights_sha256
 from gradscore.network import observe
 from gradscore.objective import Objective
 from gradscore.outputs import logits_of

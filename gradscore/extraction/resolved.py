@@ -18,11 +18,10 @@ from gradscore.extraction.sets import Opener, first_image, open_fit_set, open_se
 from gradscore.extraction.settings import Settings
 from gradscore.layers.groups import parameter_groups
 from gradscore.layers.head import Head, find_head
-from gradscore.models import create_model
-from gradscore.models.class_names import known_class_names
-from gradscore.models.libraries import IMAGENET
+from gradscore.models import create_model, weights_sha256
+from gradscore.models.libraries import IMAGENET, known_class_names
 from gradscore.models.preprocessing import CHANGEABLE, Preprocessing
-from gradscore.models.weights import absolute, weights_sha256
+from gradscore.models.weights import absolute
 from gradscore.outputs import OutputWatch, check_classes, logits_of
 from gradscore.run import HeadInfo, RunInfo, RunStore, require_newest
 from gradscore.run.layout import RUN_FILE

@@ -2,37 +2,39 @@
 
 Training frameworks put more than weights into a checkpoint: settings, optimiser states, a second
 set of averaged weights. The weights alone are taken. Of everything else nothing is imported: the
-objects of a pickle whose classes are not torch's own become empty mappings.
+objects of a pickle whose classes are not torch's own become empty mappings. What a pickle asks for
+is counted before it is read.
 """
 
-import json
+import io
 import pickle
+import pickletools
 import re
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from gradscore.errors import WeightsError
+from gradscore.escapes import listed
 from gradscore.files import most_unfolded
-from gradscore.models.pickles import SAVE, check_pickle
 from gradscore.numpy_files import open_npz
 
-TORCH_SUFFIXES = (".pth", ".pt", ".th", ".tar", ".bin", ".ckpt")
-SUFFIXES = (".safetensors", *TORCH_SUFFIXES, ".npz")
-FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
-"""What HuggingFace's folders hold; each may be cut into parts that an index beside it lists."""
+SAVE = "torch.save(model.state_dict(), 'weights.pth')"
+MOST_OPERATIONS, DEEPEST = 5_000_000, 1000
+"""A pickle's steps and how deep they nest; a tensor takes about fifty steps."""
+PICKLES_BEFORE = 3
+"""Pickles that stand before the weights' own in files of torch before 1.6."""
+SUFFIXES = (".safetensors", ".pth", ".pt", ".th", ".tar", ".bin", ".ckpt", ".npz")
 PLAIN = ("state_dict", "model", "model_state_dict", "net", "network", "weights", "params")
 """Entries that hold a checkpoint's weights as trained, the first that is there taken."""
 AVERAGED = re.compile(r"ema|average|swa", re.IGNORECASE)
 """Names of entries that hold weights averaged over the training."""
-LONGEST = 80
-"""Characters of a name that a message shows."""
 MOST_CLASSES = 64
 """How many classes of a pickle become empty mappings before it is called something else."""
 
@@ -59,7 +61,7 @@ def read_entries(path: Path) -> dict[str, dict[str, Tensor]]:
     """Return every set of named tensors that a weight file holds.
 
     Args:
-        path: A file of :data:`SUFFIXES`, or a folder as HuggingFace saves a model.
+        path: A file of :data:`SUFFIXES`.
 
     Returns:
         Named tensors by the entry's name, ``""`` where the file is nothing but one set.
@@ -67,8 +69,6 @@ def read_entries(path: Path) -> dict[str, dict[str, Tensor]]:
     Raises:
         WeightsError: If it is missing, damaged, of another kind, or holds no named tensors.
     """
-    if path.is_dir():
-        return _read_folder(path)
     if path.suffix.lower() not in SUFFIXES:
         raise WeightsError(
             f"Expected a weight file ending in {', '.join(SUFFIXES)}, got {str(path)!r}."
@@ -86,32 +86,6 @@ def read_entries(path: Path) -> dict[str, dict[str, Tensor]]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"Cannot read the weight file {str(path)!r}: {reason}") from error
     return _entries(content, path)
-
-
-def _read_folder(path: Path) -> dict[str, dict[str, Tensor]]:
-    """Return the sets of a folder's file, whole or in parts."""
-    for name in FOLDER_FILES:
-        if (path / name).is_file():
-            return read_entries(path / name)
-        index = path / f"{name}.index.json"
-        if index.is_file():
-            try:
-                parts = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-                inside = parts and all(Path(part).name == part != ".." for part in parts)
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                parts, inside = [], False
-            if not inside:
-                raise WeightsError(f"Expected a weight_map of file names in {str(index)!r}.")
-            entries: dict[str, dict[str, Tensor]] = {}
-            for part in parts:
-                if (path / part).is_dir():
-                    raise WeightsError(f"Expected a weight file, got the folder {path / part}.")
-                for entry, tensors in read_entries(path / part).items():
-                    entries.setdefault(entry, {}).update(tensors)
-            return entries
-    raise WeightsError(
-        f"Expected {' or '.join(FOLDER_FILES)} in the folder {str(path)!r}, found neither."
-    )
 
 
 def _refuse_foreign(path: Path) -> None:
@@ -152,7 +126,7 @@ def _read_torch(path: Path) -> Any:
 
     Functions that a pickle would call stay refused: what they would make is not known.
     """
-    check_pickle(path)
+    _check_pickle(path)
     inert: dict[str, type] = {}
     while True:
         stand_ins = [(stand_in, name) for name, stand_in in inert.items()]
@@ -164,13 +138,80 @@ def _read_torch(path: Path) -> Any:
             refused = _REFUSED.search(str(error))
             name = refused.group(1) if refused else ""
             value = _VALUES.fullmatch(name)
-            if (
-                not (value or _CLASS.fullmatch(name))
-                or name in inert
-                or len(inert) == MOST_CLASSES
-            ):
+            known = value or _CLASS.fullmatch(name)
+            if not known or name in inert or len(inert) == MOST_CLASSES:
                 raise
             inert[name] = type("Value", (_Value,), {}) if value else _mapping_for(name)
+
+
+class _Stack:
+    """The sizes of what a pickle makes: a tuple counts anew wherever it is held once more.
+
+    As a key it is hashed so often: forty pairs of the pair before take for ever. All else has
+    size 1.
+    """
+
+    def __init__(self) -> None:
+        self.marks: list[int] = []
+        self._sizes: list[int] = []
+        self._memo: dict[int, int] = {}
+
+    def after(self, operation: pickletools.OpcodeInfo, argument: object) -> int:
+        """Take a step, and return the size of what it leaves on top."""
+        name, taken, held = operation.name, operation.stack_before, 0
+        if pickletools.markobject in taken:
+            held = self._take(self.marks.pop())
+            taken = taken[: taken.index(pickletools.markobject)]
+        held += self._take(max(len(self._sizes) - len(taken), 0))
+        if name == "MARK":
+            self.marks.append(len(self._sizes))
+        elif name.endswith("PUT"):
+            self._memo[argument] = self._sizes[-1]
+        else:
+            size = 1 + held if name.startswith("TUPLE") else 1
+            size = self._memo.get(argument, 1) if name.endswith("GET") else size
+            self._sizes += [size] * len(operation.stack_after)
+        return self._sizes[-1] if self._sizes else 0
+
+    def _take(self, place: int) -> int:
+        held = sum(self._sizes[place:])
+        del self._sizes[place:]
+        return held
+
+
+def _check_pickle(path: Path) -> None:
+    """Raise where the pickle of a file of torch would take for ever to read.
+
+    Raises:
+        WeightsError: If it has too many steps, or nests too deep.
+        pickle.UnpicklingError: If it is damaged.
+    """
+    with path.open("rb") as file:
+        zipped = file.read(4) == b"PK\x03\x04"  # as torch tells them apart
+        file.seek(0)
+        if not zipped:
+            for _ in range(PICKLES_BEFORE + 2):  # the names of the tensors' bytes come last
+                _check_operations(file, path)
+            return
+        with zipfile.ZipFile(file) as archive:
+            for member in archive.infolist():
+                if member.filename.lower().endswith("data.pkl"):
+                    del member.CRC  # torch may be told to write none, and compares none
+                    _check_operations(io.BytesIO(archive.read(member)), path)
+
+
+def _check_operations(file: IO[bytes], path: Path) -> None:
+    stack = _Stack()
+    try:
+        for number, (operation, argument, _) in enumerate(pickletools.genops(file)):
+            size = stack.after(operation, argument)
+            if max(number, size) >= MOST_OPERATIONS or len(stack.marks) > DEEPEST:
+                raise WeightsError(
+                    f"Expected a pickle of at most {MOST_OPERATIONS:,} steps, nested at most "
+                    f"{DEEPEST:,} deep, in {str(path)!r}; save its weights alone: {SAVE}."
+                )
+    except (ValueError, IndexError) as error:
+        raise pickle.UnpicklingError(str(error)) from None
 
 
 class _Value:
@@ -216,12 +257,7 @@ def _entries(content: Any, path: Path) -> dict[str, dict[str, Tensor]]:
         )
     if _is_set(content):
         return {"": dict(content)}
-    found: dict[str, dict[str, Tensor]] = {}
-    for name, value in content.items():
-        for inner_name, inner in ((str(name), value), *_wrapped(str(name), value)):
-            if _is_set(inner):
-                found[inner_name] = dict(inner)
-    if found:
+    if found := {name: dict(value) for name, value in _candidates(content) if _is_set(value)}:
         return found
     for name in sorted(content, key=lambda name: name not in PLAIN):
         if whole := getattr(content[name], "pickled_class", ""):
@@ -245,11 +281,14 @@ def _entries(content: Any, path: Path) -> dict[str, dict[str, Tensor]]:
     )
 
 
-def _wrapped(name: str, value: Any) -> list[tuple[str, Any]]:
-    """Return the mappings inside an entry, such as ``model_ema.module``."""
-    if not isinstance(value, Mapping):
-        return []
-    return [(f"{name}.{key}", inner) for key, inner in value.items() if isinstance(inner, Mapping)]
+def _candidates(content: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the entries of a checkpoint, and the mappings inside, such as ``model_ema.module``."""
+    for name, value in content.items():
+        yield str(name), value
+        inside = value.items() if isinstance(value, Mapping) else ()
+        yield from (
+            (f"{name}.{key}", inner) for key, inner in inside if isinstance(inner, Mapping)
+        )
 
 
 def _is_set(value: Any) -> bool:
@@ -259,11 +298,3 @@ def _is_set(value: Any) -> bool:
         and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
         and any(tensor.ndim for tensor in value.values())
     )
-
-
-def listed(names: Any, shown: int = 8) -> str:
-    """Return the first names, of each its beginning, and how many more there are."""
-    names = [str(name) for name in names]
-    names = [name if len(name) <= LONGEST else f"{name[:LONGEST]}..." for name in names]
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more

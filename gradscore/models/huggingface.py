@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from gradscore.errors import ModelError, WeightsError
-from gradscore.models.checkpoint import listed
-from gradscore.models.hub import cache_alone_if_offline
+from gradscore.escapes import listed
+from gradscore.models.libraries import cache_alone_if_offline
 from gradscore.models.preprocessing import Preprocessing
 
 PROCESSOR_FILE = "preprocessor_config.json"

@@ -1,16 +1,20 @@
-"""Models of timm and torchvision, and of the user's own factories, with their preprocessing."""
+"""Models of libraries and of the user's own factories: preprocessing, downloads, class names."""
 
 import difflib
 import importlib
 import inspect
 import math
-from collections.abc import Mapping
+import os
+import socket
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 from torch import nn
 
 from gradscore.errors import ModelError, WeightsError
-from gradscore.models.hub import cache_alone_if_offline
 from gradscore.models.preprocessing import Preprocessing
 
 IMAGENET = Preprocessing(
@@ -22,6 +26,10 @@ LOADING = {
     *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args"),
 }
 """Arguments that lead timm to files and addresses, some of which it unpickles."""
+
+PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+IMAGENET_FAMILIES = ("timm", "torchvision")
+IMAGENET_CLASSES = 1000
 
 
 def build_timm(name: str, arguments: dict, pretrained: bool) -> tuple[nn.Module, Preprocessing]:
@@ -194,3 +202,68 @@ def _side(sizes: list[int]) -> int | tuple[int, int]:
 def _suggest(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
     return f"; close ones are {', '.join(close)}." if close else f" among its {len(known)}."
+
+
+@contextmanager
+def cache_alone_if_offline() -> Iterator[None]:
+    """Let the hub's client look into its cache alone where the hub cannot be found.
+
+    Otherwise it asks again and again, for 46 seconds, before it says so.
+    """
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not reachable(constants.ENDPOINT)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def reachable(address: str) -> bool:
+    """Say whether the host of a web address is known here, or a proxy may know it."""
+    if any(os.environ.get(name) for name in PROXIES):
+        return True
+    try:
+        socket.getaddrinfo(urlsplit(address).hostname, 443)
+    except OSError:
+        return False
+    return True
+
+
+def known_class_names(model: nn.Module, classes: int) -> dict[str, int] | None:
+    """Return the number of each class by its name, or None where no names are known.
+
+    Names are those of the model's ``class_names`` attribute, or of timm's ``pretrained_cfg``. The
+    classes of a model of timm or torchvision with 1,000 of them are ImageNet's: WordNet's
+    identities and torchvision's names.
+    A name that two classes share stands for neither.
+
+    Args:
+        model: The classifier.
+        classes: The number of its classes.
+    """
+    names = getattr(model, "class_names", None)
+    if names is None:
+        names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
+    if isinstance(names, Mapping):
+        names = [str(names[place]) for place in range(classes)] if 0 in names else list(names)
+    if names is not None and len(names) == classes:
+        return _numbered([str(name) for name in names])
+    family = str(getattr(model, "spec", "")).partition(":")[0]
+    if classes == IMAGENET_CLASSES and family in IMAGENET_FAMILIES:
+        return _imagenet()
+    return None
+
+
+def _imagenet() -> dict[str, int]:
+    from timm.data import ImageNetInfo
+    from torchvision.models import ResNet18_Weights
+
+    categories = _numbered(ResNet18_Weights.DEFAULT.meta["categories"])
+    return categories | _numbered(ImageNetInfo("imagenet-1k").label_names())
+
+
+def _numbered(names: list[str]) -> dict[str, int]:
+    times = Counter(names)
+    return {name: place for place, name in enumerate(names) if times[name] == 1}

@@ -1,6 +1,6 @@
-"""Weights: taken out of their file, fitted strictly, and fingerprinted."""
+"""Weights: taken out of their file or folder, and fitted strictly."""
 
-import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from gradscore.errors import WeightsError
-from gradscore.models.checkpoint import AVERAGED, LONGEST, PLAIN, listed, read_entries
+from gradscore.escapes import LONGEST_NAME, listed
+from gradscore.models.checkpoint import AVERAGED, PLAIN, read_entries
 
 Renaming = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+"""What HuggingFace's folders hold; each may be cut into parts that an index beside it lists."""
 DEEPEST = 16
 """Parts of a prefix that are tried; names of files may be of any length."""
 MOST_PARTS = 32
@@ -73,7 +76,7 @@ def load_weights(path: str | Path) -> Weights:
             tensors; if it has no such entry, or several of which none is the plain one.
     """
     file, key = split_key(path)
-    entries = read_entries(file)
+    entries = _read_folder(file) if file.is_dir() else read_entries(file)
     if key is not None:
         if key not in entries and (below := _below(entries, key)):
             return Weights(below, f"{file}#{key}", place=f"{file}#{key}.")
@@ -98,6 +101,32 @@ def load_weights(path: str | Path) -> Weights:
         f"`weights={f'{file}#{(averaged or others)[0]}'!r}` takes another."
     )
     return Weights(entries[chosen], f"{file}#{chosen}", (notice,), f"{file}#{chosen}.")
+
+
+def _read_folder(path: Path) -> dict[str, dict[str, Tensor]]:
+    """Return the sets of a folder's file, whole or in parts."""
+    for name in FOLDER_FILES:
+        if (path / name).is_file():
+            return read_entries(path / name)
+        index = path / f"{name}.index.json"
+        if index.is_file():
+            try:
+                parts = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+                inside = parts and all(Path(part).name == part != ".." for part in parts)
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                parts, inside = [], False
+            if not inside:
+                raise WeightsError(f"Expected a weight_map of file names in {str(index)!r}.")
+            entries: dict[str, dict[str, Tensor]] = {}
+            for part in parts:
+                if (path / part).is_dir():
+                    raise WeightsError(f"Expected a weight file, got the folder {path / part}.")
+                for entry, tensors in read_entries(path / part).items():
+                    entries.setdefault(entry, {}).update(tensors)
+            return entries
+    raise WeightsError(
+        f"Expected {' or '.join(FOLDER_FILES)} in the folder {str(path)!r}, found neither."
+    )
 
 
 def _below(entries: Mapping[str, dict[str, Tensor]], key: str) -> dict[str, Tensor]:
@@ -166,7 +195,7 @@ def _fitting_part(own: Mapping[str, Tensor], weights: Weights, rename: Renaming)
     fitting = []
     for prefix, count in times.most_common(MOST_PARTS) if weights.place else ():
         tensors = _below({"": weights.tensors}, prefix)
-        shown = len(prefix) <= LONGEST and count >= len(own) // 2
+        shown = len(prefix) <= LONGEST_NAME and count >= len(own) // 2
         if shown and not _faults(own, rename(tensors))[0]:
             fitting.append(f"`weights={weights.place + prefix!r}`")
     return f" A part of it fits: {' or '.join(fitting)}." if fitting else ""
@@ -233,19 +262,3 @@ def _strangeness(tensor: Tensor) -> str:
         type(tensor).__name__: type(tensor) not in (Tensor, nn.Parameter),
     }
     return next((kind for kind, found in kinds.items() if found), "")
-
-
-def weights_sha256(model: nn.Module) -> str:
-    """Return the SHA-256 of a model's weights, whatever file, device or order they came in.
-
-    Taken over the persistent parameters and buffers sorted by name: name, type, shape and bytes
-    of each.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if not isinstance(tensor, Tensor):
-            continue
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
-    return digest.hexdigest()

@@ -216,7 +216,7 @@ def test_a_map_of_holes_in_front_of_the_data_is_not_read(tmp_path):
 def test_a_pickle_of_endless_steps_is_refused_unread(tmp_path, monkeypatch, legacy, bound):
     torch.save({"weight": torch.ones(2, 3)}, tmp_path / "w.pth")
     assert load_weights(tmp_path / "w.pth").tensors["weight"].shape == (2, 3)
-    monkeypatch.setattr(f"gradscore.models.pickles.{bound}", 30)
+    monkeypatch.setattr(f"gradscore.models.checkpoint.{bound}", 30)
     monkeypatch.setattr("torch.load", None)
     steps = b"(" * 40 if bound == "DEEPEST" else b"N" * 40
     if legacy:

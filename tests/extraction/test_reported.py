@@ -11,7 +11,7 @@ from torch import nn
 
 from gradscore.cli import cli
 from gradscore.errors import DataError
-from gradscore.models.class_names import known_class_names
+from gradscore.models.libraries import known_class_names
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.recorded import extract
 from gradscore.run import RunStore

@@ -11,10 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gradscore.errors import GradScoreError, ModelError, WeightsError
-from gradscore.models import FAMILIES, create_model, libraries
+from gradscore.models import FAMILIES, ModelSpec, create_model, libraries, weights_sha256
 from gradscore.models.preprocessing import Preprocessing
-from gradscore.models.spec import ModelSpec
-from gradscore.models.weights import weights_sha256
 
 DATA = os.environ.get("GRADSCORE_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="GRADSCORE_DATA names no folder of real data")

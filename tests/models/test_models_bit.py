@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from gradscore.errors import ModelError, WeightsError
-from gradscore.models import bit, create_model
+from gradscore.models import create_model, families
 from gradscore.models.weights import Weights, fit_weights
 
 FAMILY = {
@@ -162,12 +162,12 @@ def test_every_member_made_slim_gives_the_logits_of_a_plain_forward(tmp_path, na
 def test_every_member_takes_all_tensors_of_either_naming(name, naming):
     depths, width = FAMILY[name]
     with torch.device("meta"):
-        model, _ = bit.build(name, {}, pretrained=False)
+        model, _ = families.build_bit(name, {}, pretrained=False)
         tensors = {key: torch.empty(shape) for key, shape in shapes(depths, width, FULL)}
     if naming == "google":
         tensors = as_google(tensors)
     own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    assert {key: tuple(value.shape) for key, value in bit.renamed(tensors).items()} == own
+    assert {key: tuple(value.shape) for key, value in families.bit_names(tensors).items()} == own
 
 
 def test_a_head_of_another_size_is_refused(tmp_path):
@@ -184,9 +184,9 @@ def test_a_tensor_that_fits_no_name_is_listed(tmp_path):
     tensors = as_google(drawn(*FAMILY["BiT-S-R50x1"], FULL))
     tensors["resnet/block9/extra"] = tensors.pop("resnet/group_norm/beta")
     tensors["step"] = torch.zeros(())  # not of the network: left out
-    model, _ = bit.build("BiT-S-R50x1", {}, pretrained=False)
+    model, _ = families.build_bit("BiT-S-R50x1", {}, pretrained=False)
     with pytest.raises(WeightsError, match=r"1 missing: norm\.bias; 1 unexpected: block9"):
-        fit_weights(model, Weights(tensors, "archive"), bit.renamed)
+        fit_weights(model, Weights(tensors, "archive"), families.bit_names)
 
 
 def test_preprocessing_is_that_of_the_paper():

@@ -9,7 +9,7 @@ from PIL import Image
 
 from gradscore.errors import ModelError, WeightsError
 from gradscore.models import create_model
-from gradscore.models.hub import PROXIES, reachable
+from gradscore.models.libraries import PROXIES, reachable
 
 transformers = pytest.importorskip("transformers", reason="the extra hf is not installed")
 

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gradscore.errors import WeightsError
-from gradscore.models.weights import Weights, fit_weights, load_weights, weights_sha256
+from gradscore.models import weights_sha256
+from gradscore.models.weights import Weights, fit_weights, load_weights
 
 
 def network():

@@ -1,4 +1,7 @@
-"""Exact per-sample gradient norms from one forward and one backward of the batch."""
+"""Exact per-sample gradient norms from one forward and one backward of the batch.
+
+To compare with, ``torch.func.vmap`` over the whole model gives them as well.
+"""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -6,14 +9,24 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 
 from gradscore.batches import parts_of
-from gradscore.errors import GradScoreWarning
+from gradscore.capture import requiring_grad
+from gradscore.errors import GradScoreWarning, ModelError, memory_ended
 from gradscore.layers.groups import ModelGroups
-from gradscore.network import check_eval_mode, check_images, hold_state
+from gradscore.network import (
+    check_eval_mode,
+    check_images,
+    hold_state,
+    preserve_state,
+    without_caches,
+)
+from gradscore.norms import vector_norm
 from gradscore.objective import Objective
-from gradscore.outputs import OutputWatch, check_classes, check_numbers
+from gradscore.outputs import OutputWatch, check_classes, check_numbers, logits_of
 from gradscore.recording import record
+from gradscore.reference import Loss, no_norms
 from gradscore.results import GradientNorms
 from gradscore.selection import differentiable_parameters, select_parameters
 
@@ -126,4 +139,52 @@ def part_norms(
         rows += len(part)
     return GradientNorms(
         tuple(selected), torch.cat(norms), objective.p, rules, logits=torch.cat(logits)
+    )
+
+
+def vmap_norms(
+    model: nn.Module,
+    images: Tensor,
+    selected: Mapping[str, Tensor],
+    loss: Loss,
+    orders: Sequence[float],
+) -> Tensor:
+    """Return norms ``[len(orders), batch, K]``, by vmap of grad over all samples at once.
+
+    Args:
+        model: A classifier in eval mode; it is left as it is found.
+        images: Its input, shape ``[batch, ...]``.
+        selected: The parameters asked for, by their names in the model.
+        loss: From one sample's logits to its loss.
+        orders: Orders of the norm.
+
+    Raises:
+        ModelError: If the model is in train mode, returns no logits, or cannot be vmapped.
+    """
+    if not len(images):
+        return no_norms(images, orders, selected)
+
+    def loss_of(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
+        return loss(logits_of(functional_call(model, parameters, (image[None],)), 1))
+
+    check_eval_mode(model)
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        requiring_grad(model, {}),
+        without_caches(model, images),
+        preserve_state(model),
+    ):
+        try:
+            gradients = vmap(grad(loss_of), in_dims=(None, 0))(dict(selected), images)
+        except RuntimeError as error:
+            if memory_ended(error):
+                raise
+            reason = str(error).splitlines()[0]
+            raise ModelError(
+                f"Expected a model that torch.func.vmap can run, got: {reason}"
+            ) from error
+    magnitudes = [gradient.abs().flatten(1) for gradient in gradients.values()]
+    return torch.stack(
+        [torch.stack([vector_norm(x, p) for x in magnitudes], dim=1) for p in orders]
     )

@@ -13,7 +13,7 @@ FLOORS = (
     "norms objective metrics selection results outputs graph copies gaussians",
     "rules closed_form",
     "reference network",
-    "capture batches crosscheck vmapped",
+    "capture batches crosscheck",
     "layers",
     "recording",
     "engine",

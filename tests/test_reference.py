@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.by_vmap import per_sample_vmap
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -12,7 +13,6 @@ from torch.utils.checkpoint import checkpoint
 from gradscore.errors import InvalidArgument, ModelError
 from gradscore.objective import Objective
 from gradscore.reference import backward_norms, loss_function, one_backward_a_sample
-from gradscore.vmapped import per_sample_vmap
 
 
 def model_and_images(batch=3):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gradscore.batches import memory_format, parts_of
 from gradscore.data import ImageSet
+from gradscore.engine import vmap_norms
 from gradscore.errors import DataError
 from gradscore.extraction.classifier import Classifier, memory_for
 from gradscore.extraction.replay import observe_inputs
@@ -23,7 +24,6 @@ from gradscore.recording import record
 from gradscore.reference import backward_norms, loss_function
 from gradscore.run import BASE, PassInfo, RunStore, pass_field
 from gradscore.selection import differentiable_parameters
-from gradscore.vmapped import vmap_norms
 
 Rows = dict[str, dict[str, Tensor]]
 Probe = Callable[[Tensor], dict[str, Tensor]]

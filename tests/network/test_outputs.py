@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from helpers.by_vmap import per_sample_vmap
 from torch import Tensor, nn
 
 import gradscore as gs
@@ -14,7 +15,6 @@ from gradscore.extraction.replay import Tail, check_replay
 from gradscore.layers.head import find_head
 from gradscore.outputs import logits_of
 from gradscore.reference import one_backward_a_sample
-from gradscore.vmapped import per_sample_vmap
 
 IMAGES = torch.randn(3, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 

@@ -12,7 +12,7 @@ the gradients of the whole batch are asked.
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,8 +39,6 @@ FACTORS = 8
 """Base of the numbers of samples; one backward a digit distinguishes samples by it."""
 
 Run = Callable[[Tensor, Sequence[bool]], Recorder]
-Sums = dict[tuple[int, int], Tensor]
-"""Magnitudes of each row of a gradient, summed, by number of the call and of its output."""
 
 
 def checked_forward(
@@ -68,35 +66,25 @@ def checked_forward(
     key = _key(first)
     if key in known:
         known.move_to_end(key)
-    elif first.data_dependent:
+        first.forget = lambda: known.pop(key, None)
+        return first, known[key]
+    if first.data_dependent:
         dimensions = _by_shapes(first, _run_few(images, first, run))
         return first, _for_itself(check_by_gradients(first, dimensions, retain=True))
-    else:
-        smaller: dict[Any, FewSamples] = found.setdefault(FewSamples, {})
-        kind = _kind(first, images)
-        dimensions = smaller[kind].dimensions_of(first) if kind in smaller else None
-        if dimensions is None:
-            # The graphs of two forwards would take twice the memory.
-            # The first keeps its shapes alone while the second runs, and runs again after it.
-            # So one graph is held at a time, for one forward more on the first batch of a kind.
-            first.free_graph()
-            second = _run_few(images, first, run)
-            dimensions = _by_shapes(first, second)
-            if second is not None and any(dimensions):
-                dimensions = check_by_gradients(second, dimensions, retain=False)
-            first = run(images, first.expansions)
-            if second is None or _key(first) != key:
-                return first, [None] * len(first.calls)
-            second.free_graph()
-            smaller[kind] = FewSamples(second, dimensions)
-        if not all(call is None or call.checked for call in dimensions):
-            dimensions = _checked_on_all(first, dimensions)
-        known[key] = dimensions
-        while len(known) > MOST_KNOWN:
-            known.popitem(last=False)
-        return first, _for_itself(dimensions)
-    first.forget = lambda: known.pop(key, None)
-    return first, known[key]
+    compared: dict[Any, FewSamples] = found.setdefault(FewSamples, {})
+    kind = _kind(first, images)
+    dimensions = compared[kind].dimensions_of(first) if kind in compared else None
+    if dimensions is None:
+        first, few = _compared(first, images, run)
+        if few is None or _key(first) != key:
+            return first, [None] * len(first.calls)
+        compared[kind], dimensions = few, few.dimensions
+    if not all(call is None or call.checked for call in dimensions):
+        dimensions = _checked_on_all(first, dimensions)
+    known[key] = dimensions
+    while len(known) > MOST_KNOWN:
+        known.popitem(last=False)
+    return first, _for_itself(dimensions)
 
 
 @dataclass(frozen=True)
@@ -134,6 +122,26 @@ def _key(recorder: Recorder) -> Any:
 def _kind(recorder: Recorder, images: Tensor) -> Any:
     calls = [(c.arguments.function, tuple(s for s, _ in c.parameters)) for c in recorder.calls]
     return images.shape[1:], images.dtype, tuple(calls)
+
+
+def _compared(first: Recorder, images: Tensor, run: Run) -> tuple[Recorder, FewSamples | None]:
+    """Compare a forward with one over a few of its images, and run it again.
+
+    Returns:
+        The forward anew, and what the few samples showed, if the model takes so few.
+    """
+    # The graphs of two forwards would take twice the memory.
+    # The first keeps its shapes alone while the second runs, and runs again after it.
+    # So one graph is held at a time, for one forward more on the first batch of a kind.
+    first.free_graph()
+    second = _run_few(images, first, run)
+    if second is None:
+        return run(images, first.expansions), None
+    dimensions = _by_shapes(first, second)
+    if any(dimensions):
+        dimensions = check_by_gradients(second, dimensions, retain=False)
+    second.free_graph()
+    return run(images, first.expansions), FewSamples(second, dimensions)
 
 
 def _run_few(images: Tensor, first: Recorder, run: Run) -> Recorder | None:
@@ -203,31 +211,40 @@ def check_by_gradients(recorder: Recorder, dimensions: Dimensions, *, retain: bo
     for digit, factor in enumerate(factors, start=1):
         by_sample = cotangent * factor.to(cotangent)[:, None]
         keep = retain or digit < digits
-        scaled.append(_row_sums(recorder, dimensions, by_sample, retain=keep))
+        scaled.append((factor, _row_sums(recorder, dimensions, by_sample, retain=keep)))
     found: Dimensions = []
     for number, call in enumerate(dimensions):
-        here = [key for key in plain if key[0] == number]
-        fitting = [
-            order
-            for order in (call.orders() if call else ())
-            if all(
-                _agree(plain[key], sums[key], order.outputs[key[1]].by_row(factor), tolerance)
-                for sums, factor in zip(scaled, factors, strict=True)
-                for key in here
-            )
-        ]
-        reached = max(
-            (
-                len(order.outputs[key[1]].by_row(numbers)[plain[key] > 0].unique())
-                for order in fitting[:1]
-                for key in here
-            ),
-            default=0,
-        )
-        # Rows of two samples that stand where they should show that nothing is turned around.
-        checked = len(fitting) == 1 and reached >= min(2, samples)
-        found.append(replace(fitting[0], checked=checked) if fitting else None)
+        here = [(factor, sums[number]) for factor, sums in scaled]
+        found.append(call and _agreeing(call, plain[number], here, tolerance))
     return found
+
+
+def _agreeing(
+    call: CallDimensions,
+    plain: Mapping[int, Tensor],
+    scaled: Sequence[tuple[Tensor, Mapping[int, Tensor]]],
+    tolerance: float,
+) -> CallDimensions | None:
+    """Return a call's dimensions in the order of rows that its gradients show, if there is one."""
+    orders = [
+        order
+        for order in call.orders()
+        if all(
+            _agree(rows, sums[output], order.outputs[output].by_row(factor), tolerance)
+            for factor, sums in scaled
+            for output, rows in plain.items()
+        )
+    ]
+    if not orders:
+        return None
+    samples = len(scaled[0][0])
+    reached = 0
+    for output, rows in plain.items():
+        numbers = torch.arange(samples, device=rows.device)
+        owners = orders[0].outputs[output].by_row(numbers)
+        reached = max(reached, len(owners[rows > 0].unique()))
+    # Rows of two samples that stand where they should show that nothing is turned around.
+    return replace(orders[0], checked=len(orders) == 1 and reached >= min(2, samples))
 
 
 def _agree(plain: Tensor, scaled: Tensor, factors: Tensor, tolerance: float) -> bool:
@@ -238,26 +255,31 @@ def _agree(plain: Tensor, scaled: Tensor, factors: Tensor, tolerance: float) -> 
 
 def _row_sums(
     recorder: Recorder, dimensions: Dimensions, cotangent: Tensor, *, retain: bool
-) -> Sums:
-    """Run one backward, and return the row sums of the gradients of recorded outputs."""
-    sums: Sums = {}
+) -> list[dict[int, Tensor]]:
+    """Run one backward, and sum the magnitudes in each row of the gradients of recorded outputs.
 
-    def listener(key: tuple[int, int], edge: Edge, axis: int) -> Listener:
+    Returns:
+        For each call the sums ``[rows]``, by number of the output, where a gradient arrived.
+    """
+    sums: list[dict[int, Tensor]] = [{} for _ in dimensions]
+
+    def listener(number: int, output: int, edge: Edge, axis: int) -> Listener:
         def listen(arrived: Sequence[Tensor | None]) -> None:
             grad = edge.gradient(arrived)
             if grad is not None:
                 rows = grad.detach().movedim(axis, 0).abs()
                 rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-                sums[key] = rows.sum(dim=tuple(range(1, rows.ndim))) if rows.ndim > 1 else rows
+                others = tuple(range(1, rows.ndim))
+                sums[number][output] = rows.sum(dim=others) if others else rows
 
         return listen
 
-    def listeners(number: int, call: CallDimensions) -> Iterator[tuple[Edge, Listener]]:
-        edges = recorder.calls[number].edges
-        for position, (edge, place) in enumerate(zip(edges, call.outputs, strict=True)):
-            yield edge, listener((number, position), edge, place.axis)
-
-    asked = [pair for n, call in enumerate(dimensions) if call for pair in listeners(n, call)]
+    listeners = [
+        (edge, listener(number, output, edge, call.outputs[output].axis))
+        for number, call in enumerate(dimensions)
+        if call is not None
+        for output, edge in enumerate(recorder.calls[number].edges)
+    ]
     ends = leaves_below([recorder.logits.grad_fn])
-    run_backward(recorder.logits, ends, asked, cotangent, retain=retain)
+    run_backward(recorder.logits, ends, listeners, cotangent, retain=retain)
     return sums

@@ -21,6 +21,7 @@ from gradscore.capture.gradients import (
 from gradscore.capture.recorder import Forward
 from gradscore.graph import leaves_below, run_backward
 from gradscore.norms import vector_norm
+from gradscore.rules.rule import spans
 
 CHUNK_BYTES = {"cpu": 32 * 1024**2, "cuda": 1024**3}
 """Size of the per-sample gradients held at once where a rule has no cheaper form."""
@@ -116,8 +117,7 @@ class TiedParameters:
         budget = CHUNK_BYTES.get(logits.device.type, CHUNK_BYTES["cpu"])
         step = max(1, budget // max(1, sum(sizes) * logits.element_size()))
         norms: dict[str, list[Tensor]] = {name: [] for name in self.names}
-        for start in range(0, len(logits), step):
-            part = slice(start, min(start + step, len(logits)))
+        for part in spans(len(logits), step):
             totals: dict[str, Tensor] = {}
             for argument in arrived:
                 sink = sinks[argument.number]

@@ -17,15 +17,8 @@ from gradscore.models.preprocessing import Preprocessing
 PROCESSOR_FILE = "preprocessor_config.json"
 RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """Interpolations by the numbers that PIL, and so the file, gives them."""
-KINDS = {
-    "ViT": "plain",
-    "DeiT": "plain",
-    "Bit": "plain",
-    "Beit": "plain",
-    "CLIP": "plain",
-    "Siglip": "plain",
-    "MobileNetV1": "plain",
-    "MobileNetV2": "plain",
+_PLAIN = ("ViT", "DeiT", "Bit", "Beit", "CLIP", "Siglip", "MobileNetV1", "MobileNetV2")
+KINDS = dict.fromkeys(_PLAIN, "plain") | {
     "Levit": "levit",
     "ConvNext": "convnext",
     "EfficientNet": "efficientnet",

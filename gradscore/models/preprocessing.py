@@ -6,6 +6,7 @@ workers spend their time here.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -16,14 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from gradscore.errors import InvalidArgument
-from gradscore.models.preprocessing_fields import (
-    CHANNELS,
-    Size,
-    per_channel,
-    refuse_padding,
-    size_of,
-)
 
+CHANNELS = {"RGB": 3, "L": 1}
 INTERPOLATIONS = {
     name: Image.Resampling[name.upper()]
     for name in ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
@@ -31,6 +26,8 @@ INTERPOLATIONS = {
 CENTRES = ("nearest", "before")
 CHANGEABLE = ("resize", "crop", "mean", "std", "interpolation")
 """Fields that users set, one by one."""
+
+Size = int | tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -63,20 +60,13 @@ class Preprocessing:
         Raises:
             InvalidArgument: If a field is not what the class describes.
         """
-        if self.mode not in CHANNELS:
-            raise InvalidArgument(f"Expected mode {' or '.join(CHANNELS)}, got {self.mode!r}.")
-        if self.interpolation not in INTERPOLATIONS:
-            raise InvalidArgument(
-                f"Expected interpolation {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}."
-            )
-        if self.centre not in CENTRES:
-            raise InvalidArgument(f"Expected centre {' or '.join(CENTRES)}, got {self.centre!r}.")
-        fields = {
-            "resize": size_of("resize", self.resize),
-            "crop": size_of("crop", self.crop),
-            "mean": per_channel("mean", self.mean, self.mode),
-            "std": per_channel("std", self.std, self.mode),
-        }
+        known = {"mode": CHANNELS, "interpolation": INTERPOLATIONS, "centre": CENTRES}
+        for name, choices in known.items():
+            if (value := getattr(self, name)) not in choices:
+                shown = (" or " if len(choices) == 2 else ", ").join(choices)
+                raise InvalidArgument(f"Expected {name} {shown}, got {value!r}.")
+        fields: dict[str, Any] = {n: _size_of(n, getattr(self, n)) for n in ("resize", "crop")}
+        fields |= {n: _per_channel(n, getattr(self, n), self.mode) for n in ("mean", "std")}
         if isinstance(fields["crop"], tuple) and len(set(fields["crop"])) == 1:
             fields["crop"] = fields["crop"][0]
         if min(fields["std"]) <= 0:
@@ -106,17 +96,11 @@ class Preprocessing:
             InvalidArgument: If a value is not what the field accepts, or the crop is larger than
                 what resizing leaves.
         """
-        given = {
-            "resize": resize,
-            "crop": crop,
-            "mean": mean,
-            "std": std,
-            "interpolation": interpolation,
-        }
-        given = {name: value for name, value in given.items() if value is not None}
+        values = (resize, crop, mean, std, interpolation)
+        given = {n: v for n, v in zip(CHANGEABLE, values, strict=True) if v is not None}
         changed = replace(self, **given)
         if {"resize", "crop"} & given.keys():
-            refuse_padding(changed.resize, changed.crop)
+            _refuse_padding(changed.resize, changed.crop)
         return changed
 
     def input_shape(self, side: int = 224) -> tuple[int, int, int]:
@@ -205,6 +189,61 @@ class Preprocessing:
             below, right = rows - tensor.shape[1] + top, columns - tensor.shape[2] + left
             tensor = torch.nn.functional.pad(tensor, (-left, right, -top, below))
         return tensor.clone()
+
+
+def _size_of(field: str, value: Any) -> Size | None:
+    """Return a size in its one form: pixels, or ``(height, width)``; None stays.
+
+    Text is ``256`` or ``256x224``.
+    """
+    if isinstance(value, str):
+        if not re.fullmatch(r"\d+(x\d+)?", value):
+            raise InvalidArgument(f"Expected {field} as S or HxW in pixels, got {value!r}.")
+        sides = [int(side) for side in value.split("x")]
+        value = sides[0] if len(sides) == 1 else tuple(sides)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    if (
+        isinstance(value, Sequence)
+        and len(value) == 2
+        and all(isinstance(side, int) and side > 0 for side in value)
+    ):
+        return tuple(value)
+    raise InvalidArgument(f"Expected {field} as S or HxW in pixels, got {value!r}.")
+
+
+def _per_channel(field: str, value: Any, mode: str) -> tuple[float, ...]:
+    """Return one number for each channel, from as many or from one for all."""
+    channels = CHANNELS[mode]
+    try:
+        values = tuple(float(v) for v in value) if isinstance(value, Sequence) else (float(value),)
+    except (TypeError, ValueError):
+        values = ()
+    if len(values) == 1:
+        values *= channels
+    if len(values) != channels or not all(map(math.isfinite, values)):
+        raise InvalidArgument(f"Expected {field} with {channels} numbers or one, got {value!r}.")
+    return values
+
+
+def _refuse_padding(resize: Size | None, crop: Size | None) -> None:
+    """Raise where a crop reaches beyond every resized image, into black."""
+    if resize is None or crop is None:
+        return
+    wanted = (crop, crop) if isinstance(crop, int) else crop
+    # Of an image scaled to a short side the long one may hold any crop.
+    sides = (resize, max(resize, *wanted)) if isinstance(resize, int) else resize
+    wanted = sorted(wanted) if isinstance(resize, int) else wanted
+    if any(side > there for side, there in zip(wanted, sides, strict=True)):
+        raise InvalidArgument(
+            f"Expected a crop within the resized image, got resize {_shown(resize)} and crop "
+            f"{_shown(crop)}. An image is first scaled (its short side, or to height x width), "
+            "then cropped; give `preprocessing={'resize': S, 'crop': S}`."
+        )
+
+
+def _shown(size: Size) -> str:
+    return str(size) if isinstance(size, int) else f"{size[0]}x{size[1]}"
 
 
 def _as_image(array: np.ndarray) -> Image.Image:

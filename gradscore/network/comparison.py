@@ -4,13 +4,15 @@ import math
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from gradscore.network.contents import Contents, contents_of
-from gradscore.network.float64 import Float64, ResultTypes
 from gradscore.network.forwards import dry_run
 from gradscore.objective import Objective
 from gradscore.outputs import logits_of
@@ -51,11 +53,13 @@ class Comparison:
 
     Args:
         model: The model or its copy.
-        in_float64: Whether it is a copy that computes in float64.
+        context: What its forwards run in, such as the one in which a copy computes in float64.
     """
 
-    def __init__(self, model: nn.Module, *, in_float64: bool) -> None:
-        self._model, self._in_float64 = model, in_float64
+    def __init__(
+        self, model: nn.Module, context: Callable[[], AbstractContextManager] = nullcontext
+    ) -> None:
+        self._model, self._context = model, context
         self._runs = 0
 
     def changes(self, images: Tensor) -> tuple[Contents, Contents]:
@@ -86,20 +90,20 @@ class Comparison:
 
         def compositions(out_of_range: bool) -> Iterator[Composition]:
             if by_itself:
-                yield from extremes(images, some, out_of_range=out_of_range)
+                yield from _extremes(images, some, out_of_range=out_of_range)
             if not by_itself or len(images) == 1 or len(some) < len(images):
-                yield from rearranged(images, out_of_range=out_of_range)
+                yield from _rearranged(images, out_of_range=out_of_range)
 
         # Some models do not take values out of range, as of token ids, or another batch size.
         ways = (
             lambda: compositions(True),
             lambda: compositions(False),
-            lambda: substitutes(images, out_of_range=True),
-            lambda: substitutes(images, out_of_range=False),
+            lambda: _substitutes(images, out_of_range=True),
+            lambda: _substitutes(images, out_of_range=False),
         )
         difference = self._by_first(own, ways)
         if by_itself:
-            difference = max(difference, self._by_first(own, [lambda: alone(images, some)]))
+            difference = max(difference, self._by_first(own, [lambda: _alone(images, some)]))
         limit = TOLERANCES[torch.float64]
         if difference > limit:
             limit = self._limit(images)
@@ -116,7 +120,7 @@ class Comparison:
         numbers = torch.arange(len(others), device=others.device)
         try:
             own = self._logits(others)
-            difference = self._by_first(own, [lambda: alone(others, numbers)])
+            difference = self._by_first(own, [lambda: _alone(others, numbers)])
         except torch.OutOfMemoryError:
             raise
         except Exception:
@@ -145,16 +149,33 @@ class Comparison:
     def _running(self, images: Tensor) -> Iterator[Tensor]:
         """Let a forward leave no trace, and let chance be another in each."""
         self._runs += 1
-        widening = Float64() if self._in_float64 else nullcontext()
-        with dry_run(self._model, images) as own, widening:
+        with dry_run(self._model, images) as own, self._context():
             _seed_generators(self._runs, images.device)
             yield own
 
     def _limit(self, images: Tensor) -> float:
         """Return what rounding explains, by the types computed in."""
-        with ResultTypes() as types:
+        with _ResultTypes() as types:
             self._logits(images)
         return max(TOLERANCES.get(dtype, LOOSEST) for dtype in types.seen)
+
+
+class _ResultTypes(TorchDispatchMode):
+    """See the floating-point types that are computed in, inside of functions as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and note the types of its results."""
+        result = func(*args, **(kwargs or {}))
+        self.seen |= {
+            leaf.dtype
+            for leaf in tree_leaves(result)
+            if isinstance(leaf, Tensor) and leaf.is_floating_point()
+        }
+        return result
 
 
 def _alone_at_most(images: Tensor) -> int:
@@ -190,15 +211,11 @@ def _seed_generators(seed: int, device: torch.device) -> None:
         sys.modules["numpy"].random.seed(seed)
 
 
-def rearranged(images: Tensor, *, out_of_range: bool) -> Iterator[Composition]:
+def _rearranged(images: Tensor, *, out_of_range: bool) -> Iterator[Composition]:
     """Yield every sample of a batch in another order among companions.
 
     Where companions may have no values that the batch has not, this is in two halves, each with
     companions of its own values: the largest of one of them is then another.
-
-    Args:
-        images: The batch, shape ``[batch, ...]``.
-        out_of_range: Whether values out of the batch's range may be tried; never of whole numbers.
     """
     order = _order(images)
     if out_of_range and _is_continuous(images):
@@ -213,33 +230,22 @@ def rearranged(images: Tensor, *, out_of_range: bool) -> Iterator[Composition]:
             yield torch.cat([companions[2:3], images[numbers], companions[3:6]]), numbers, places
 
 
-def extremes(images: Tensor, numbers: Tensor, *, out_of_range: bool) -> Iterator[Composition]:
-    """Yield a batch in which some samples stand backwards among companions, one of them twice.
-
-    Args:
-        images: The batch, shape ``[batch, ...]``.
-        numbers: Which of its samples.
-        out_of_range: As for :func:`rearranged`.
-    """
+def _extremes(images: Tensor, numbers: Tensor, *, out_of_range: bool) -> Iterator[Composition]:
+    """Yield a batch in which some samples stand backwards among companions, one of them twice."""
     companions, back = _companions(images, out_of_range), numbers.flip(0)
     batch = torch.cat([companions[4:5], images[back], images[back[:1]], companions[:2]])
     yield batch, back, _places(images, 1, len(back))
 
 
-def alone(images: Tensor, numbers: Tensor) -> Iterator[Composition]:
+def _alone(images: Tensor, numbers: Tensor) -> Iterator[Composition]:
     """Yield some samples, each as a batch of its own."""
     first = torch.zeros(1, dtype=torch.long, device=images.device)
     for number in numbers:
         yield images[number][None], number[None], first
 
 
-def substitutes(images: Tensor, *, out_of_range: bool) -> Iterator[Composition]:
-    """Yield batches of the same size: the samples in another order, then half of them replaced.
-
-    Args:
-        images: The batch, shape ``[batch, ...]``.
-        out_of_range: As for :func:`rearranged`.
-    """
+def _substitutes(images: Tensor, *, out_of_range: bool) -> Iterator[Composition]:
+    """Yield batches of the same size: the samples in another order, then half of them replaced."""
     companions, order = _companions(images, out_of_range), _order(images)
     places = _places(images, 0, len(images))
     yield images[order], order, places
@@ -275,7 +281,7 @@ def _order(images: Tensor) -> Tensor:
 
 
 def _companions(images: Tensor, out_of_range: bool) -> Tensor:
-    """Return samples unlike those of a batch, shape ``[7, ...]``."""
+    """Return samples unlike those of a batch, ``[7, ...]``; whole numbers keep to its range."""
     one, draw = images[0], torch.Generator().manual_seed(2)
     if not one.numel():
         return images[:1].expand(7, *one.shape)

@@ -71,8 +71,8 @@ def gradient_norms(
     check_eval_mode(model)
     with hold_state(model):
         result = layer_norms(model, images, layers, objective, _check_logits)
-    if told := OutputWatch().told(result.logits):
-        warnings.warn(f"{type(model).__name__}: {told}.", GradScoreWarning, stacklevel=2)
+    if fault := OutputWatch().fault(result.logits):
+        warnings.warn(f"{type(model).__name__}: {fault}.", GradScoreWarning, stacklevel=2)
     return result
 
 

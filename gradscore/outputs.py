@@ -121,11 +121,12 @@ def check_numbers(logits: Tensor, first: int = 0) -> None:
     Raises:
         InvalidArgument: Naming the first such image.
     """
-    amiss = (logits.isnan() | (logits == math.inf)).any(dim=1)
-    if amiss.any():
+    invalid = (logits.isnan() | (logits == math.inf)).any(dim=1)
+    if invalid.any():
+        image = first + int(invalid.int().argmax())
         raise InvalidArgument(
             "Expected finite logits for every image, got NaN or infinity for image "
-            f"{first + int(amiss.int().argmax())}; look at that image and at the model's weights."
+            f"{image}; look at that image and at the model's weights."
         )
 
 
@@ -153,7 +154,7 @@ class OutputWatch:
         self._between = 0
         self.settled = False
 
-    def told(self, outputs: Tensor) -> str:
+    def fault(self, outputs: Tensor) -> str:
         """Return what is wrong with a model's outputs, once it shows; nothing before or after.
 
         Args:

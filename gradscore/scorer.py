@@ -90,8 +90,8 @@ class GradNorm(nn.Module):
             else:
                 logits, scores = self._by_rules(images)
         check_classes(logits)
-        if told := self._watch.told(logits):
-            warnings.warn(f"{type(self.model).__name__}: {told}.", GradScoreWarning, stacklevel=2)
+        if fault := self._watch.fault(logits):
+            warnings.warn(f"{type(self.model).__name__}: {fault}.", GradScoreWarning, stacklevel=2)
         return logits, scores
 
     def extra_repr(self) -> str:

@@ -56,7 +56,7 @@ def notice_outputs(run: "RecordedRun", sets: Collection[str], *, quiet: bool = F
             closing(run.blocks(name, fields=("logits",), rows=ROWS)) as blocks,
         ):
             for block in islice(blocks, 1):
-                told = watch.told(as_tensor(block["logits"]))
+                told = watch.fault(as_tensor(block["logits"]))
     if told:
         notice(f"{run.info.model}: {told}.", quiet=quiet)
 

@@ -225,7 +225,7 @@ def describe(
         parameters={name: parameter.numel() for name, parameter in parameters.items()},
         groups=parameter_groups(module, head, blocks),
         versions=library_versions(),
-        notice=OutputWatch().told(logits),
+        notice=OutputWatch().fault(logits),
     )
     return info, head, arrays
 

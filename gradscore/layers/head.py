@@ -38,7 +38,7 @@ TF32 = 2e-3
 
 FOLLOWED = "the logits are not its output: something follows it"
 REASONS = 2
-"""How many of the layers nearest to the logits are told why they are not the head."""
+"""How many of the layers nearest to the logits are named with why they are not the head."""
 
 
 @dataclass(frozen=True)

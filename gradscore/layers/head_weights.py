@@ -1,6 +1,6 @@
 """What the graph of autograd says of a last layer: its weight's gradient, and its parameters.
 
-That a layer's gradient is the closed form's is not told by values. ``x + (x - x.detach())`` is
+Values do not show that a layer's gradient is the closed form's. ``x + (x - x.detach())`` is
 ``x`` with twice the gradient, a clamp shows for large logits alone, and a hook changes a gradient
 unseen. So two things are asked of the graph from the logits to the weight: only functions that
 multiply, move or cast lie on it, which act alike on every image; and the gradient of one sample is

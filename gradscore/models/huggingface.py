@@ -85,15 +85,15 @@ def _classifier(
         if not pretrained:
             config = transformers.AutoConfig.from_pretrained(place, **where)
             return kind.from_config(config, trust_remote_code=False), []
-        model, told = kind.from_pretrained(place, output_loading_info=True, **where)
+        model, report = kind.from_pretrained(place, output_loading_info=True, **where)
     except Exception as error:  # transformers, its hub and its files raise whatever they like
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise WeightsError(
             f"Cannot load hf:{place}: {reason[0]} Give the path of a folder that save_pretrained "
             "wrote."
         ) from error
-    unlike = [entry if isinstance(entry, str) else entry[0] for entry in told["mismatched_keys"]]
-    return model, sorted({*told["missing_keys"], *unlike})
+    unlike = [entry if isinstance(entry, str) else entry[0] for entry in report["mismatched_keys"]]
+    return model, sorted({*report["missing_keys"], *unlike})
 
 
 def _preprocessing(

@@ -181,7 +181,7 @@ def _own_preprocessing(model: nn.Module, spec: str) -> Preprocessing:
 
 
 def _created(create: Any, spec: str, pretrained: bool) -> nn.Module:
-    """Return ``create(pretrained)``, with whatever it raises told in one line."""
+    """Return ``create(pretrained)``, with whatever it raises said in one line."""
     try:
         return create(pretrained)
     except Exception as error:  # libraries, downloads and factories raise whatever they like

@@ -166,7 +166,7 @@ def fit_weights(model: nn.Module, weights: Weights, rename: Renaming = dict) -> 
     """
     spoilt = [f"{n} ({what})" for n, t in weights.tensors.items() if (what := _strangeness(t))]
     if spoilt:
-        raise _no_fit(weights, _told({"of another kind": spoilt}))
+        raise _no_fit(weights, _listed_by_kind({"of another kind": spoilt}))
     own = model.state_dict()
     fewest: tuple[int, str] | None = None
     for prefix, tensors in _without_prefixes(weights.tensors):
@@ -182,8 +182,8 @@ def fit_weights(model: nn.Module, weights: Weights, rename: Renaming = dict) -> 
     raise _no_fit(weights, fewest[1], _fitting_part(own, weights, rename))
 
 
-def _no_fit(weights: Weights, faults: str, advice: str = "") -> WeightsError:
-    return WeightsError(f"The weights of {weights.source} do not fit the model. {faults}.{advice}")
+def _no_fit(weights: Weights, faults: str, hint: str = "") -> WeightsError:
+    return WeightsError(f"The weights of {weights.source} do not fit the model. {faults}.{hint}")
 
 
 def _fitting_part(own: Mapping[str, Tensor], weights: Weights, rename: Renaming) -> str:
@@ -239,10 +239,10 @@ def _faults(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> tuple[i
         "of another shape": unlike,
         "of another kind": whole,  # torch would drop imaginary parts without a word
     }
-    return sum(map(len, found.values())), _told(found)
+    return sum(map(len, found.values())), _listed_by_kind(found)
 
 
-def _told(found: Mapping[str, list[str]]) -> str:
+def _listed_by_kind(found: Mapping[str, list[str]]) -> str:
     return "; ".join(
         f"{len(names)} {kind}: {listed(names)}" for kind, names in found.items() if names
     )

@@ -50,22 +50,22 @@ def test_logits_are_never_told_of(case):
 def test_small_batches_add_up_to_enough_outputs():
     watch = OutputWatch()
     rows = torch.rand(ENOUGH // 4, 4, generator=torch.Generator().manual_seed(0)) + 1e-6
-    told = [watch.told(row[None]) for row in rows]
+    told = [watch.fault(row[None]) for row in rows]
     assert not any(told[:-1])
     assert "as those of a sigmoid do" in told[-1]
-    assert OutputWatch().told(rows[:5]) == ""
+    assert OutputWatch().fault(rows[:5]) == ""
     watch = OutputWatch()
-    assert watch.told(rows[:10]) == watch.told(rows[:1] + 1) == watch.told(rows) == ""
+    assert watch.fault(rows[:10]) == watch.fault(rows[:1] + 1) == watch.fault(rows) == ""
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_probabilities_show_in_every_type_and_batch(dtype):
     for batch, classes in ((1, 2), (1, 1000), (64, 10)):
         rows = torch.randn(batch, classes, generator=torch.Generator().manual_seed(1)) * 3
-        assert "probabilities" in OutputWatch().told(rows.softmax(1).to(dtype))
-        assert OutputWatch().told(rows.to(dtype)) == ""
-    assert OutputWatch().told(torch.zeros(0, 3, dtype=dtype)) == ""
-    assert OutputWatch().told(torch.full((2, 3), torch.nan, dtype=dtype)) == ""
+        assert "probabilities" in OutputWatch().fault(rows.softmax(1).to(dtype))
+        assert OutputWatch().fault(rows.to(dtype)) == ""
+    assert OutputWatch().fault(torch.zeros(0, 3, dtype=dtype)) == ""
+    assert OutputWatch().fault(torch.full((2, 3), torch.nan, dtype=dtype)) == ""
 
 
 def test_one_logit_is_refused_as_by_the_commands():

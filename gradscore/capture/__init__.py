@@ -23,7 +23,7 @@ from gradscore.network import (
     force_eager,
     note_data_dependence,
     preserve_state,
-    state_of,
+    remembered,
     without_caches,
     wrap_forward_errors,
 )
@@ -231,21 +231,15 @@ def own_images(model: nn.Module, images: Tensor) -> Tensor:
         model: The model; left as it is.
         images: Its input, shape ``[batch, ...]``.
     """
-    return images.clone() if _writes_into(model, images) else images
+    try:
+        return images.clone() if remembered(_writes_into, model, images) else images
+    except Exception:  # what is wrong, the forward that follows will say
+        return images.clone()
 
 
 def _writes_into(model: nn.Module, images: Tensor) -> bool:
-    """Say whether the model changes its input, by a forward with one image, made once.
-
-    A copy of all images would cost memory.
-    """
-    known = state_of(model).found
-    if _writes_into not in known:
-        with dry_run(model, images[:1]) as own:
-            version = own._version
-            try:
-                model(own)
-            except Exception:  # what is wrong, the forward that follows will say
-                return True
-            known[_writes_into] = own._version != version
-    return known[_writes_into]
+    """Say whether the model changes its input, by a forward with one image: all cost memory."""
+    with dry_run(model, images[:1]) as own:
+        version = own._version
+        model(own)
+        return own._version != version

@@ -110,19 +110,12 @@ class ModelGroups(Mapping[str, tuple[str, ...]]):
 
     def _groups(self) -> dict[str, tuple[str, ...]]:
         if self._found is None:
-            # Only names of groups need the last layer, and all that finds it.
-            from gradscore.layers.head import head_of
-
-            model, images = self._model, self._images
-            if _structure_of(model) != self._structure:
+            if _structure_of(self._model) != self._structure:
                 raise ModelError(
                     "Expected the model that the gradients are of, got one with parts replaced; "
                     "ask for the norms again, or for their groups before the model is changed."
                 )
-            question = parameter_groups, images.shape[1:], images.dtype
-            self._found = remembered(
-                model, question, lambda: parameter_groups(model, head_of(model, images))
-            )
+            self._found = remembered(_find_groups, self._model, self._images)
             del self._model, self._images, self._structure
         return self._found
 
@@ -141,6 +134,13 @@ class ModelGroups(Mapping[str, tuple[str, ...]]):
     def __len__(self) -> int:
         """Return the number of groups."""
         return len(self._groups())
+
+
+def _find_groups(model: nn.Module, images: Tensor) -> dict[str, tuple[str, ...]]:
+    # Only names of groups need the last layer, and all that finds it.
+    from gradscore.layers.head import head_of
+
+    return parameter_groups(model, head_of(model, images))
 
 
 def _structure_of(model: nn.Module) -> tuple[tuple[str, int], ...]:

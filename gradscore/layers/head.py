@@ -80,8 +80,7 @@ def head_of(model: nn.Module, images: Tensor) -> Head:
         ModelError: As :func:`find_head` does.
         InvalidArgument: As it does.
     """
-    question = find_head, images.shape[1:], images.dtype
-    return remembered(model, question, lambda: find_head(model, images))
+    return remembered(find_head, model, images)
 
 
 def find_head(model: nn.Module, images: Tensor) -> Head:

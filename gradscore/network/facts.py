@@ -22,7 +22,7 @@ ONE_AT_A_TIME = threading.RLock()
 MOST_STATES = 8
 """How many states of a model are remembered; going back to one finds what was known of it."""
 
-Answer = TypeVar("Answer")
+Fact = TypeVar("Fact")
 
 
 @dataclass(eq=False)
@@ -107,17 +107,19 @@ def state_of(model: nn.Module) -> State:
         return state
 
 
-def remembered(model: nn.Module, question: Hashable, find: Callable[[], Answer]) -> Answer:
-    """Return what is known of a model in its state, and find it out where it is not.
+def remembered(
+    find: Callable[[nn.Module, Tensor], Fact], model: nn.Module, images: Tensor
+) -> Fact:
+    """Return what a function finds of a model, once for its state and input of one kind.
 
     Args:
-        model: The model.
-        question: What is asked, and of what kind of input.
         find: Finds it out.
+        model: The model.
+        images: Its input, shape ``[batch, ...]``.
     """
-    found = state_of(model).found
+    found, question = state_of(model).found, (find, images.shape[1:], images.dtype)
     if question not in found:
-        found[question] = find()
+        found[question] = find(model, images)
     return found[question]
 
 

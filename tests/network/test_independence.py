@@ -1,4 +1,4 @@
-"""No sample's numbers depend on its company: each is what it is alone, or the model is refused."""
+"""No sample's numbers depend on the rest of the batch; models in which they do are refused."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def quantised(h):
     return (h / scale).round().clamp(-127, 127) * scale + 0 * h
 
 
-COMPANY = {
+MIXES = {
     "largest": lambda h: h / h.abs().max(),
     "largest, detached": lambda h: h / h.abs().max().detach(),
     "least": lambda h: h - h.min(),
@@ -63,17 +63,17 @@ COMPANY = {
 }
 
 
-def mixing(company, inside):
+def mixing(mix, inside):
     def forward(m, x):
-        x = x if inside else company(x)
+        x = x if inside else mix(x)
         h = F.linear(x, m.w)
-        return F.linear((company(h) if inside else h).tanh(), m.u)
+        return F.linear((mix(h) if inside else h).tanh(), m.u)
 
     return Model(forward, **LAYERS)
 
 
 def norms_or_refused(model, x):
-    """Return the norms, or None where the model is refused for the company of its samples."""
+    """Return the norms, or None where the model is refused because its samples mix."""
     try:
         return gs.gradient_norms(model, x).norms
     except ModelError as error:
@@ -84,9 +84,9 @@ def norms_or_refused(model, x):
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("inside", [True, False], ids=["inside", "outside"])
-@pytest.mark.parametrize("name", COMPANY)
+@pytest.mark.parametrize("name", MIXES)
 def test_each_is_refused_or_exact(name, inside, dtype):
-    model = mixing(COMPANY[name], inside).to(dtype)
+    model = mixing(MIXES[name], inside).to(dtype)
     answered = []
     for batch in SIZES:
         x = images(batch, 6, seed=batch).to(dtype)
@@ -119,17 +119,17 @@ WAYS = {
 
 
 class Net(nn.Module):
-    """A network with company of one kind, and what follows its last layer."""
+    """A network that mixes samples in one way, and what follows its last layer."""
 
-    def __init__(self, company=lambda h: h, follow=lambda f: f):
+    def __init__(self, mix=lambda h: h, follow=lambda f: f):
         super().__init__()
         torch.manual_seed(0)
         self.body, self.head = nn.Linear(6, 5), nn.Linear(5, 4)
-        self.company, self.follow = company, follow
+        self.mix, self.follow = mix, follow
         self.eval()
 
     def forward(self, x):
-        return self.follow(self.head(torch.tanh(self.company(self.body(x)))))
+        return self.follow(self.head(torch.tanh(self.mix(self.body(x)))))
 
 
 def masked(f):
@@ -143,11 +143,11 @@ FOLLOW = {"plain": lambda f: f, "masked class": masked, "plus 1000": lambda f: f
 @pytest.mark.parametrize("follow", FOLLOW)
 @pytest.mark.parametrize("batch", [1, 2, 8])
 def test_every_way_refuses_and_nothing_hides_it(way, follow, batch):
-    company = lambda h: h - h.mean(0) / 20  # noqa: E731
+    mix = lambda h: h - h.mean(0) / 20  # noqa: E731
     x = images(batch, 6).float()
     WAYS[way](Net(follow=FOLLOW[follow]), x)
     with pytest.raises(ModelError, match=REFUSED):
-        WAYS[way](Net(company, FOLLOW[follow]), x)
+        WAYS[way](Net(mix, FOLLOW[follow]), x)
 
 
 def test_the_input_divided_by_its_largest_value_is_refused():
@@ -180,7 +180,7 @@ def test_the_mean_colour_of_a_batch_is_refused(batch):
 
 @pytest.mark.parametrize(("batch", "layers"), [(1, "all"), (2, "all"), (3, "last")])
 def test_extraction_records_nothing_of_a_batch(tmp_path, batch, layers):
-    model = nn.Sequential(nn.Flatten(), Net(COMPANY["largest"]))
+    model = nn.Sequential(nn.Flatten(), Net(MIXES["largest"]))
     model[1].body = nn.Linear(64, 5)
     model.preprocessing = Preprocessing(None, None, (0.5,), (0.5,), mode="L")
     sets = {"digits": ("id", "digits:test")}
@@ -372,7 +372,7 @@ def test_chance_is_left_as_it_was():
 
 
 def test_images_that_are_not_numbers_prove_nothing():
-    model = mixing(COMPANY["mean"], inside=True)
+    model = mixing(MIXES["mean"], inside=True)
     check_independence(model, images(3, 6) * float("nan"))
     with pytest.raises(ModelError, match=REFUSED):
         check_independence(model, images(3, 6))

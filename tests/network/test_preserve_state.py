@@ -231,9 +231,9 @@ def test_all_is_left_as_it_was(name, way):
 def test_what_a_forward_changes_is_scored_with_what_it_changes_it_to(name):
     model, x = changing(name), images(3, 5)
     hold_to_reference(model, x)
-    twin = copy.deepcopy(model)
-    twin(x.clone())  # what it changes, it has changed
-    torch.testing.assert_close(gradient_norms(model, x).norms, gradient_norms(twin, x).norms)
+    other = copy.deepcopy(model)
+    other(x.clone())  # what it changes, it has changed
+    torch.testing.assert_close(gradient_norms(model, x).norms, gradient_norms(other, x).norms)
 
 
 @pytest.mark.parametrize("name", CHANGING)

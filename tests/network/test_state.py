@@ -116,11 +116,11 @@ def test_a_successor_at_the_same_address_is_another():
 def test_what_a_forward_writes_is_left_out():
     model = Gated()
     before = state_of(model)
-    twin = copy.deepcopy(model)
-    contents = contents_of(twin)
-    twin.level, twin.latest = 5.0, torch.ones(3)
-    twin.gate.add_(1)
-    ignore_changes(model, contents, contents_of(twin))
+    other = copy.deepcopy(model)
+    contents = contents_of(other)
+    other.level, other.latest = 5.0, torch.ones(3)
+    other.gate.add_(1)
+    ignore_changes(model, contents, contents_of(other))
     assert state_of(model) is before
     model.level, model.latest = 7.0, torch.ones(2)
     model.gate.add_(1)

@@ -5,7 +5,7 @@ import random
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -14,23 +14,33 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 CONTAINERS = (dict, list, set, deque)
+MODULES_OWN = frozenset(vars(nn.Module()))
+"""Attributes that every module has."""
 
 
 @contextmanager
 def plainly() -> Iterator[None]:
     """Record graphs, run what is compiled as it was written, and leave random numbers alone."""
-    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else None
     cached, parametrize._cache_enabled = parametrize._cache_enabled, 0
     try:
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
             preserved_generators(),
-            eager or nullcontext(),
+            eager_stance(),
         ):
             yield
     finally:
         parametrize._cache_enabled = cached
+
+
+def eager_stance() -> AbstractContextManager:
+    """Run what is compiled as it was written.
+
+    Where nothing was compiled dynamo is not loaded, and loading it takes seconds.
+    """
+    loaded = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if loaded else nullcontext()
 
 
 @contextmanager
@@ -152,11 +162,10 @@ class SavedContainer:
 
 def tensor_tables(model: nn.Module) -> list[dict[Any, Tensor]]:
     """Return the dictionaries of tensors that modules keep beside parameters and buffers."""
-    own = vars(nn.Module())
     return [
         value
         for module in model.modules()
         for name, value in vars(module).items()
-        if name not in own and isinstance(value, dict) and value
+        if name not in MODULES_OWN and isinstance(value, dict) and value
         if all(isinstance(entry, Tensor) for entry in value.values())
     ]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradscore.copies import CONTAINERS
+from gradscore.copies import CONTAINERS, MODULES_OWN
 
 CLASSES = "classes"
 """Entry of the surroundings for what a model's classes and the modules of their code hold."""
@@ -40,7 +40,6 @@ PLAIN = frozenset(
 )
 _PARTS = ("_parameters", "_buffers", "_modules")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_STANDARD = frozenset(vars(nn.Module()))
 _CONTAINERS = (*CONTAINERS, tuple, frozenset)
 _EMPTY = frozenset({dict, OrderedDict, set})
 _WITHOUT_SETTINGS = (type, types.ModuleType, types.FunctionType, types.MethodType, torch.Generator)
@@ -128,7 +127,7 @@ class Fingerprint:
                     self._plain.append(value)
                 elif isinstance(value, Tensor):
                     tensors.append(value)
-                elif name not in _STANDARD:
+                elif name not in MODULES_OWN:
                     self._special.append((reference, name))
             for tensor in tensors:
                 if tensor is not None:

@@ -9,7 +9,6 @@ features, a counter. Kept from one of our forwards, a derived table would hide t
 it from the next, and the features would hold a whole graph.
 """
 
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -21,7 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import CheckpointFunction
 
-from gradscore.copies import SavedContainer, preserved_generators
+from gradscore.copies import SavedContainer, eager_stance, preserved_generators
 from gradscore.errors import ModelError
 from gradscore.network.facts import ONE_AT_A_TIME, Facts, facts_of
 from gradscore.network.snapshots import SavedHooks, snapshots_of
@@ -103,10 +102,7 @@ def force_eager() -> Iterator[None]:
     _count(1)
     _THREAD.eager += 1
     try:
-        with ExitStack() as stack:
-            # Where nothing was compiled dynamo is not loaded, and loading it takes seconds.
-            if "torch._dynamo" in sys.modules:
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
+        with eager_stance():
             yield
     finally:
         _THREAD.eager -= 1

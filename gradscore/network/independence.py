@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from gradscore.copies import MODULES_OWN
 from gradscore.errors import GradScoreWarning, ModelError
 from gradscore.network.comparison import EVERY, NONE, SOME, Comparison, Unknown
 from gradscore.network.contents import is_own_hook
@@ -33,7 +34,6 @@ _WIDENED = {
     torch.bfloat16: torch.float64,
     torch.complex64: torch.complex128,
 }
-_MODULES_OWN = frozenset(vars(nn.Module()))
 _CASTS = frozenset({Tensor.float, Tensor.half, Tensor.bfloat16})
 
 
@@ -214,7 +214,7 @@ def _shared(model: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
     shared = {}
     for module in model.modules():
         for name, value in vars(module).items():
-            if name not in _MODULES_OWN:
+            if name not in MODULES_OWN:
                 try:
                     copy.deepcopy(value, dict(memo))
                 except Exception:  # whatever such a thing raises

@@ -15,8 +15,8 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from gradscore.copies import CONTAINERS, SavedContainer
-from gradscore.network.contents import is_own_hook
+from gradscore.copies import CONTAINERS, MODULES_OWN, SavedContainer
+from gradscore.network.contents import PLAIN, is_own_hook
 
 MOST_ENTRIES = 4096
 """Larger containers hold data rather than what a forward made."""
@@ -24,9 +24,8 @@ MOST_ENTRIES = 4096
 _FOREIGN = frozenset({"builtins", "gradscore", "logging", "numpy", "threading", "torch"})
 """Packages whose objects and code keep nothing of a forward."""
 
-_PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None), Tensor, nn.Parameter})
-_MODULES_OWN = frozenset(vars(nn.Module()))
-_HOOKS = tuple(name for name in _MODULES_OWN if "hooks" in name)
+_PLAIN = PLAIN | {Tensor, nn.Parameter}
+_HOOKS = tuple(name for name in MODULES_OWN if "hooks" in name)
 _REGISTERED = ("_parameters", "_buffers", "_modules")
 _ABSENT = object()
 
@@ -125,7 +124,7 @@ def snapshots_of(model: nn.Module) -> list[Snapshot]:
         pending += [
             (value, False)
             for name, value in attributes.items()
-            if value.__class__ not in _PLAIN and name not in _MODULES_OWN
+            if value.__class__ not in _PLAIN and name not in MODULES_OWN
         ]
         kinds.add(type(module))
     pending += [(function, True) for kind in kinds for function in _code_of(kind)]

@@ -36,20 +36,8 @@ class Progress(Protocol):
         """Say what the user should know before the first image."""
 
 
-class Silent:
+class Silent(Progress):
     """Tells nobody."""
-
-    def start(self, total: int, description: str) -> None:
-        """Do nothing."""
-
-    def advance(self, n: int) -> None:
-        """Do nothing."""
-
-    def finish(self) -> None:
-        """Do nothing."""
-
-    def tell(self, sentence: str) -> None:
-        """Do nothing."""
 
 
 @dataclass(frozen=True)

@@ -54,19 +54,6 @@ class RunReader:
         """The recorded sets by name, in the order in which they were added."""
         return self.info.sets
 
-    @property
-    def norm_passes(self) -> dict[tuple[str, float, float], PassInfo]:
-        """The norm passes by ``(target, temperature, p)``; of several, that of most parameters."""
-        widest: dict[tuple[str, float, float], PassInfo] = {}
-        for entry in self.info.passes.values():
-            key = (entry.target, entry.temperature, entry.p)
-            best = widest.get(key)
-            if entry.kind == "norms" and (
-                best is None or len(entry.parameters) > len(best.parameters)
-            ):
-                widest[key] = entry
-        return widest
-
     def find_norms(
         self,
         target: str,

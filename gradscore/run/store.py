@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,6 +33,21 @@ from gradscore.run.shard import ShardReader, build_shard
 from gradscore.run.writer import Writer
 
 
+@contextmanager
+def _lock(path: Path) -> Iterator[Writer]:
+    """Lock a run for writing; the lock is held afterwards, but not where an error comes between.
+
+    Raises:
+        RunError: If it is no directory, cannot be written, or another process writes it.
+    """
+    writer = Writer(path)
+    try:
+        yield writer
+    except BaseException:
+        writer.release()
+        raise
+
+
 class RunStore(RunReader):
     """One model's recorded sets.
 
@@ -59,19 +75,13 @@ class RunStore(RunReader):
                 cannot be written.
         """
         path = Path(path)
-        writer = Writer(path)
-        try:
+        with _lock(path) as writer:
             if os.path.lexists(path / RUN_FILE):
                 raise RunError(f"There is a run in {path} already.")
             if head:
                 info.head.sha256 = writer.write_arrays(HEAD_FILE, head)
             writer.write(RUN_FILE, encode(info))
-            store = cls(path)
-        except BaseException:
-            writer.release()
-            raise
-        store._writer = writer
-        return store
+            return cls._written_by(writer)
 
     @classmethod
     def open_for_writing(cls, path: str | Path) -> "RunStore":
@@ -83,12 +93,12 @@ class RunStore(RunReader):
         """
         path = Path(path)
         require_newest(read_info(path), path)
-        writer = Writer(path)
-        try:
-            store = cls(path)
-        except BaseException:
-            writer.release()
-            raise
+        with _lock(path) as writer:
+            return cls._written_by(writer)
+
+    @classmethod
+    def _written_by(cls, writer: Writer) -> "RunStore":
+        store = cls(writer.directory)
         store._writer = writer
         return store
 

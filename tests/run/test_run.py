@@ -100,7 +100,8 @@ def test_what_is_written_is_read_back(run):
     store = RunStore(run)
     assert store.sets["digits"].recorded() == ROWS - 1
     assert store.info.passes[PASS].p == math.inf
-    assert store.norm_passes == {("uniform", 0.5, math.inf): store.info.passes[PASS]}
+    (entry,) = store.info.passes.values()
+    assert entry == store.find_norms("uniform", 0.5, math.inf, store.info.parameters)
     np.testing.assert_array_equal(store.head()["weight"], np.ones((2, 3)))
 
 
@@ -141,7 +142,7 @@ def test_the_smallest_pass_that_holds_the_parameters_is_found(run):
         store.add_pass(PassInfo(name, "norms", "uniform", 0.5, math.inf, "rules", ("fc.weight",)))
         assert store.find_norms("uniform", 0.5, math.inf, ["fc.weight"]).name == name
         assert store.find_norms("uniform", 0.5, math.inf, ["conv.weight"]).name == PASS
-        assert store.norm_passes["uniform", 0.5, math.inf].name == PASS
+        assert store.find_norms("uniform", 0.5, math.inf, store.info.parameters).name == PASS
         with pytest.raises(NotRecorded, match=r"--layers all -p 2 -T 1 --target uniform`"):
             store.find_norms("uniform", 1.0, 2.0, ["fc.weight"])
 

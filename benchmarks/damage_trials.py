@@ -20,7 +20,7 @@ from hostile_files import KINDS as HOSTILE
 from hostile_files import forge
 
 import gradscore.engine
-import gradscore.plots.figures  # noqa: F401  what the children need is loaded before they fork
+import gradscore.plots  # noqa: F401  what the children need is loaded before they fork
 from gradscore.cli import main as command_line
 from gradscore.errors import GradScoreError
 from gradscore.recorded import extract

@@ -1,6 +1,6 @@
 """One recorded forward, ready to answer for any gradient of its logits.
 
-A forward records where parameters are used; the backward brings the output gradient of each use;
+A forward records the calls that take parameters. The backward brings the output gradient of each;
 a rule turns that into norms at once, and the gradient is freed before the next one arrives.
 """
 
@@ -32,7 +32,7 @@ SAFE = 1e-10
 
 
 def record(model: nn.Module, images: Tensor, selected: Mapping[str, Tensor]) -> "Recording":
-    """Run one forward and record how it uses some parameters.
+    """Run one forward and record the calls that take some parameters.
 
     Args:
         model: A classifier in eval mode; it is left as it is found.

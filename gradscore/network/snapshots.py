@@ -10,6 +10,7 @@ import functools
 import types
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import suppress
+from operator import delitem, setitem
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -60,19 +61,16 @@ class SavedNames:
 
     def restore(self) -> None:
         """Put back what was there, if it is something else now."""
-        now = self._read()
+        owner, now = self._owner, self._read()
+        put, remove = (setitem, delitem) if isinstance(owner, dict) else (setattr, delattr)
         for name in self.before | now:
             value, then = now.get(name, _ABSENT), self.before.get(name, _ABSENT)
             if value is then or (self.tensors_only and not isinstance(value, Tensor)):
                 continue
-            if isinstance(self._owner, dict):
-                self._owner[name] = then
-                if then is _ABSENT:
-                    del self._owner[name]
-            elif then is _ABSENT:
-                delattr(self._owner, name)
+            if then is _ABSENT:
+                remove(owner, name)
             else:
-                setattr(self._owner, name, then)
+                put(owner, name, then)
 
 
 class SavedHooks:

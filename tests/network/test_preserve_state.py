@@ -290,3 +290,26 @@ def test_threads_may_share_a_model():
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+class Binding(nn.Module):
+    """A network that binds a global variable in its first forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x):
+        global first_seen
+        if "first_seen" not in globals():
+            first_seen = x.detach()
+        return self.head(x)
+
+
+def test_a_global_that_a_forward_binds_anew_is_unbound_again():
+    model = Binding().eval()
+    for _ in range(2):
+        with preserve_state(model):
+            model(torch.ones(1, 3))
+            assert "first_seen" in globals()
+        assert "first_seen" not in globals()

@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, vmap
 
 from gradscore.batches import parts_of
 from gradscore.capture import requiring_grad
-from gradscore.errors import GradScoreWarning, ModelError, memory_ended
+from gradscore.errors import GradScoreWarning, ModelError, memory_ended, reason_of
 from gradscore.layers.groups import ModelGroups
 from gradscore.network import (
     check_eval_mode,
@@ -180,9 +180,8 @@ def vmap_norms(
         except RuntimeError as error:
             if memory_ended(error):
                 raise
-            reason = str(error).splitlines()[0]
             raise ModelError(
-                f"Expected a model that torch.func.vmap can run, got: {reason}"
+                f"Expected a model that torch.func.vmap can run, got: {reason_of(error)}"
             ) from error
     magnitudes = [gradient.abs().flatten(1) for gradient in gradients.values()]
     return torch.stack(

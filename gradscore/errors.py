@@ -52,3 +52,12 @@ def memory_ended(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(sign in text for sign in SIGNS_OF_MEMORY)
+
+
+def reason_of(error: BaseException) -> str:
+    r"""Return the first line of an error, or the name of its type where it says nothing.
+
+    >>> reason_of(ValueError("too deep\nat line 3")), reason_of(KeyError())
+    ('too deep', 'KeyError')
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from gradscore.errors import GradScoreWarning, InvalidArgument
+from gradscore.errors import GradScoreWarning, InvalidArgument, reason_of
 
 BACKENDS = ("auto", "torch", "triton")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -68,10 +68,9 @@ def _runs_on(device: torch.device) -> bool:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a compiler, an assembler or a header is missing, a folder full
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         warnings.warn(
-            f"Expected triton to build its kernels for {device}, got: {reason} Scores are "
-            "computed by torch, as with backend 'torch'.",
+            f"Expected triton to build its kernels for {device}, got: {reason_of(error)} Scores "
+            "are computed by torch, as with backend 'torch'.",
             GradScoreWarning,
             stacklevel=2,
         )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gradscore.data.labels import UNKNOWN, Wanted
 from gradscore.data.pictures import Items, Opened, Pictures, load_image
-from gradscore.errors import DataError
+from gradscore.errors import DataError, reason_of
 
 SPLITS = ("test", "train", "unseen", "photos", "noise")
 KNOWN_CLASSES = 6
@@ -148,8 +148,7 @@ def open_dataset(source: str) -> tuple[Any, NDArray[np.int64] | None]:
         dataset = _construct(family, options, fetch="download" in accepted)
         return dataset, _item_labels(dataset)
     except Exception as error:  # each dataset has its own kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"Cannot open {source}: {reason}") from error
+        raise DataError(f"Cannot open {source}: {reason_of(error)}") from error
 
 
 def _item_labels(dataset: Any) -> NDArray[np.int64] | None:

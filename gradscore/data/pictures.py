@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from gradscore.errors import DataError
+from gradscore.errors import DataError, reason_of
 from gradscore.files import SCARCE, read_regular
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -84,8 +84,7 @@ def decode_image(content: bytes, name: str) -> Image.Image:
     except MemoryError:  # says nothing about the image
         raise
     except Exception as error:  # each decoder has its own kinds for a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{name}: damaged image: {reason.rstrip('.')}.") from error
+        raise DataError(f"{name}: damaged image: {reason_of(error).rstrip('.')}.") from error
 
 
 def read_image_file(path: str | os.PathLike) -> bytes:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscore.engine import part_norms
-from gradscore.errors import InvalidArgument, ModelError, NotRecorded, RunError
+from gradscore.errors import InvalidArgument, ModelError, NotRecorded, RunError, reason_of
 from gradscore.models import ModelSpec, create_model, weights_sha256
 from gradscore.network import observe
 from gradscore.objective import Objective
@@ -72,7 +72,7 @@ def check_replay(tail: Tail, activations: Tensor, logits: Tensor, dtype: str) ->
         with torch.inference_mode():
             replayed = tail(activations.to(logits.dtype))
     except (RuntimeError, ValueError) as error:
-        replayed, why = logits.new_zeros(0), str(error).splitlines()[0]
+        replayed, why = logits.new_zeros(0), reason_of(error)
     bound = TOLERANCE[dtype] * logits.abs().max().clamp_min(1e-30)
     if replayed.shape != logits.shape or not ((replayed - logits).abs() <= bound).all():
         raise ModelError(f"The input of module {tail.module!r} cannot be kept: {why}.")

@@ -1,9 +1,8 @@
 """What weight files hold: read without running any code of theirs, and named where they are not.
 
 Training frameworks put more than weights into a checkpoint: settings, optimiser states, a second
-set of averaged weights. The weights alone are taken. Of everything else nothing is imported: the
-objects of a pickle whose classes are not torch's own become empty mappings. What a pickle asks for
-is counted before it is read.
+set of averaged weights. The weights alone are taken. Of everything else nothing is imported:
+objects of classes that are not torch's become empty mappings. A pickle's steps are counted first.
 """
 
 import io
@@ -20,7 +19,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from gradscore.errors import WeightsError
+from gradscore.errors import WeightsError, reason_of
 from gradscore.escapes import listed
 from gradscore.files import most_unfolded
 from gradscore.numpy_files import open_npz
@@ -83,8 +82,8 @@ def read_entries(path: Path) -> dict[str, dict[str, Tensor]]:
     except pickle.UnpicklingError as error:
         raise WeightsError(_refused(path, str(error))) from None
     except Exception as error:  # each reader has its own kinds for a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"Cannot read the weight file {str(path)!r}: {reason}") from error
+        said = reason_of(error)
+        raise WeightsError(f"Cannot read the weight file {str(path)!r}: {said}") from error
     return _entries(content, path)
 
 

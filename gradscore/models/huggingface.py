@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from gradscore.errors import ModelError, WeightsError
+from gradscore.errors import ModelError, WeightsError, reason_of
 from gradscore.escapes import listed
 from gradscore.models.libraries import cache_alone_if_offline
 from gradscore.models.preprocessing import Preprocessing
@@ -87,10 +87,9 @@ def _classifier(
             return kind.from_config(config, trust_remote_code=False), []
         model, report = kind.from_pretrained(place, output_loading_info=True, **where)
     except Exception as error:  # transformers, its hub and its files raise whatever they like
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise WeightsError(
-            f"Cannot load hf:{place}: {reason[0]} Give the path of a folder that save_pretrained "
-            "wrote."
+            f"Cannot load hf:{place}: {reason_of(error)} Give the path of a folder that "
+            "save_pretrained wrote."
         ) from error
     unlike = [entry if isinstance(entry, str) else entry[0] for entry in report["mismatched_keys"]]
     return model, sorted({*report["missing_keys"], *unlike})
@@ -106,10 +105,9 @@ def _preprocessing(
         said = json.loads(Path(file).read_text("utf-8"))
         processor = transformers.AutoImageProcessor.from_pretrained(place, backend="pil", **where)
     except Exception as error:  # as above
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(
             f"Expected {PROCESSOR_FILE} in hf:{place}, which says how pictures are made ready, "
-            f"got {reason[0]}"
+            f"got {reason_of(error)}"
         ) from error
     try:
         return mapped(said, processor, getattr(config, "num_channels", 3))

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gradscore.copies import SavedContainer, tensor_tables
-from gradscore.errors import GradScoreError, InvalidArgument, ModelError
+from gradscore.errors import GradScoreError, InvalidArgument, ModelError, reason_of
 from gradscore.network.facts import ONE_AT_A_TIME
 from gradscore.network.forwards import dry_run
 from gradscore.outputs import logits_of
@@ -86,7 +86,7 @@ def wrap_forward_errors(model: nn.Module, images: Tensor) -> Iterator[None]:
     except (GradScoreError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever a model raises
-        message = str(error).partition("\n")[0].rstrip(".")
+        message = reason_of(error).rstrip(".")
         raise ModelError(
             f"Expected a model that takes {images.dtype} {list(images.shape)} on "
             f"{images.device}, got {type(error).__name__} from it: {message}. "

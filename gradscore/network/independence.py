@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from gradscore.copies import MODULES_OWN
-from gradscore.errors import GradScoreWarning, ModelError
+from gradscore.errors import GradScoreWarning, ModelError, reason_of
 from gradscore.network.comparison import EVERY, NONE, SOME, Comparison, Unknown
 from gradscore.network.contents import is_own_hook
 from gradscore.network.facts import hold_state, ignore_changes, state_of
@@ -139,7 +139,7 @@ def _check_in_own_type(model: nn.Module, images: Tensor, reason: Exception) -> S
         return frozenset()
     if difference:
         raise _mixing_error(difference)
-    state_of(model).found.setdefault(_check_in_own_type, [str(reason).partition("\n")[0]])
+    state_of(model).found.setdefault(_check_in_own_type, [reason_of(reason)])
     return frozenset()
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gradscore.errors import GradScoreError, RunError
+from gradscore.errors import GradScoreError, RunError, reason_of
 
 
 class DamagedFile(RunError):
@@ -60,8 +60,7 @@ def damage(path: Path) -> Iterator[None]:
     except PermissionError as error:
         raise may_not_read(path, error) from error
     except Exception as error:  # each library has kinds of its own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DamagedFile(path, f"is damaged: {reason}") from error
+        raise DamagedFile(path, f"is damaged: {reason_of(error)}") from error
 
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

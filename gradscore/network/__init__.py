@@ -9,7 +9,7 @@ from gradscore.network.checks import (
     without_caches,
     wrap_forward_errors,
 )
-from gradscore.network.facts import ONE_AT_A_TIME, State, hold_state, remembered, state_of
+from gradscore.network.facts import ONE_AT_A_TIME, hold_state, remembered, state_of
 from gradscore.network.forwards import (
     changes_parameters,
     dry_run,
@@ -22,7 +22,6 @@ from gradscore.network.independence import check_independence, note_data_depende
 
 __all__ = [
     "ONE_AT_A_TIME",
-    "State",
     "changes_parameters",
     "check_eval_mode",
     "check_images",

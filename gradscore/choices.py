@@ -9,7 +9,9 @@ AlRegib, "Gradients as a Measure of Uncertainty in Neural Networks", ICIP 2020."
 
 METHODS = (
     *("gradnorm", "u", "v", "kl"),
-    *("msp", "max_logit", "energy", "odin"),
+    *("msp", "max_logit", "energy", "gen", "odin"),
+    *("react", "ash", "scale", "knn", "nnguide", "fdbd", "vim"),
+    *("laplace_energy", "laplace_energy_blocks"),
     *("mahalanobis", "mahalanobis_stages", "lee_alregib"),
 )
 """Names of the methods, in the order of their table in :mod:`gradscore.methods`."""

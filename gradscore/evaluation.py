@@ -22,6 +22,8 @@ COLUMNS = (
 )
 """Columns of an evaluation, in order; figures are fractions."""
 
+MORE = ("epsilon", "fit", "k", "dimension", "percentile", "two_sided", "clip")
+"""Options that rows hold where a score of the evaluation was given one."""
 FEWEST_LABELLED = 30
 """Labelled images of which an accuracy can be called chance."""
 CHANCE_LEVEL = 0.01
@@ -173,7 +175,11 @@ def evaluate_run(
     ids, oods = choose_sets(store, sets)
     specs = list(dict.fromkeys(specs))
     scored = score_sets(store, [*ids, *oods], specs, backend)
-    options = [o for o in ("epsilon", "fit") if any(getattr(q, o) for q in specs)]
+    options = [
+        option
+        for option in MORE
+        if any(getattr(spec, option) != spec.definition.options.get(option) for spec in specs)
+    ]
     rows = []
     for name in ids:
         figures = _figures(scored[name], [scored[ood] for ood in oods], replicates)

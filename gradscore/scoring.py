@@ -212,7 +212,12 @@ def _torch_threads(count: int) -> Iterator[None]:
 
 def _check_finite(block: Block, name: str, fields: Iterable[str], passes: Iterable[str]) -> None:
     recorded = [(field, getattr(block, field)) for field in fields if hasattr(Block, field)]
-    recorded += [(passed, block.recorded(passed)) for passed in passes]
+    recorded += [
+        (name, block.recorded(name))
+        for passed in passes
+        for name in block.arrays
+        if name == passed or name.startswith(f"{passed}/")
+    ]
     for what, values in recorded:
         # A sum is not finite where any entry is not: one cheap pass, and a second where large
         # entries overflow it.

@@ -82,7 +82,7 @@ def compare(runs, named, models, sets, methods, output, plot, quiet, **options) 
     specs = choose_specs(stores[0], methods, options, quiet=quiet)
     rows = side_by_side(stores, specs, sets=sets or None)
     seen = evaluated_sets(rows)
-    notice_fits(specs, seen, quiet=quiet)
+    notice_fits(stores[0], specs, seen, quiet=quiet)
     for store in stores:
         notice_outputs(store, seen, quiet=quiet)
     if output:

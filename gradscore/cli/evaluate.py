@@ -42,7 +42,7 @@ def evaluate(run_path, model, sets, methods, backend, output, quiet, **options) 
     specs = choose_specs(run, methods, options, quiet=quiet)
     evaluation = evaluate_run(run, specs, sets=sets or None, backend=backend)
     seen = evaluated_sets(evaluation.rows)
-    notice_fits(specs, seen, quiet=quiet)
+    notice_fits(run, specs, seen, quiet=quiet)
     notice_outputs(run, seen, quiet=quiet)
     notice_chance(run, seen, quiet=quiet)
     if output:  # before it is printed: a pager that is closed must not take the file along

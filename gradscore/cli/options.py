@@ -188,6 +188,28 @@ score_options = chained(
         type=click.FloatRange(min=0),
         help="Input perturbation of odin, 0 by default.",
     ),
-    repeatable("--fit", metavar="SET", help="Labelled ID set that fitted methods learn from."),
+    repeatable("--fit", metavar="SET", help="ID set that fitted methods learn from."),
+    repeatable("--k", metavar="K", type=click.IntRange(1), help="Neighbours of knn and nnguide."),
+    repeatable(
+        "--dimension", metavar="D", type=click.IntRange(0), help="Principal subspace of vim."
+    ),
+    repeatable(
+        "--percentile",
+        metavar="Q",
+        type=click.FloatRange(0, 100),
+        help="Where react clips, ash prunes and scale divides.",
+    ),
+    click.option(
+        "--two-sided",
+        is_flag=True,
+        callback=lambda ctx, param, value: value or None,
+        help="laplace_energy_blocks: nearer than ID inputs usually are counts as evidence.",
+    ),
+    repeatable(
+        "--clip",
+        metavar="Q",
+        type=click.FloatRange(0, 100),
+        help="laplace_energy: clip features at this percentile first, as react does.",
+    ),
 )
 """What a run is asked; every combination of repeated settings is answered on its own."""

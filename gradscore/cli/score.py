@@ -47,7 +47,7 @@ def score(run_path, model, sets, methods, backend, output, quiet, **options) -> 
         notice(f"Wrote the scores of {count:,} images to {output}.", quiet=quiet)
     else:
         _show(blocks)
-    notice_fits(specs, sets, quiet=quiet)
+    notice_fits(run, specs, sets, quiet=quiet)
     notice_outputs(run, sets, quiet=quiet)
     notice_chance(run, sets, quiet=quiet)
 

@@ -30,13 +30,16 @@ def choose_specs(
         return make_specs(methods, **options)
     given = {name for name, value in options.items() if value is not None}
     possible = [m.name for m in METHODS.values() if set(m.required) <= given]
-    specs = []
+    specs, left_out = [], defaultdict(dict)
     for spec in make_specs(possible, **options):
         try:
             spec.definition.plan(spec, run)
             specs.append(spec)
         except (ModelError, NotRecorded) as error:
-            notice(f"Left out {spec.method}. {error}", quiet=quiet)
+            left_out[str(error).replace(spec.method, "METHOD")][spec.method] = str(error)
+    for methods in left_out.values():
+        *_, error = methods.values()
+        notice(f"Left out {', '.join(methods)}. {error}", quiet=quiet)
     return specs
 
 
@@ -79,9 +82,15 @@ def notice_chance(run: "RecordedRun", sets: Collection[str], *, quiet: bool = Fa
 
 
 def notice_fits(
-    specs: "Sequence[ScoreSpec]", sets: Collection[str], *, quiet: bool = False
+    run: "RecordedRun", specs: "Sequence[ScoreSpec]", sets: Collection[str], *, quiet: bool = False
 ) -> None:
-    """Tell which of ``sets`` a method has seen before: it knows those better than any others."""
+    """Tell what methods learned from, and which of ``sets`` one knows better than any others."""
+    told = defaultdict(dict)
+    for spec in specs:
+        told[spec.definition.plan(spec, run).notice][spec.method] = None
+    for how, methods in told.items():
+        if how:
+            notice(f"{', '.join(methods)}: {how}.", quiet=quiet)
     learners = defaultdict(dict)
     for spec in specs:
         for name in spec.fit_sets():

@@ -14,15 +14,16 @@ from torch import Tensor
 from gradscore.batches import memory_format, parts_of
 from gradscore.data import ImageSet
 from gradscore.engine import vmap_norms
-from gradscore.errors import DataError
+from gradscore.errors import DataError, ModelError
 from gradscore.extraction.classifier import Classifier, memory_for
 from gradscore.extraction.replay import observe_inputs
-from gradscore.layers.features import observe_features
+from gradscore.layers.features import observe_features, observe_stages
 from gradscore.network import check_eval_mode, check_independence
 from gradscore.objective import RecordedObjective, by_loss
 from gradscore.recording import record
 from gradscore.reference import backward_norms, loss_function
 from gradscore.run import BASE, PassInfo, RunStore, pass_field
+from gradscore.run.layout import BLOCKS
 from gradscore.selection import differentiable_parameters
 
 Rows = dict[str, dict[str, Tensor]]
@@ -64,6 +65,12 @@ class Computer:
             RecordedObjective(entry.p, entry.temperature, entry.target) for entry in self._passes
         ]
         self._kept = [entry for entry in passes if entry.kind == "keep"]
+        self._stages = {
+            stage: module
+            for entry in passes
+            if entry.kind == BLOCKS
+            for stage, module in entry.details["modules"].items()
+        }
         wanted = {name for entry in self._passes for name in entry.parameters}
         parameters = differentiable_parameters(self._model)
         self._selected = {name: parameters[name] for name in parameters if name in wanted}
@@ -115,16 +122,31 @@ class Computer:
             if self._base and head.closed_form
             else nullcontext()
         )
-        with observing as observed, observe_inputs(self._model, self._kept, images) as kept:
+        with (
+            observing as observed,
+            observe_inputs(self._model, self._kept, images) as kept,
+            observe_stages(self._model, self._stages, images, detach=True) as means,
+        ):
             norms, logits = self._ask(images)
         rows: Rows = {name: {"norms": values} for name, values in norms.items()}
         rows |= {name: {"activations": values} for name, values in kept.items()}
+        if self._stages:
+            rows[BLOCKS] = self._block_means(means)
         # Where they are recorded already, they say whether the pictures are still the same.
         rows[BASE] = {"logits": logits.float()}
         if observed is not None:
             observed.check(logits)
             rows[BASE]["features"] = observed.features.float()
         return rows
+
+    def _block_means(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        for stage, module in self._stages.items():
+            if stage not in means:
+                raise ModelError(
+                    f"Expected {stage} ({module}) to put out a tensor with one entry an image, "
+                    "as for the first, it does not."
+                )
+        return {stage: means[stage].float() for stage in self._stages}
 
     def _ask(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         if not self._passes:

@@ -6,13 +6,17 @@ from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 
+import torch
+
 from gradscore.data import ImageSet
+from gradscore.errors import ModelError
 from gradscore.extraction.probes import StageFit
 from gradscore.extraction.replay import check_kept
 from gradscore.extraction.resolved import Resolved
 from gradscore.extraction.sets import agree_on_set, agree_on_sets, set_notices
 from gradscore.extraction.settings import Settings, plain, require_equal
 from gradscore.extraction.stage_fit import LabelledImages, fit_to
+from gradscore.layers.features import find_stages, observe_stages
 from gradscore.objective import RecordedObjective, check_epsilon, check_temperature
 from gradscore.run import (
     BASE,
@@ -25,7 +29,7 @@ from gradscore.run import (
     norms_name,
     odin_name,
 )
-from gradscore.run.layout import RUN_FILE
+from gradscore.run.layout import BLOCKS, RUN_FILE
 from gradscore.selection import select
 
 ODIN_TEMPERATURE = 1000.0
@@ -52,7 +56,8 @@ def wanted_passes(settings: Settings, resolved: Resolved) -> list[PassInfo]:
     norms = norm_passes(settings, resolved.info)
     check_kept(resolved.classifier.model, kept, resolved.image)
     temperatures = settings.temperature or (ODIN_TEMPERATURE,)
-    return [*norms, *kept, *odin_passes(temperatures, settings.epsilon)]
+    perturbed = odin_passes(temperatures, settings.epsilon)
+    return [*norms, *kept, *perturbed, *blocks_pass(settings, resolved)]
 
 
 def norm_passes(settings: Settings, info: RunInfo) -> list[PassInfo]:
@@ -123,6 +128,26 @@ def keep_passes(keep: Sequence[str], dtype: str) -> list[PassInfo]:
         PassInfo(f"keep-{module}", "keep", details={"module": module, "dtype": dtype})
         for module in dict.fromkeys(keep)
     ]
+
+
+def blocks_pass(settings: Settings, resolved: Resolved) -> list[PassInfo]:
+    """Return the pass that stores the channel means of each block; none where there is no block.
+
+    Why a network with blocks has none whose output could be averaged is told.
+    """
+    if not any(name.startswith("block") for name in resolved.info.groups):
+        return []
+    classifier, image = resolved.classifier, resolved.image
+    images = torch.cat([image, image.flip(-1)])
+    try:
+        stages = find_stages(classifier.model, classifier.head, images)
+    except ModelError as error:
+        settings.tell(f"Without block means: {error}")
+        return []
+    with torch.inference_mode(), observe_stages(classifier.model, stages, images) as found:
+        classifier(images)
+    channels = {stage: found[stage].shape[1] for stage in stages}
+    return [PassInfo(BLOCKS, BLOCKS, details={"channels": channels, "modules": stages})]
 
 
 def agree_on_passes(info: RunInfo, passes: Sequence[PassInfo]) -> list[PassInfo]:

@@ -5,7 +5,7 @@ name among the groups of parameters. What they put out is averaged over space or
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from math import inf, log
 from typing import Any
@@ -188,7 +188,7 @@ def find_stages(model: nn.Module, head: Head, images: Tensor) -> dict[str, str]:
 
 @contextmanager
 def observe_stages(
-    model: nn.Module, stages: Mapping[str, str], images: Tensor
+    model: nn.Module, stages: Mapping[str, str], images: Tensor, *, detach: bool = False
 ) -> Iterator[dict[str, Tensor]]:
     """Observe what the stages put out in forwards of these images.
 
@@ -196,18 +196,21 @@ def observe_stages(
         model: The network.
         stages: Stage to the module whose output it is.
         images: The batch, whose size and proportions tell which axes are what.
+        detach: Whether the means are no part of the graph, nor of what a recorder sees.
 
     Yields:
         Stage to features ``[batch, channels]`` of the latest forward, at least float32.
     """
     found: dict[str, Tensor] = {}
+    unseen = torch._C.DisableTorchFunction() if detach else nullcontext()
 
     def keep(stage: str, args: tuple, output: Any) -> None:
         if isinstance(output, tuple | list) and output:
             output = output[0]
         if isinstance(output, Tensor) and output.ndim > 1 and len(output) == len(images):
             # At once, and never a view: what follows may write into the output.
-            found[stage] = pool(output, images)
+            with unseen:
+                found[stage] = pool(output.detach() if detach else output, images)
 
     with observe({stage: model.get_submodule(name) for stage, name in stages.items()}, keep):
         yield found

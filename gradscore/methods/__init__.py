@@ -7,8 +7,9 @@ from typing import Any
 
 from gradscore.errors import InvalidArgument
 from gradscore.methods.base import OPTIONS, Method, Plan, RecordedRun, ScoreSpec
-from gradscore.methods.confidence import ENERGY, KL, MAX_LOGIT, MSP, ODIN
+from gradscore.methods.confidence import ENERGY, GEN, KL, MAX_LOGIT, MSP, ODIN
 from gradscore.methods.gradnorm import GRADNORM, U, V
+from gradscore.methods.learned import LEARNED
 from gradscore.methods.lee_alregib import LEE_ALREGIB
 from gradscore.methods.mahalanobis import MAHALANOBIS, MAHALANOBIS_STAGES
 
@@ -28,7 +29,8 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         *(GRADNORM, U, V, KL),
-        *(MSP, MAX_LOGIT, ENERGY, ODIN),
+        *(MSP, MAX_LOGIT, ENERGY, GEN, ODIN),
+        *LEARNED,
         *(MAHALANOBIS, MAHALANOBIS_STAGES, LEE_ALREGIB),
     )
 }

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,9 +13,12 @@ from gradscore.errors import InvalidArgument
 from gradscore.methods.block import Block
 from gradscore.norms import number_name
 from gradscore.objective import Objective, check_epsilon
-from gradscore.run import PassInfo, RunInfo, SetInfo
+from gradscore.run import FitInfo, PassInfo, RunInfo, SetInfo
 
-OPTIONS = ("layers", "p", "temperature", "target", "epsilon", "fit")
+OPTIONS = (
+    *("layers", "p", "temperature", "target", "epsilon", "fit"),
+    *("k", "dimension", "percentile", "two_sided", "clip"),
+)
 _OF_OBJECTIVE = ("p", "temperature", "target")
 
 ROWS = 1024
@@ -50,8 +54,14 @@ class RecordedRun(Protocol):
     ) -> PassInfo:
         """Return the pass that holds the norms of ``parameters``, or raise NotRecorded."""
 
+    def head(self) -> dict[str, NDArray]:
+        """Return the last layer's ``weight`` and, if it has one, ``bias``, float32."""
+
     def read_fit(self, name: str) -> dict[str, NDArray] | None:
         """Return what a method learned, or None where the run does not hold it."""
+
+    def keep_fit(self, entry: FitInfo, arrays: Mapping[str, NDArray]) -> None:
+        """Store what a method learned, where the run can be written."""
 
     def require_complete(self, set_name: str, passes: Sequence[str] = ...) -> SetInfo:
         """Return a set's entry, or raise NotRecorded unless those passes are finished."""
@@ -64,6 +74,11 @@ class RecordedRun(Protocol):
         rows: int = ...,
     ) -> Iterator[dict[str, NDArray]]:
         """Yield a set in index order, at most ``rows`` rows at a time."""
+
+    def fit_blocks(
+        self, set_name: str, fields: Sequence[str] = ..., norms: Sequence[str] = ()
+    ) -> Iterator[dict[str, NDArray]]:
+        """Yield the rows of a set that methods learn from."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +94,12 @@ class ScoreSpec:
         temperature: Softmax temperature.
         target: ``uniform`` or ``one-hot``.
         epsilon: Magnitude of the input perturbation, in units of the normalised input.
-        fit: Name of the labelled ID set that a fitted method learns from.
+        fit: Name of the ID set that a fitted method learns from, labelled where it needs labels.
+        k: Number of neighbours.
+        dimension: Of the principal subspace of the features.
+        percentile: At which features are clipped or pruned, 0 to 100.
+        two_sided: Whether to be nearer than ID inputs usually are counts as evidence.
+        clip: Percentile of all features at which they are clipped first, 0 to 100.
 
     Raises:
         InvalidArgument: If the method is unknown, does not honour an option that is given, needs
@@ -93,6 +113,11 @@ class ScoreSpec:
     target: str | None = None
     epsilon: float | None = None
     fit: str | None = None
+    k: int | None = None
+    dimension: int | None = None
+    percentile: float | None = None
+    two_sided: bool | None = None
+    clip: float | None = None
 
     def __post_init__(self) -> None:
         """Fill in the method's defaults and check every option."""
@@ -117,6 +142,10 @@ class ScoreSpec:
                 object.__setattr__(self, option, getattr(objective, option))
         if self.epsilon is not None:
             object.__setattr__(self, "epsilon", check_epsilon(self.epsilon))
+        for option, least, most in (("k", 1, inf), ("dimension", 0, inf)):
+            _check_range(option, getattr(self, option), least, most, int)
+        for option in ("percentile", "clip"):
+            _check_range(option, getattr(self, option), 0, 100, int | float)
 
     @property
     def definition(self) -> "Method":
@@ -136,7 +165,9 @@ class ScoreSpec:
         texts = {}
         for option in OPTIONS:
             value = getattr(self, option)
-            if value is not None:
+            if isinstance(value, bool):
+                texts[option] = "yes" if value else "no"
+            elif value is not None:
                 texts[option] = value if isinstance(value, str) else number_name(value)
         return texts
 
@@ -144,6 +175,18 @@ class ScoreSpec:
         """Return the names of the sets that the method learns from; most learn from none."""
         fit_sets = self.definition.fit_sets
         return fit_sets(self.fit) if fit_sets else ()
+
+
+def _check_range(option: str, value: Any, least: float, most: float, kind: Any) -> None:
+    """Raise unless an option is None or a number in its range.
+
+    Raises:
+        InvalidArgument: If it is another.
+    """
+    number = isinstance(value, kind) and not isinstance(value, bool)
+    if value is not None and not (number and least <= value <= most):
+        wanted = f"{least} or more" if most == inf else f"{least} to {most}"
+        raise InvalidArgument(f"Expected {option} of {wanted}, got {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -158,6 +201,7 @@ class Plan:
         deviations: Objectives of the deviations whose norms it takes from the block.
         fit: Learns, or loads, the state once for all rows; without it the state is None.
         rows: Most rows to read at once.
+        notice: What the user should know of how the score was learned, or empty.
     """
 
     score: Callable[[Any, Block], Tensor]
@@ -167,6 +211,7 @@ class Plan:
     deviations: tuple[Objective, ...] = ()
     fit: Callable[[], Any] | None = None
     rows: int = ROWS
+    notice: str = ""
 
 
 @dataclass(frozen=True)

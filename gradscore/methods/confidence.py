@@ -130,6 +130,12 @@ ENERGY = Method(
     options={"temperature": 1.0},
 )
 
+GEN = Method(
+    "gen",
+    "Generalised entropy of the largest softmax probabilities (Liu et al., CVPR 2023).",
+    plan=_of_logits(gen),
+)
+
 ODIN = Method(
     "odin",
     "Maximum softmax probability at T = 1000, at an input perturbed by epsilon (0 by default).",

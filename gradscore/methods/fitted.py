@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gradscore.errors import InvalidArgument, RunError
 from gradscore.methods.base import RecordedRun
-from gradscore.run import FitInfo, RunStore, describe_fit
+from gradscore.run import describe_fit
 
 Arrays = dict[str, NDArray]
 Source = Callable[[], Iterator[Arrays]]
@@ -36,7 +36,7 @@ def require_sets(run: RecordedRun, names: Sequence[str]) -> None:
 
 
 def fitted(
-    run: RunStore,
+    run: RecordedRun,
     method: str,
     sets: Sequence[str],
     learn: Callable[..., Mapping[str, ArrayLike]],
@@ -62,16 +62,10 @@ def fitted(
     entry = describe_fit(run.info, method, sets, settings)
     arrays = run.read_fit(entry.name)
     if arrays is None:
-        read = partial(run.blocks, fields=fields, norms=passes)
+        read = partial(run.fit_blocks, fields=fields, norms=passes)
         learned = learn(*(partial(read, name) for name in sets))
-        arrays = {name: np.asarray(array) for name, array in learned.items()}
+        arrays = {name: np.atleast_1d(np.asarray(array)) for name, array in learned.items()}
         # A run that is read-only, or being written by another process, can be scored all the same.
         with suppress(RunError):
-            _store(run, entry, arrays)
+            run.keep_fit(entry, arrays)
     return arrays
-
-
-def _store(run: RunStore, entry: FitInfo, arrays: Arrays) -> None:
-    with RunStore.open_for_writing(run.path) as writer:
-        writer.write_fit(entry, arrays)
-    run.info.fits[entry.name] = entry

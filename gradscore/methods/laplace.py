@@ -102,7 +102,7 @@ def laplace_energy_blocks(
 
 def evidence(rows: Rows, fit: Fit, head: LastLayer | None = None) -> Tensor:
     """Return ``logsumexp(f) - log C - mean ID logit``, in nats, shape ``[rows]``, float64."""
-    logits = _logits(rows, fit, head)[:, fit["kept"]]
+    logits = _logits(rows, fit, head)[:, fit["kept"].bool()]
     classes = torch.tensor(float(logits.shape[1]), dtype=torch.float64)
     return logits.logsumexp(dim=1) - classes.log() - fit["mean_logit"]
 

@@ -25,7 +25,8 @@ def fit_vim(source: Source, head: LastLayer, *, dimension: int | None = None) ->
     Args:
         source: ID rows; no labels are needed.
         head: The last layer, whose pseudo-inverse gives the origin.
-        dimension: Of the principal subspace; by default the paper's.
+        dimension: Of the principal subspace; by default the paper's, and at most half as many as
+            there are rows: where it holds all of them, nothing is left to scale the residual by.
 
     Returns:
         ``origin``, ``residual`` (orthonormal columns), ``alpha``, and ``count``.
@@ -34,8 +35,7 @@ def fit_vim(source: Source, head: LastLayer, *, dimension: int | None = None) ->
         InvalidArgument: If there are too few rows, or the dimension leaves no residual.
     """
     width = head.weight.shape[1]
-    dimension = default_dimension(width) if dimension is None else dimension
-    if not 0 <= dimension < width:
+    if dimension is not None and not 0 <= dimension < width:
         raise InvalidArgument(f"Expected a dimension of 0 to {width - 1}, got {dimension}.")
     origin = -(torch.linalg.pinv(head.weight.double()) @ head.bias.double())
     products, count = origin.new_zeros(width, width), 0
@@ -44,6 +44,8 @@ def fit_vim(source: Source, head: LastLayer, *, dimension: int | None = None) ->
         products += x.T @ x
         count += len(rows)
     check_fit_size(count)
+    if dimension is None:
+        dimension = min(default_dimension(width), count // 2)
     residual = torch.linalg.eigh(products / count).eigenvectors[:, : width - dimension]
     largest = norms = 0.0
     for rows in source():

@@ -6,7 +6,7 @@ One table of datasets serves writing, reading and checking.
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,7 +115,7 @@ def read_head(root: Path, info: RunInfo) -> Arrays:
 
 
 def read_fit_file(root: Path, info: RunInfo, fit: FitInfo) -> Arrays:
-    """Return what a method learned, float64.
+    """Return what a method learned, float64; a bank of features float32.
 
     Raises:
         DamagedFile: If the file cannot be read, is not the recorded one, or does not hold what
@@ -126,7 +126,8 @@ def read_fit_file(root: Path, info: RunInfo, fit: FitInfo) -> Arrays:
     arrays = _read(root, file, fit.sha256)
     fits = _FITS.get(fit.method, lambda info, fit, arrays: True)
     with damage(root / file):
-        sound = all(array.dtype == np.float64 for array in arrays.values())
+        types = (np.float64, np.float32) if fit.method in _BANKS else (np.float64,)
+        sound = all(array.dtype in types for array in arrays.values())
         sound = sound and all(np.isfinite(array).all() for array in arrays.values())
         if not sound or not fits(info, fit, arrays):
             raise DamagedFile(root / file, f"is damaged: no {fit.method} of this run is like it")
@@ -173,10 +174,60 @@ def _is_lee_alregib(info: RunInfo, fit: FitInfo, arrays: Arrays) -> bool:
     return width == 1 and len(arrays) > 2
 
 
+def _folds(check: Callable[[RunInfo, Arrays], bool]) -> Callable[..., bool]:
+    """Return what checks a fit that is learned once for each fold."""
+
+    def are(info: RunInfo, fit: FitInfo, arrays: Arrays) -> bool:
+        folds = [{} for _ in range(fit.settings["folds"])]
+        for name, array in arrays.items():
+            fold, _, inner = name.partition(".")
+            folds[int(fold.removeprefix("fold"))][inner] = array
+        return all(check(info, fold) for fold in folds)
+
+    return are
+
+
+def _have_shapes(arrays: Arrays, **shapes: tuple[int, ...]) -> bool:
+    """Say whether arrays have their shapes; a number is an array of one."""
+    return all(arrays[name].shape == (shape or (1,)) for name, shape in shapes.items())
+
+
+def _is_bank(info: RunInfo, arrays: Arrays) -> bool:
+    bank = arrays["bank"]
+    return bank.ndim == 2 and bank.shape[1] == info.features and len(bank) > 0
+
+
+def _is_vim(info: RunInfo, arrays: Arrays) -> bool:
+    residual = arrays["residual"]
+    width = residual.shape[-1]
+    shapes = {"origin": (info.features,), "residual": (info.features, width), "alpha": ()}
+    return _have_shapes(arrays, **shapes)
+
+
+def _is_laplace(info: RunInfo, arrays: Arrays) -> bool:
+    features, channels = info.features, {}
+    if any(name.startswith("block") for name in arrays):
+        channels = info.passes[BLOCKS].details["channels"]
+    shapes = {"mean": (features,), "root": (features, features), "kept": (info.classes,)}
+    for stage in channels:
+        if f"{stage}.root" in arrays:
+            width = int((arrays[f"{stage}.deviation"] > 0).sum())
+            shapes |= dict.fromkeys((f"{stage}.mean", f"{stage}.deviation"), (channels[stage],))
+            shapes[f"{stage}.root"] = (width, width)
+    return _have_shapes(arrays, **shapes, **{"mean_logit": (), "features.floor": ()})
+
+
+_BANKS = ("knn", "nnguide")
 _FITS = {
     "mahalanobis": _is_mahalanobis,
     "mahalanobis_stages": _is_mahalanobis_stages,
     "lee_alregib": _is_lee_alregib,
+    "react": _folds(lambda info, arrays: _have_shapes(arrays, clip=(), count=())),
+    "fdbd": _folds(lambda info, arrays: _have_shapes(arrays, mean=(info.features,))),
+    "vim": _folds(_is_vim),
+    "laplace_energy": _folds(_is_laplace),
+    "laplace_energy_blocks": _folds(_is_laplace),
+    **dict.fromkeys(_BANKS, _folds(_is_bank)),
 }
 """Whether arrays are what a method learned from this run."""
 

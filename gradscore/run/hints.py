@@ -22,6 +22,7 @@ from gradscore.norms import number_name
 from gradscore.run.contents import FIT_ENDING
 from gradscore.run.files import DamagedFile
 from gradscore.run.layout import (
+    BLOCKS,
     FITS,
     FORMAT,
     HEAD_FILE,
@@ -112,7 +113,7 @@ def keep_options(module: str, dtype: str = "float32") -> Options:
 def pass_options(info: RunInfo, name: str) -> Options:
     """Return what records a pass of the run, its base pass too, as it was recorded."""
     entry = info.passes.get(name)
-    if entry is None:
+    if entry is None or entry.kind == BLOCKS:
         return ("--layers", "last")
     if entry.kind == "odin":
         return odin_options(entry.temperature, entry.details["epsilon"])
@@ -176,7 +177,9 @@ def _fit_command(run: Path, info: RunInfo, fit: FitInfo) -> str:
     if fit.method == "mahalanobis_stages":
         how = mahalanobis_options(info, *fit.sets)
         return extract_command(run, *naming_options(info), *how)
-    return command("score", run, "--method", fit.method, "--fit", ",".join(fit.sets))
+    given = [(o, fit.settings.get(o)) for o in ("percentile", "dimension", "clip")]
+    options = [word for o, value in given if value is not None for word in (f"--{o}", str(value))]
+    return command("score", run, "--method", fit.method, "--fit", ",".join(fit.sets), *options)
 
 
 FAMILIES = ("digits", "cifar", "bit", "timm", "torchvision")

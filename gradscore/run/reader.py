@@ -161,6 +161,12 @@ class RunReader:
         entry = self.require_complete(set_name, (BASE, *norms))
         return ahead(lambda: self._read(entry, tuple(fields), tuple(norms), rows))
 
+    def fit_blocks(
+        self, set_name: str, fields: Sequence[str] = BASE_FIELDS, norms: Sequence[str] = ()
+    ) -> Iterator[Block]:
+        """Yield the rows of a set that methods learn from: all of them, as :meth:`blocks`."""
+        return self.blocks(set_name, fields, norms)
+
     def rows(
         self, set_name: str, name: str, fields: Sequence[str], start: int = 0
     ) -> Callable[[NDArray], NDArray]:

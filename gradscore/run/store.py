@@ -209,6 +209,16 @@ class RunStore(RunReader):
         self.info.fits[entry.name] = entry
         self.save()
 
+    def keep_fit(self, entry: FitInfo, arrays: Mapping[str, NDArray]) -> None:
+        """Write a fit into a run that is open for reading.
+
+        Raises:
+            RunError: If it cannot be written, or another process writes the run.
+        """
+        with RunStore.open_for_writing(self.path) as writer:
+            writer.write_fit(entry, arrays)
+        self.info.fits[entry.name] = entry
+
     def remove_set(self, name: str) -> list[str]:
         """Forget a set, what was learned from it, and the passes that rest on that.
 

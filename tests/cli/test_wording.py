@@ -127,7 +127,7 @@ def test_one_value_stands_for_a_list_of_one(tmp_path):
     sets = {"a": ("id", "digits:test")}
     how = {"layers": "block1", "p": 2, "temperature": 3, "target": "one-hot", "epsilon": 0.1}
     store = gs.extract("digits", sets, tmp_path / "r", limit=4, record="odin", **how).store
-    norms, odin = store.info.passes.values()
+    norms, odin, _ = store.info.passes.values()
     assert (norms.p, norms.temperature, norms.target) == (2.0, 3.0, "one-hot")
     assert odin.kind == "odin"
 

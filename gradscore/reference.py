@@ -41,7 +41,7 @@ def one_backward_a_sample(
         layers: ``all``, a comma list of names and globs, or a list of names.
 
     Returns:
-        The norms, in the same layout as :func:`gradscore.gradient_norms` gives them.
+        The norms, in the same form as :func:`gradscore.gradient_norms` gives them.
 
     Raises:
         InvalidArgument: If ``layers`` means no parameter.

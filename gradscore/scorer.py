@@ -31,7 +31,7 @@ class GradNorm(nn.Module):
     itself. For other layers one backward of the batch is added. The model is left as it is: it
     gets no hook beyond the call, and works frozen, in ``no_grad`` and in ``inference_mode``.
 
-    Outputs that are probabilities are scored as they are, and told of by one GradScoreWarning.
+    Outputs that are probabilities are scored as they are, and reported by one GradScoreWarning.
 
     Args:
         model: A classifier in eval mode, ``images -> logits [batch, classes]``.

@@ -1,4 +1,4 @@
-"""Hold the rules, and the closed form where it is valid, to one backward a sample."""
+"""Check the rules, and the closed form where it is valid, against one backward a sample."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ class Verification:
 
     Attributes:
         errors: Largest relative error over samples, by parameter name. Norms below a millionth
-            of the sample's whole norm are held to that instead.
+            of the sample's whole norm are checked against that instead.
         rules: What served each parameter, by name.
         total_error: Relative error of the norm over all parameters.
         closed_form_error: Relative error of the last layer's closed form, or ``None`` where it

@@ -7,6 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from helpers.pictures import COLOURS, encoded
 from PIL import Image
 
 from gradscore.data import batch_spans, first_readable, load_batches, open_set
@@ -18,13 +19,6 @@ from gradscore.models.preprocessing import Preprocessing
 
 GREY = Preprocessing(None, None, (0.0,), (1.0,), mode="L")
 RNG = np.random.default_rng(0)
-COLOURS = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
-
-
-def encoded(picture, kind="PNG", **options):
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def make_folder(root, names):

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from helpers.pictures import COLOURS, encoded, folder_of
 from PIL import Image
 
 from gradscore.cli import cli
@@ -26,21 +27,6 @@ from gradscore.data.tables import open_tables
 from gradscore.errors import DataError
 
 AVIF = pytest.mark.skipif("AVIF" not in Image.OPEN, reason="this Pillow has no AVIF")
-COLOURS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
-
-
-def encoded(kind="PNG", picture=None, **options):
-    buffer = io.BytesIO()
-    (picture or Image.fromarray(COLOURS)).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def folder_of(root, *names):
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded())
-    return root
 
 
 def test_links_to_class_folders_are_followed(tmp_path):
@@ -95,7 +81,7 @@ def test_links_to_the_same_folders_over_and_over_are_refused(tmp_path, monkeypat
 def test_endings_that_pillow_reads(tmp_path, name, kind):
     more = [Image.fromarray(255 - COLOURS)]
     options = {"save_all": True, "append_images": more} if kind in ("MPO", "GIF", "TIFF") else {}
-    (tmp_path / name).write_bytes(encoded(kind, **options))
+    (tmp_path / name).write_bytes(encoded(kind=kind, **options))
     (image,) = open_set(tmp_path)
     difference = np.abs(np.asarray(image.convert("RGB")).astype(int) - COLOURS).mean()
     assert difference < 60  # the first picture of several
@@ -149,7 +135,7 @@ def test_paths_from_elsewhere_do_not_leave_the_root(tmp_path, path):
 
 @pytest.mark.parametrize("ending", ["tar.gz", "tgz", "tar.bz2", "tar.xz"])
 def test_compressed_archives(tmp_path, ending):
-    members = {"a.png": encoded(), "a.cls": b"4", "b.png": encoded("JPEG"), "b.cls": b"2"}
+    members = {"a.png": encoded(), "a.cls": b"4", "b.png": encoded(kind="JPEG"), "b.cls": b"2"}
     mode = "gz" if ending == "tgz" else ending.removeprefix("tar.")
     with tarfile.open(tmp_path / f"s.{ending}", f"w:{mode}") as archive:
         for name, content in members.items():
@@ -178,7 +164,7 @@ def table_of(path, rows, names=("cat", "dog"), column="image", **options):
 
 def test_tables_with_images(tmp_path):
     pictures = [np.full((2, 3), value, np.uint8) for value in range(7)]
-    rows = [(encoded(picture=Image.fromarray(p)), k % 2) for k, p in enumerate(pictures)]
+    rows = [(encoded(Image.fromarray(p)), k % 2) for k, p in enumerate(pictures)]
     table_of(tmp_path / "test-00000-of-00002.parquet", rows[:5], row_group_size=2)
     table_of(tmp_path / "test-00001-of-00002.parquet", rows[5:])
     images = open_set(f"{tmp_path}/test-*.parquet", classes=2)
@@ -264,7 +250,7 @@ def test_pictures_beyond_the_limit_of_pixels(tmp_path, monkeypatch):
     ],
 )
 def test_pictures_of_unknown_scale_say_what_to_do(values, found):
-    content = encoded("TIFF", Image.fromarray(values))
+    content = encoded(Image.fromarray(values), "TIFF")
     with pytest.raises(DataError, match=f"x: expected .*{found}; store it with 8 bits"):
         decode_image(content, "x")
 

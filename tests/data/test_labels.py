@@ -6,7 +6,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from PIL import Image
+from helpers.pictures import encoded, folder_of
 
 from gradscore.data import open_set
 from gradscore.data.labels import class_numbers
@@ -14,20 +14,6 @@ from gradscore.data.sources import spread
 from gradscore.errors import DataError
 
 NAMES = ["cat", "dog", "traffic light"]
-
-
-def png():
-    buffer = io.BytesIO()
-    Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def folder_of(root, *names):
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png())
-    return root
 
 
 def archive_of(path, members, mode="w"):
@@ -170,7 +156,7 @@ def test_impossible_labels_are_named(labels, message):
     ids=["dots", "upper", "json", "cls", "seg", "many", "names", "folders", "here", "macos"],
 )
 def test_labels_in_archives(tmp_path, members, expected):
-    contents = {name: text.encode() or png() for name, text in members.items()}
+    contents = {name: text.encode() or encoded() for name, text in members.items()}
     images = open_set(archive_of(tmp_path / "s.tar", contents), class_names=["cat", "dog"])
     assert by_path(images) == expected
 
@@ -234,7 +220,7 @@ def test_lists_that_leave_the_ending_out(tmp_path, ending):
     (tmp_path / "list.csv").write_text("ImageId,Class\n1,dog\n2,cat\n")
     images = open_set(f"{tmp_path}/list.csv@{tmp_path}/val", classes=2)
     assert by_path(images) == {f"1{ending}": 1, f"2{ending}": 0}
-    assert images[1].size == (5, 4)
+    assert images[1].size == (9, 6)
 
 
 def test_hidden_folders_are_no_classes(tmp_path):

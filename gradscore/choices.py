@@ -37,3 +37,15 @@ KEPT_TYPES = ("float32", "float16")
 
 ON_ERROR = ("fail", "skip")
 """What an extraction does at an image that cannot be read."""
+
+BACKENDS = ("auto", "torch", "triton")
+"""What computes the closed form; ``auto``: the fastest there is."""
+
+ROW_ENDINGS = (".csv", ".md", ".json", ".parquet")
+"""Of files with rows of figures."""
+
+SCORE_ENDINGS = (".csv", ".parquet")
+"""Of files with scores, a row an image."""
+
+FIGURE_ENDINGS = (".png", ".pdf", ".svg")
+"""Of drawn figures."""

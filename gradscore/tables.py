@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from gradscore.choices import ROW_ENDINGS, SCORE_ENDINGS
 from gradscore.errors import InvalidArgument, RunError
 from gradscore.escapes import to_cell, to_markdown
 from gradscore.evaluation import Evaluation, Row
@@ -22,9 +23,6 @@ from gradscore.scoring import Scores
 
 Facts = dict[str, Any]
 """What a table says beside its rows."""
-
-ROW_ENDINGS = (".csv", ".md", ".json", ".parquet")
-SCORE_ENDINGS = (".csv", ".parquet")
 
 
 def write_evaluation(path: str | os.PathLike, evaluation: Evaluation) -> None:

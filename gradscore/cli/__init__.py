@@ -9,15 +9,13 @@ import sys
 import click
 
 from gradscore import __version__
-from gradscore.cli.ablate import ablate, compare
 from gradscore.cli.demo import demo
 from gradscore.cli.ending import end_with, open_streams, stopped_by_signals
-from gradscore.cli.evaluate import evaluate
 from gradscore.cli.extract import extract
 from gradscore.cli.manifests import manifest
 from gradscore.cli.models import layers, verify
 from gradscore.cli.runs import run
-from gradscore.cli.score import score
+from gradscore.cli.scores import ablate, compare, evaluate, score
 
 COMMANDS = (
     demo,

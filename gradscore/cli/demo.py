@@ -6,10 +6,9 @@ from shlex import quote
 import click
 
 from gradscore.cli.console import Progress, notice
-from gradscore.cli.evaluate import show_evaluation
 from gradscore.cli.extract import EMBEDDED
 from gradscore.cli.options import quiet_option
-from gradscore.cli.specs import choose_specs
+from gradscore.cli.results import choose_specs, show_evaluation
 
 
 @click.command(short_help="Run the whole job on an embedded example.")

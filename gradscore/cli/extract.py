@@ -27,7 +27,7 @@ from gradscore.cli.options import (
     quiet_option,
     run_option,
 )
-from gradscore.cli.specs import notice_chance
+from gradscore.cli.results import notice_chance
 
 EMBEDDED = {
     "digits": ("id", "digits:test"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from gradscore.choices import ROW_ENDINGS
 from gradscore.cli.console import notice, print_table, say
 from gradscore.cli.options import (
     ORDER,
@@ -23,6 +24,7 @@ from gradscore.cli.options import (
     preprocessing_options,
     quiet_option,
 )
+from gradscore.cli.results import notice_written
 from gradscore.errors import GradScoreError, GradScoreWarning
 
 
@@ -32,16 +34,14 @@ from gradscore.errors import GradScoreError, GradScoreWarning
     "--blocks", metavar="NAME=PATTERN", type=Pair("PATTERN"), multiple=True, help="Name a group."
 )
 @click.option("--all", "every", is_flag=True, help="One row a parameter tensor.")
-@chained(output_option(".csv, .md, .json, .parquet"), quiet_option)
+@chained(output_option(ROW_ENDINGS), quiet_option)
 def layers(model, weights, blocks, every, output, quiet, **overrides) -> None:
     """Show a model's parameter groups, their sizes, and the rule that serves each."""
     from gradscore.engine import gradient_norms
     from gradscore.layers.groups import parameter_groups
     from gradscore.layers.head import find_head
-    from gradscore.tables import ROW_ENDINGS, check_output, write_rows
+    from gradscore.tables import write_rows
 
-    if output:
-        check_output(output, ROW_ENDINGS)
     network = load(model, weights, overrides, quiet=quiet)
     images = noise(network, 2)
     head = find_head(network, images)
@@ -67,7 +67,7 @@ def layers(model, weights, blocks, every, output, quiet, **overrides) -> None:
     cells = [[f"{v:,}" if isinstance(v, int) else v for v in row.values()] for row in rows]
     if output:
         write_rows(output, rows)
-        notice(f"Wrote {output}.", quiet=quiet)
+        notice_written(output, quiet=quiet)
     print_table(tuple(rows[0]), cells, left=3 if every else 2)
     if not head.closed_form:
         say(f"No closed form for `last`: {head.reason}")
@@ -95,7 +95,7 @@ def _numbered(rules: Iterable[str]) -> str:
 @click.option("--target", type=TARGET, default="uniform")
 @click.option("--limit", metavar="N", type=click.IntRange(1), default=4, show_default=True)
 @click.option("--tolerance", metavar="X", type=Positive("X"), default=1e-8, show_default=True)
-@chained(output_option(".csv, .md, .json, .parquet"), quiet_option)
+@chained(output_option(ROW_ENDINGS), quiet_option)
 def verify(
     model,
     weights,
@@ -119,11 +119,9 @@ def verify(
 
     from gradscore.data import open_set
     from gradscore.norms import number_name
-    from gradscore.tables import ROW_ENDINGS, check_output, write_rows
+    from gradscore.tables import write_rows
     from gradscore.verification import verify as compare
 
-    if output:
-        check_output(output, ROW_ENDINGS)
     network = load(model, weights, how, quiet=quiet)
     if data:
         images = open_set(data, limit=limit)
@@ -146,7 +144,7 @@ def verify(
         notice(f"Note: {caution} (--limit).", quiet=quiet)
     if output:
         write_rows(output, rows)
-        notice(f"Wrote {output}.", quiet=quiet)
+        notice_written(output, quiet=quiet)
     print_table(
         ("p", "parameter", "rule", "relative error"),
         [(number_name(r["p"]), r["parameter"], r["rule"], f"{r['error']:.1e}") for r in rows],

@@ -2,12 +2,12 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
-from gradscore.choices import METHODS, TARGETS
+from gradscore.choices import BACKENDS, FIGURE_ENDINGS, METHODS, TARGETS
 
 DEFAULT_RUN = "gradscore-run"
 
@@ -109,16 +109,44 @@ named_model_option = click.option(
 )
 backend_option = click.option(
     "--backend",
-    type=click.Choice(["auto", "torch", "triton"]),
+    type=click.Choice(BACKENDS),
     default="auto",
     show_default=True,
     help="What computes the closed form. triton: on CUDA; auto: torch, as fast as rows are read.",
 )
 
 
-def output_option(endings: str) -> Callable:
-    """Return an ``-o`` option whose help names the endings that the command writes."""
-    return click.option("-o", "--output", metavar="FILE", help=f"Write the result ({endings}).")
+def output_option(endings: Sequence[str]) -> Callable:
+    """Return an ``-o`` option for files of some endings.
+
+    A file that could not be written is refused before anything is computed.
+    """
+
+    def checked(ctx: click.Context, param: click.Parameter, path: str | None) -> str | None:
+        if path:
+            from gradscore.tables import check_output
+
+            check_output(path, endings)
+        return path
+
+    help = f"Write the result ({', '.join(endings)})."
+    return click.option("-o", "--output", metavar="FILE", callback=checked, help=help)
+
+
+def _drawable(ctx: click.Context, param: click.Parameter, path: str | None) -> str | None:
+    if path:
+        from gradscore.plots import check_figure
+
+        check_figure(path)
+    return path
+
+
+plot_option = click.option(
+    "--plot",
+    metavar="F.png",
+    callback=_drawable,
+    help=f"Draw the figure ({', '.join(FIGURE_ENDINGS)}).",
+)
 
 
 def chained(*options: Callable) -> Callable:

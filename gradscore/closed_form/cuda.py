@@ -14,9 +14,9 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from gradscore.choices import BACKENDS
 from gradscore.errors import GradScoreWarning, InvalidArgument, reason_of
 
-BACKENDS = ("auto", "torch", "triton")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 TILE = 4096

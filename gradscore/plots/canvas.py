@@ -6,23 +6,22 @@ import os
 from pathlib import Path
 from typing import Any
 
+from gradscore.choices import FIGURE_ENDINGS
 from gradscore.errors import GradScoreError
 from gradscore.escapes import printable
 from gradscore.files import written_aside
 from gradscore.tables import check_output
-
-ENDINGS = (".png", ".pdf", ".svg")
 
 
 def check_figure(path: str | os.PathLike) -> None:
     """Refuse a figure that could not be drawn, before anything is computed for it.
 
     Raises:
-        InvalidArgument: If the ending is none of :data:`ENDINGS`.
+        InvalidArgument: If the ending is none of :data:`FIGURE_ENDINGS`.
         RunError: If its folder is absent or may not be written, or it is no file to replace.
         GradScoreError: If matplotlib is not installed.
     """
-    check_output(path, ENDINGS)
+    check_output(path, FIGURE_ENDINGS)
     if importlib.util.find_spec("matplotlib") is None:
         raise GradScoreError(
             "Figures need matplotlib; install it beside gradscore: `pip install matplotlib`."

@@ -1,0 +1,171 @@
+"""Scores of runs on the command line: which are meant, and what is shown and noticed of them."""
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from contextlib import closing, suppress
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from gradscore.cli.console import notice, print_table, say, wide
+
+if TYPE_CHECKING:
+    from gradscore.evaluation import Evaluation, Row
+    from gradscore.methods import RecordedRun, ScoreSpec
+
+ROWS = 256
+"""How many rows of a set are looked at to judge its logits."""
+WIDTH_WITH_INTERVALS = 132
+FIGURES = {"AUROC": "auroc", "FPR95": "fpr95", "AUPR-in": "aupr_in", "AUPR-out": "aupr_out"}
+
+
+def choose_specs(
+    run: "RecordedRun", methods: Sequence[str], options: dict[str, Any], *, quiet: bool = False
+) -> "list[ScoreSpec]":
+    """Return a spec for each of ``methods``, with the options that it honours.
+
+    Without ``methods`` every method is taken that needs no further option and that the run can
+    score by; those left out are named in a notice.
+    """
+    from gradscore.errors import ModelError, NotRecorded
+    from gradscore.methods import METHODS, make_specs
+
+    if methods:
+        return make_specs(methods, **options)
+    given = {name for name, value in options.items() if value is not None}
+    possible = [m.name for m in METHODS.values() if set(m.required) <= given]
+    specs, left_out = [], defaultdict(dict)
+    for spec in make_specs(possible, **options):
+        try:
+            spec.definition.plan(spec, run)
+            specs.append(spec)
+        except (ModelError, NotRecorded) as error:
+            left_out[str(error).replace(spec.method, "METHOD")][spec.method] = str(error)
+    for methods in left_out.values():
+        *_, error = methods.values()
+        notice(f"Left out {', '.join(methods)}. {error}", quiet=quiet)
+    return specs
+
+
+def notice_outputs(run: "RecordedRun", sets: Collection[str], *, quiet: bool = False) -> None:
+    """Say where what the run's model returned can hardly be logits."""
+    from torch import as_tensor
+
+    from gradscore.errors import RunError
+    from gradscore.outputs import OutputWatch
+
+    fault, watch = run.info.notice, OutputWatch()
+    for name in sorted(run.sets.keys() & sets):
+        if fault or watch.settled:
+            break
+        with (
+            suppress(RunError),
+            closing(run.blocks(name, fields=("logits",), rows=ROWS)) as blocks,
+        ):
+            for block in islice(blocks, 1):
+                fault = watch.fault(as_tensor(block["logits"]))
+    if fault:
+        notice(f"{run.info.model}: {fault}.", quiet=quiet)
+
+
+def notice_chance(run: "RecordedRun", sets: Collection[str], *, quiet: bool = False) -> None:
+    """Name the ID sets whose accuracy is no better than guessing: something does not fit."""
+    from gradscore.evaluation import chance_accuracies
+
+    drawn = run.info.weights == "random"
+    cause = (
+        "the weights are random"
+        if drawn
+        else "the weights, the labels' numbering or the preprocessing do not belong to this model"
+    )
+    for name, figure in chance_accuracies(run, sets).items() if not quiet else ():
+        notice(
+            f"{name}: ID accuracy {figure.share:.1%} of {figure.labelled:,} images is chance for "
+            f"{run.info.classes:,} classes: {cause}."
+        )
+
+
+def notice_fits(
+    run: "RecordedRun", specs: "Sequence[ScoreSpec]", sets: Collection[str], *, quiet: bool = False
+) -> None:
+    """Say what methods learned from, and which of ``sets`` one knows better than any others."""
+    learned_how = defaultdict(dict)
+    for spec in specs:
+        learned_how[spec.definition.plan(spec, run).notice][spec.method] = None
+    for how, methods in learned_how.items():
+        if how:
+            notice(f"{', '.join(methods)}: {how}.", quiet=quiet)
+    learners = defaultdict(dict)
+    for spec in specs:
+        for name in spec.fit_sets():
+            learners[name][spec.method] = None
+    for name, methods in learners.items():
+        if name in sets:
+            learned = " and ".join(methods)
+            notice(f"Figures of {name} are optimistic: {learned} learned from it.", quiet=quiet)
+
+
+def notice_written(*paths: object, quiet: bool = False) -> None:
+    """Name the files that a command has written."""
+    notice(f"Wrote {', '.join(map(str, paths))}.", quiet=quiet)
+
+
+def evaluated_sets(rows: "Sequence[Row]") -> set[str]:
+    """Return the names of the sets that evaluation rows speak of."""
+    return {row[side] for row in rows for side in ("id", "ood")}
+
+
+def show_evaluation(evaluation: "Evaluation", *, title: str = "") -> None:
+    """Print an evaluation: the ID accuracy first, then a row a method and OOD set."""
+    for name, accuracy in evaluation.accuracies.items():
+        say(accuracy_text(accuracy, name if len(evaluation.accuracies) > 1 else ""))
+    show_rows(evaluation.rows, title=title)
+
+
+def accuracy_text(accuracy: Any, name: str) -> str:
+    """Return an ID set's accuracy, and how many images it is of where some have no label."""
+    what = f"ID accuracy of {name}" if name else "ID accuracy"
+    if not accuracy.labelled:
+        return f"{what} unknown: no image has a label"
+    of = f" of the {accuracy.labelled:,} images with a label, {accuracy.images:,} in all"
+    return f"{what} {accuracy.share:.1%}{of if accuracy.labelled < accuracy.images else ''}"
+
+
+def show_rows(rows: "Sequence[Row]", *, lead: tuple[str, ...] = (), title: str = "") -> None:
+    """Print evaluation rows; settings are shown where they differ between rows.
+
+    Where there is but one OOD set, its row is the mean.
+    """
+    from gradscore.norms import number_name
+
+    if len({row["ood"] for row in rows}) == 2:
+        rows = [row for row in rows if row["ood"] != "mean"]
+
+    def text(value) -> str:
+        return number_name(value) if isinstance(value, float) else str(value or "")
+
+    settings = [
+        name
+        for name in ("layers", "p", "temperature", "target", "fit", "epsilon", "id")
+        if len({row.get(name) for row in rows if row.get(name) is not None}) > 1
+    ]
+    intervals = wide(WIDTH_WITH_INTERVALS) and any(row["auroc_low"] is not None for row in rows)
+
+    def figure(row, name: str) -> str:
+        value = f"{100 * row[name]:.2f}"
+        if not intervals or row[f"{name}_low"] is None:
+            return value
+        return f"{value} [{100 * row[f'{name}_low']:.1f}, {100 * row[f'{name}_high']:.1f}]"
+
+    words = (*lead, "method", *settings, "ood")
+    print_table(
+        (*words, *FIGURES),
+        [
+            tuple(text(row.get(word)) for word in words)
+            + tuple(figure(row, name) for name in FIGURES.values())
+            for row in rows
+        ],
+        left=len(words),
+        title=title,
+    )
+    if not intervals:
+        say("Percent. A wider terminal, a pipe or -o FILE also shows the 95% intervals.")

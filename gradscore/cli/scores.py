@@ -1,0 +1,173 @@
+"""``gradscore score``, ``evaluate``, ``ablate`` and ``compare``: from recorded runs to figures."""
+
+import click
+
+from gradscore.choices import ABLATIONS, ROW_ENDINGS, SCORE_ENDINGS
+from gradscore.cli.console import notice, print_table, say
+from gradscore.cli.options import (
+    backend_option,
+    chained,
+    named_model_option,
+    output_option,
+    plot_option,
+    quiet_option,
+    run_option,
+    score_options,
+)
+from gradscore.cli.results import (
+    choose_specs,
+    evaluated_sets,
+    notice_chance,
+    notice_fits,
+    notice_outputs,
+    notice_written,
+    show_evaluation,
+    show_rows,
+)
+
+SHOWN = 5
+"""Images of a set in the summary of its scores."""
+of_a_run = chained(run_option, named_model_option, score_options, backend_option)
+
+
+@click.command(short_help="Score every image of a run.")
+@chained(of_a_run, output_option(SCORE_ENDINGS), quiet_option)
+def score(run_path, model, sets, methods, backend, output, quiet, **options) -> None:
+    """Score every image of a run; higher means more in-distribution.
+
+    Without -o a summary of each set and its first images are shown.
+    """
+    from gradscore.methods import make_specs
+    from gradscore.run import RunStore
+    from gradscore.scoring import iterate_scores
+    from gradscore.tables import write_scores
+
+    run = RunStore(run_path, model)
+    specs = make_specs(methods or ("gradnorm",), **options)
+    sets = sets or tuple(run.sets)
+    blocks = iterate_scores(run, sets, specs, backend)
+    if output:
+        count = write_scores(output, blocks)
+        notice(f"Wrote the scores of {count:,} images to {output}.", quiet=quiet)
+    else:
+        _summarize(blocks)
+    _notice_doubts(run, specs, sets, quiet)
+
+
+@click.command(short_help="Print how well each score tells ID from OOD.")
+@chained(of_a_run, output_option(ROW_ENDINGS), quiet_option)
+def evaluate(run_path, model, sets, methods, backend, output, quiet, **options) -> None:
+    """Print ID accuracy, then AUROC, FPR95, AUPR-in and AUPR-out of each method in percent.
+
+    Intervals are 95% bootstrap percentiles. Files hold fractions.
+    """
+    from gradscore.evaluation import evaluate_run
+    from gradscore.run import RunStore
+    from gradscore.tables import write_evaluation
+
+    run = RunStore(run_path, model)
+    specs = choose_specs(run, methods, options, quiet=quiet)
+    evaluation = evaluate_run(run, specs, sets=sets or None, backend=backend)
+    _notice_doubts(run, specs, evaluated_sets(evaluation.rows), quiet)
+    if output:  # before it is printed: a pager that is closed must not take the file along
+        write_evaluation(output, evaluation)
+        notice_written(output, quiet=quiet)
+    show_evaluation(evaluation)
+
+
+@click.command(short_help="Sweep one setting of GradNorm, as the paper does.")
+@click.argument("kind", type=click.Choice(ABLATIONS))
+@chained(run_option, named_model_option, output_option(ROW_ENDINGS), plot_option, quiet_option)
+@click.option("--set", "sets", metavar="NAME", multiple=True, help="Only these sets.")
+def ablate(kind, run_path, model, sets, output, plot, quiet) -> None:
+    """Sweep one setting of GradNorm over a run, as the paper does.
+
+    layers: Table 2. p: Figure 4. temperature: Figure 5. target: Figure 3. decomposition into U
+    and V: Table 5. kl against GradNorm: Figure 6.
+    """
+    from gradscore.ablation import ablate as sweep
+    from gradscore.run import RunStore
+    from gradscore.tables import write_evaluation
+
+    run = RunStore(run_path, model)
+    evaluation = sweep(run, kind, sets=sets or None)[kind]
+    if output:
+        write_evaluation(output, evaluation)
+        notice_written(output, quiet=quiet)
+    if plot:
+        from gradscore.plots import plot_ablation
+
+        notice_written(*plot_ablation(kind, run, evaluation, plot), quiet=quiet)
+    show_evaluation(evaluation)
+
+
+@click.command(short_help="Evaluate several runs side by side.")
+@click.argument("runs", metavar="RUN RUN...", nargs=-1)
+@click.option("--run", "named", metavar="DIR", multiple=True, help="A run, as RUN.")
+@click.option(
+    "--model", "models", metavar="SPEC", multiple=True, help="As for score. May be repeated."
+)
+@chained(score_options, output_option(ROW_ENDINGS), plot_option, quiet_option)
+def compare(runs, named, models, sets, methods, output, plot, quiet, **options) -> None:
+    """Evaluate several runs side by side, such as one a model (Table 4)."""
+    from gradscore.ablation import compare as side_by_side
+    from gradscore.run import RunStore
+    from gradscore.tables import write_rows
+
+    runs = (*runs, *named)
+    if not runs:
+        raise click.UsageError("Expected the directories of the runs to compare: RUN RUN...")
+    stores = [RunStore(path) for path in runs]
+    for store in stores:
+        store.model = store.info.model if store.info.model in models else None
+    specs = choose_specs(stores[0], methods, options, quiet=quiet)
+    rows = side_by_side(stores, specs, sets=sets or None)
+    seen = evaluated_sets(rows)
+    notice_fits(stores[0], specs, seen, quiet=quiet)
+    for store in stores:
+        notice_outputs(store, seen, quiet=quiet)
+    if output:
+        write_rows(output, rows)
+        notice_written(output, quiet=quiet)
+    if plot:
+        from gradscore.plots import plot_comparison
+
+        plot_comparison(rows, plot)
+        notice_written(plot, quiet=quiet)
+    show_rows(rows, lead=("run", "model"))
+
+
+def _notice_doubts(run, specs, sets, quiet: bool) -> None:
+    """Name whatever makes the figures of some sets doubtful."""
+    notice_fits(run, specs, sets, quiet=quiet)
+    notice_outputs(run, sets, quiet=quiet)
+    notice_chance(run, sets, quiet=quiet)
+
+
+def _summarize(blocks) -> None:
+    """Print each set's median and quartiles, then its first images."""
+    import numpy as np
+
+    first, columns = {}, {}
+    for block in blocks:
+        first.setdefault(block.set, block)
+        for name, values in block.columns.items():
+            columns.setdefault((block.set, name), []).append(values)
+    rows = []
+    for (set_name, method), parts in columns.items():
+        values = np.concatenate(parts)
+        quartiles = np.quantile(values, [0.25, 0.5, 0.75])
+        rows.append((set_name, method, f"{len(values):,}", *(f"{q:.6g}" for q in quartiles)))
+    print_table(("set", "score", "images", "25%", "median", "75%"), rows, left=2)
+    names = list(next(iter(first.values())).columns) if first else []
+    rows = [
+        (
+            set_name,
+            *(str(values[k]) for values in (block.path, block.label, block.predicted)),
+            *(f"{block.columns[name][k]:.6g}" for name in names),
+        )
+        for set_name, block in first.items()
+        for k in range(min(SHOWN, len(block)))
+    ]
+    print_table(("set", "path", "label", "predicted", *names), rows, left=2)
+    say("Higher = in-distribution. Write every image with -o FILE.csv or .parquet.")

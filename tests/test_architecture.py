@@ -37,6 +37,9 @@ SOLE_IMPORTERS = {
 }
 HEAVY = ("torch", "h5py", "timm", "matplotlib", "torchvision", "sklearn", "numpy", "pyarrow")
 MODULES = sorted(PACKAGE.rglob("*.py"))
+MOST_LINES, MOST_FUNCTION_LINES, MOST_PARAMETERS = 300, 80, 10
+LARGE = ("extract", "closed_form_kernel", "deviation_of_rows", "verify")
+"""Functions that may be larger: the public `extract`, kernels, and a command with its options."""
 
 
 def place(path):
@@ -69,10 +72,80 @@ def breaches(path, names):
 def test_a_module_keeps_to_its_floor_and_its_size(path):
     assert place(path) in FLOOR or place(path) == "__init__", f"{path} has no floor"
     assert breaches(path, list(imported(path))) == []
-    assert len(path.read_text().splitlines()) <= 300
+    assert len(path.read_text().splitlines()) <= MOST_LINES
+    assert oversized(ast.parse(path.read_text())) == []
     for package, home in SOLE_IMPORTERS.items():
         if place(path) != home:
             assert package not in {name.split(".")[0] for name in imported(path)}
+
+
+def oversized(tree):
+    """Return the functions of a module with too many lines or parameters."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name not in LARGE:
+            given = node.args
+            every = (*given.posonlyargs, *given.args, *given.kwonlyargs)
+            parameters = [one.arg for one in every if one.arg not in ("self", "cls")]
+            lines = node.end_lineno - node.lineno + 1
+            if lines > MOST_FUNCTION_LINES or len(parameters) > MOST_PARAMETERS:
+                found.append(node.name)
+    return found
+
+
+def test_an_oversized_function_would_be_found():
+    long = "def long():\n" + "    pass\n" * MOST_FUNCTION_LINES
+    many = f"def many(self, {', '.join('abcdefghijk')}): pass\n"
+    assert oversized(ast.parse(long + many + "def fine(a): pass")) == ["long", "many"]
+
+
+def circles(used):
+    """Return the names that use themselves by way of others, of each name and what it uses."""
+
+    def reached(name):
+        seen, waiting = set(), [name]
+        while waiting:
+            new = used.get(waiting.pop(), set()) - seen
+            seen |= new
+            waiting += new
+        return seen
+
+    return sorted(name for name in used if name in reached(name))
+
+
+def test_no_names_import_each_other():
+    used = {}
+    for path in MODULES:
+        names = {name.split(".")[1] for name in imported(path) if name.startswith("gradscore.")}
+        used.setdefault(place(path), set()).update(names - {place(path)})
+    assert circles(used) == []
+
+
+def test_a_circle_would_be_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c"]
+
+
+def hiding(tree, folder, modules):
+    """Return what a folder's ``__init__`` binds by the name of a module, and is not that."""
+    bound = []
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module != f"gradscore.{folder}":
+            bound += [alias.asname or alias.name for alias in node.names]
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            bound.append(node.name)
+    return sorted(modules & {*bound})
+
+
+@pytest.mark.parametrize("folder", [path.parent.name for path in PACKAGE.glob("*/__init__.py")])
+def test_a_folder_hides_none_of_its_modules(folder):
+    modules = {path.stem for path in (PACKAGE / folder).glob("*.py")}
+    tree = ast.parse((PACKAGE / folder / "__init__.py").read_text())
+    assert hiding(tree, folder, modules) == []
+
+
+def test_a_hidden_module_would_be_found():
+    code = "from gradscore.cli.demo import demo\nfrom gradscore.cli import other\ndef run(): pass"
+    assert hiding(ast.parse(code), "cli", {"demo", "run", "other"}) == ["demo", "run"]
 
 
 def strangers(names):
@@ -82,7 +155,7 @@ def strangers(names):
     return sorted({i for i in inner if FLOOR[i] > 1} | (outer - set(sys.stdlib_module_names)))
 
 
-def test_the_reference_shares_nothing_with_what_is_held_to_it():
+def test_the_reference_shares_nothing_with_what_is_checked_against_it():
     assert strangers(list(imported(PACKAGE / "reference.py"))) == []
 
 

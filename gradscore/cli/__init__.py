@@ -9,9 +9,9 @@ import sys
 import click
 
 from gradscore import __version__
-from gradscore.cli.demo import demo
 from gradscore.cli.ending import end_with, open_streams, stopped_by_signals
-from gradscore.cli.extract import extract
+from gradscore.cli.example import demo
+from gradscore.cli.extraction import extract
 from gradscore.cli.manifests import manifest
 from gradscore.cli.models import layers, verify
 from gradscore.cli.runs import run

@@ -6,7 +6,7 @@ from shlex import quote
 import click
 
 from gradscore.cli.console import Progress, notice
-from gradscore.cli.extract import EMBEDDED
+from gradscore.cli.extraction import EMBEDDED
 from gradscore.cli.options import quiet_option
 from gradscore.cli.results import choose_specs, show_evaluation
 

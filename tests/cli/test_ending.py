@@ -3,12 +3,10 @@
 import errno
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
-from helpers.commands import call, fails
+from helpers.commands import call, fails, forked
 from helpers.recorded_run import make_run
 
 from gradscore.data import loading, open_set
@@ -109,10 +107,9 @@ def test_a_reader_that_leaves_takes_no_file_along(run, tmp_path, monkeypatch):
 
 
 def test_without_stderr_everything_is_recorded(tmp_path):
-    program = f"{sys.executable} -c 'from gradscore.cli import main; main()' extract"
-    command = f"{program} --run {tmp_path}/r --layers last --limit 9 --workers 0 <&- 2>&-"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "")
+    words = ("extract", "--run", tmp_path / "r", "--layers", "last", "--limit", 9, "--workers", 0)
+    code, shown, _ = forked(*words, closed=(0, 2))
+    assert (code, shown) == (0, "")
     assert check(tmp_path / "r") == []
 
 

@@ -19,8 +19,9 @@ METHODS = (
 ABLATIONS = ("layers", "p", "temperature", "target", "decomposition", "kl")
 """Names of the paper's ablations, in the order of their table in :mod:`gradscore.ablation`."""
 
-RECORDED_METHODS = ("odin", "mahalanobis")
-"""Methods whose forwards an extraction records in a pass of their own."""
+RECORDED_METHODS = ("odin", "mahalanobis", "surrogates")
+"""What an extraction records beside its sets: methods' forwards in passes of their own, and sets
+of changed ID images for the choice of a score."""
 
 AUTO = "auto"
 DEVICES = (AUTO, "cpu", "cuda")

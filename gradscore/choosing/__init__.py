@@ -1,1 +1,5 @@
 """Which score to trust for a model, asked of its own ID images."""
+
+from gradscore.choosing.choice import Choice, choose, ood_aurocs
+
+__all__ = ["Choice", "choose", "ood_aurocs"]

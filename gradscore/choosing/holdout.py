@@ -5,12 +5,18 @@ them then play OOD, all others ID. These look much like the ID images: they are 
 the images is needed, and no label.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from gradscore.methods.rows import LastLayer, Rows
+from gradscore.errors import NotRecorded
+from gradscore.methods import RecordedRun
+from gradscore.run import FitInfo, PassInfo, SetInfo
+from gradscore.run.layout import BLOCKS
 
 FOLDS = 5
 FEWEST_CLASSES = 4
@@ -18,6 +24,9 @@ FEWEST_CLASSES = 4
 FEWEST_IMAGES = 10
 """A fold with fewer images on either side says nothing."""
 SEED = 0
+ROWS = 4096
+
+Arrays = dict[str, NDArray]
 
 
 @dataclass(frozen=True)
@@ -25,24 +34,12 @@ class Holdout:
     """One fold.
 
     Attributes:
-        dropped: Class numbers that the head lacks, shape ``[dropped]``.
-        kept: Class numbers that it keeps, shape ``[kept]``.
+        dropped: Class numbers that the head lacks, ascending.
+        kept: Class numbers that it keeps, ascending.
     """
 
-    dropped: Tensor
-    kept: Tensor
-
-    def head(self, head: LastLayer) -> LastLayer:
-        """Return the last layer without the rows of the dropped classes."""
-        return LastLayer(head.weight[self.kept], head.bias[self.kept])
-
-    def rows(self, rows: Rows) -> Rows:
-        """Return the same inputs without the logits of the dropped classes."""
-        return Rows(rows.features, rows.logits[:, self.kept], rows.blocks)
-
-    def held_out(self, rows: Rows) -> Tensor:
-        """Return which inputs the whole head predicts as a dropped class, bool, ``[rows]``."""
-        return torch.isin(rows.logits.argmax(dim=1), self.dropped)
+    dropped: NDArray[np.int64]
+    kept: NDArray[np.int64]
 
 
 def holdouts(classes: int) -> list[Holdout]:
@@ -53,12 +50,85 @@ def holdouts(classes: int) -> list[Holdout]:
     """
     if classes < FEWEST_CLASSES:
         return []
-    order = torch.randperm(classes, generator=torch.Generator().manual_seed(SEED))
+    order = np.random.default_rng(SEED).permutation(classes)
     folds = min(FOLDS, classes // 2)
-    held = [order[fold::folds].sort().values for fold in range(folds)]
-    return [Holdout(dropped, _others(classes, dropped)) for dropped in held]
+    held = [np.sort(order[fold::folds]) for fold in range(folds)]
+    return [Holdout(dropped, np.setdiff1d(np.arange(classes), dropped)) for dropped in held]
 
 
-def _others(classes: int, dropped: Tensor) -> Tensor:
-    every = torch.arange(classes)
-    return every[~torch.isin(every, dropped)]
+class HeldOutRun:
+    """A run as if its model's last layer lacked some classes.
+
+    Methods learn without the inputs that the whole head predicts as one of these. What needs
+    another forward or a gradient is not recorded.
+
+    Args:
+        run: The run.
+        fold: Which classes are lacking.
+    """
+
+    def __init__(self, run: RecordedRun, fold: Holdout) -> None:
+        self._run, self._fold = run, fold
+        passes = {BLOCKS: run.info.passes[BLOCKS]} if BLOCKS in run.info.passes else {}
+        self.path: Path = run.path
+        self.model: Any = run.model
+        self.info = replace(run.info, classes=len(fold.kept), passes=passes, fits={})
+        self._number = np.full(run.info.classes, -1)
+        self._number[fold.kept] = np.arange(len(fold.kept))
+
+    @property
+    def sets(self) -> Mapping[str, SetInfo]:
+        """The recorded sets by name."""
+        return self._run.sets
+
+    def find_norms(self, *asked: Any) -> PassInfo:
+        """Raise: the recorded norms are those of the whole head.
+
+        Raises:
+            NotRecorded: Always.
+        """
+        raise NotRecorded("The run holds no gradient norms of a head that lacks classes.")
+
+    def head(self) -> Arrays:
+        """Return the last layer's ``weight`` and, if it has one, ``bias``, of the kept classes."""
+        return {name: values[self._fold.kept] for name, values in self._run.head().items()}
+
+    def read_fit(self, name: str) -> None:
+        """Return None: what is learned for one choice is not kept."""
+
+    def keep_fit(self, entry: FitInfo, arrays: Mapping[str, NDArray]) -> None:
+        """Keep nothing."""
+
+    def require_complete(self, set_name: str, passes: Sequence[str] = ("base",)) -> SetInfo:
+        """Return a set's entry, or raise NotRecorded unless those passes are finished."""
+        return self._run.require_complete(set_name, passes)
+
+    def blocks(
+        self,
+        set_name: str,
+        fields: Sequence[str] = ("index",),
+        norms: Sequence[str] = (),
+        rows: int = ROWS,
+    ) -> Iterator[Arrays]:
+        """Yield a set in index order, its logits and labels those of the kept classes."""
+        for arrays in self._run.blocks(set_name, fields, norms, rows):
+            yield self._reduced(arrays)
+
+    def fit_blocks(
+        self, set_name: str, fields: Sequence[str] = ("index",), norms: Sequence[str] = ()
+    ) -> Iterator[Arrays]:
+        """Yield the rows of a set that the whole head predicts as a kept class."""
+        read = dict.fromkeys((*fields, "logits"))
+        for arrays in self._run.blocks(set_name, tuple(read), norms, ROWS):
+            known = ~np.isin(arrays["logits"].argmax(axis=1), self._fold.dropped)
+            yield self._reduced({name: values[known] for name, values in arrays.items()})
+
+    def _reduced(self, arrays: Arrays) -> Arrays:
+        reduced = dict(arrays)
+        if "logits" in arrays:
+            reduced["logits"] = arrays["logits"][:, self._fold.kept]
+        if "label" in arrays:
+            label = arrays["label"]
+            known = (label >= 0) & (label < len(self._number))
+            reduced["label"] = np.where(known, self._number[np.where(known, label, 0)], -1)
+        return reduced

@@ -9,6 +9,7 @@ import sys
 import click
 
 from gradscore import __version__
+from gradscore.cli.choosing import choose
 from gradscore.cli.ending import end_with, open_streams, stopped_by_signals
 from gradscore.cli.example import demo
 from gradscore.cli.extraction import extract
@@ -23,6 +24,7 @@ COMMANDS = (
     extract,
     score,
     evaluate,
+    choose,
     ablate,
     compare,
     verify,

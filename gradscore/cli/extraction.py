@@ -113,7 +113,7 @@ def sets_option(*names: str, help: str):
     type=click.Choice(RECORDED_METHODS),
     multiple=True,
     help="Run what a method needs beside the forward: odin, perturbed images (--epsilon); "
-    "mahalanobis, the confidences of every stage (--fit). May be repeated.",
+    "mahalanobis, every stage's confidence (--fit); surrogates, for choose. May be repeated.",
 )
 @click.option(
     "--epsilon",
@@ -216,10 +216,13 @@ def extract(model, weights, run_path, ids, oods, fit_sets, data, quiet, **how) -
             require_openable(Path(run_path), entry, ROLE_OPTIONS[entry.role])
         sets = {entry.name: (entry.role, entry.source) for entry in given}
         how["limit"] = how["limit"] or {entry.name: entry.rows for entry in given}
+        if any("~" in name for name in known.sets):
+            how["record"] += ("surrogates",)
     if not sets and model not in (None, "digits"):
         raise click.UsageError(
             "Expected at least one set: --id, --ood, --fit-set or --data NAME=PATH."
         )
+    how["record"] += () if sets else ("surrogates",)
     run = record(
         model or "digits",
         sets or EMBEDDED,

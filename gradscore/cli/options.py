@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import click
@@ -116,6 +116,16 @@ backend_option = click.option(
 )
 
 
+def import_methods(names: Iterable[str]) -> None:
+    """Import the scores of the user's own among names of methods."""
+    own = [name for name in names if name.startswith("python:")]
+    if own:
+        from gradscore.methods.custom import import_method
+
+        for name in own:
+            import_method(name)
+
+
 def output_option(endings: Sequence[str]) -> Callable:
     """Return an ``-o`` option for files of some endings.
 
@@ -195,6 +205,13 @@ preprocessing_options = chained(
     click.option("--interpolation", help="nearest, bilinear, bicubic, ..."),
 )
 
+own_method_option = click.option(
+    "--method",
+    "methods",
+    metavar="python:MODULE:FUNCTION",
+    multiple=True,
+    help="Also a score of your own: FUNCTION(features, logits, head). May be repeated.",
+)
 score_options = chained(
     click.option("--set", "sets", metavar="NAME", multiple=True, help="Only these sets."),
     click.option(
@@ -204,7 +221,7 @@ score_options = chained(
         multiple=True,
         help="gradnorm; its factors u (norm of the features) and v (distance of the softmax from "
         f"uniform); {', '.join(METHODS[3:-1])}, or lee_alregib (a classifier of squared gradient "
-        "norms). May be repeated.",
+        "norms); or python:MODULE:FUNCTION, a score of your own. May be repeated.",
     ),
     repeatable("--layers", metavar="L", help="last, block1, ..., all, or a glob over names."),
     repeatable("-p", "p", metavar="P", type=ORDER, help="Order of the norm; inf is allowed."),

@@ -1,5 +1,6 @@
 """Scores of runs on the command line: which are meant, and what is shown and noticed of them."""
 
+import shlex
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from contextlib import closing, suppress
@@ -7,6 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from gradscore.cli.console import notice, print_table, say, wide
+from gradscore.cli.options import import_methods
 
 if TYPE_CHECKING:
     from gradscore.evaluation import Evaluation, Row
@@ -29,6 +31,7 @@ def choose_specs(
     from gradscore.errors import ModelError, NotRecorded
     from gradscore.methods import METHODS, make_specs
 
+    import_methods(methods)
     if methods:
         return make_specs(methods, **options)
     given = {name for name, value in options.items() if value is not None}
@@ -114,11 +117,37 @@ def evaluated_sets(rows: "Sequence[Row]") -> set[str]:
     return {row[side] for row in rows for side in ("id", "ood")}
 
 
-def show_evaluation(evaluation: "Evaluation", *, title: str = "") -> None:
-    """Print an evaluation: the ID accuracy first, then a row a method and OOD set."""
+def hint_to_choose(rows: "Sequence[Row]", run_path: object) -> None:
+    """Say so where GradNorm ranks below the maximum softmax probability."""
+    means = {}
+    for row in rows:
+        compared = row["ood"] == "mean" and row["method"] in ("gradnorm", "msp")
+        if compared and row.spec == type(row.spec)(row["method"]):
+            means.setdefault(row["method"], []).append(row["auroc"])
+    if not {"gradnorm", "msp"} <= means.keys():
+        return
+    gradnorm, msp = (100 * sum(means[name]) / len(means[name]) for name in ("gradnorm", "msp"))
+    if gradnorm < msp:
+        command = shlex.join(("gradscore", "choose", "--run", str(run_path)))
+        say(
+            f"gradnorm ranks below msp here (mean AUROC {gradnorm:.1f} against {msp:.1f}): "
+            f"`{command}` says which score to trust for this model."
+        )
+
+
+def show_evaluation(evaluation: "Evaluation", *, title: str = "", full: bool = True) -> None:
+    """Print an evaluation: the ID accuracy first, then a row a method and OOD set.
+
+    In short, a row a method: the mean over the OOD sets, best AUROC first.
+    """
     for name, accuracy in evaluation.accuracies.items():
         say(accuracy_text(accuracy, name if len(evaluation.accuracies) > 1 else ""))
-    show_rows(evaluation.rows, title=title)
+    rows = evaluation.rows
+    if not full:
+        oods = {row["ood"] for row in rows}
+        shown = "mean" if len(oods) > 2 else min(oods - {"mean"})
+        rows = sorted((row for row in rows if row["ood"] == shown), key=lambda r: -r["auroc"])
+    show_rows(rows, title=title)
 
 
 def accuracy_text(accuracy: Any, name: str) -> str:

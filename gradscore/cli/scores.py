@@ -7,6 +7,7 @@ from gradscore.cli.console import notice, print_table, say
 from gradscore.cli.options import (
     backend_option,
     chained,
+    import_methods,
     named_model_option,
     output_option,
     plot_option,
@@ -17,6 +18,7 @@ from gradscore.cli.options import (
 from gradscore.cli.results import (
     choose_specs,
     evaluated_sets,
+    hint_to_choose,
     notice_chance,
     notice_fits,
     notice_outputs,
@@ -39,12 +41,14 @@ def score(run_path, model, sets, methods, backend, output, quiet, **options) -> 
     """
     from gradscore.methods import make_specs
     from gradscore.run import RunStore
+    from gradscore.run.layout import SURROGATE
     from gradscore.scoring import iterate_scores
     from gradscore.tables import write_scores
 
     run = RunStore(run_path, model)
+    import_methods(methods)
     specs = make_specs(methods or ("gradnorm",), **options)
-    sets = sets or tuple(run.sets)
+    sets = sets or tuple(name for name, entry in run.sets.items() if entry.role != SURROGATE)
     blocks = iterate_scores(run, sets, specs, backend)
     if output:
         count = write_scores(output, blocks)
@@ -56,10 +60,12 @@ def score(run_path, model, sets, methods, backend, output, quiet, **options) -> 
 
 @click.command(short_help="Print how well each score tells ID from OOD.")
 @chained(of_a_run, output_option(ROW_ENDINGS), quiet_option)
-def evaluate(run_path, model, sets, methods, backend, output, quiet, **options) -> None:
+@click.option("--full", is_flag=True, help="Every OOD set, not only their mean.")
+def evaluate(run_path, model, sets, methods, backend, full, output, quiet, **options) -> None:
     """Print ID accuracy, then AUROC, FPR95, AUPR-in and AUPR-out of each method in percent.
 
-    Intervals are 95% bootstrap percentiles. Files hold fractions.
+    One line a method, the mean over the OOD sets, best AUROC first; --full shows every set.
+    Intervals are 95% bootstrap percentiles. Files hold fractions, and every set.
     """
     from gradscore.evaluation import evaluate_run
     from gradscore.run import RunStore
@@ -72,7 +78,8 @@ def evaluate(run_path, model, sets, methods, backend, output, quiet, **options) 
     if output:  # before it is printed: a pager that is closed must not take the file along
         write_evaluation(output, evaluation)
         notice_written(output, quiet=quiet)
-    show_evaluation(evaluation)
+    show_evaluation(evaluation, full=full)
+    hint_to_choose(evaluation.rows, run_path)
 
 
 @click.command(short_help="Sweep one setting of GradNorm, as the paper does.")

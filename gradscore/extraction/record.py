@@ -234,7 +234,7 @@ def record_stretch(
         )
     loader = load_batches(
         images,
-        resolved.model.preprocessing,
+        resolved.model.preprocessing_of(name),
         batch_spans(stretch.start, stretch.stop, size),
         shape=resolved.info.input_shape,
         skipped=frozenset() if stretch.base else frozenset(row.index for row in entry.failed),

@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gradscore.data import ImageSet
+from gradscore.data.surrogates import surrogate_set, surrogates_for
 from gradscore.errors import InvalidArgument
 from gradscore.extraction.classifier import Classifier, device_for
 from gradscore.extraction.sets import Opener, first_image, open_fit_set, open_sets
@@ -52,6 +53,18 @@ class ResolvedModel:
     spec: str
     weights: str | None
     assumed: bool = False
+
+    @property
+    def pixels(self) -> Preprocessing:
+        """From a picture to values of 0..1 at the model's input size."""
+        channels = len(self.preprocessing.mean)
+        return replace(self.preprocessing, mean=(0.0,) * channels, std=(1.0,) * channels)
+
+    def preprocessing_of(self, set_name: str) -> Preprocessing:
+        """Return what the images of a set undergo; surrogates have the model's size already."""
+        if "~" in set_name:
+            return replace(self.preprocessing, resize=None, crop=None)
+        return self.preprocessing
 
     @property
     def notices(self) -> Sequence[str]:
@@ -121,11 +134,34 @@ def resolve(settings: Settings) -> Resolved:
     class_names = known_class_names(model.module, info.classes)
     opener = Opener(class_names, info.classes, settings.max_pixels)
     sets, left_out = open_sets(settings, opener, recorded)
+    if "surrogates" in settings.record:
+        sets |= surrogate_sets(settings, sets, model, info.input_shape)
     labelled = None
     if settings.fit is not None:
         labelled = open_fit_set(settings.fit, sets, recorded, opener)
     classifier = Classifier(model.module, head, device, settings.precision)
     return Resolved(model, classifier, image, info, arrays, sets, left_out, labelled)
+
+
+def surrogate_sets(
+    settings: Settings,
+    sets: Mapping[str, ImageSet],
+    model: ResolvedModel,
+    shape: tuple[int, ...],
+) -> dict[str, ImageSet]:
+    """Return the surrogates of each ID set, by set name ``NAME~KIND``.
+
+    Raises:
+        InvalidArgument: If there is no ID set.
+    """
+    ids = [name for name in sets if settings.sets[name][0] == "id"]
+    if not ids:
+        raise InvalidArgument("Expected an ID set to make surrogates of, got none.")
+    return {
+        f"{name}~{kind}": surrogate_set(kind, sets[name], model.pixels)
+        for name in ids
+        for kind in surrogates_for(*shape[1:])
+    }
 
 
 def resolve_model(

@@ -12,6 +12,7 @@ from gradscore.errors import DataError, NotRecorded
 from gradscore.extraction.settings import Sets, Settings, require_equal
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.run import RunStore, SetInfo, remove_command
+from gradscore.run.layout import SURROGATE
 
 LABELLED = ("id", "fit")
 """Roles of sets whose folders mean classes, and whose labels must be the model's."""
@@ -168,6 +169,8 @@ def set_notices(
         classes: The number of the model's classes.
     """
     for name, images in opened.items():
+        if "~" in name:
+            continue
         yield f"{name}: {_described(images, classes)}"
         yield from _growth(name, images, preprocessing)
 
@@ -238,7 +241,8 @@ def agree_on_sets(
     agreed, left_out = {}, []
     for name, images in opened.items():
         try:
-            agree_on_set(store, name, sets[name][0], images)
+            role = SURROGATE if "~" in name else sets[name][0]
+            agree_on_set(store, name, role, images)
         except DataError as error:
             left_out.append(f"Set {name} was left out: {error}")
         else:

@@ -47,7 +47,9 @@ def find_method(name: str) -> Method:
         InvalidArgument: If there is none; the message lists all.
     """
     if name not in METHODS:
-        raise InvalidArgument(f"Unknown method {name!r}; known: {', '.join(METHODS)}.")
+        own = "; it is imported only where you give it: `method='python:MODULE:FUNCTION'`"
+        own = own if name.startswith("python:") else ""
+        raise InvalidArgument(f"Unknown method {name!r}; known: {', '.join(METHODS)}{own}.")
     return METHODS[name]
 
 

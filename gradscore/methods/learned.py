@@ -76,10 +76,7 @@ class Learner:
     ) -> State:
         """Learn from a set of the run, or load what was learned."""
         with torch.device("cpu"):
-            weights = run.head()
-            weight = torch.from_numpy(weights["weight"])
-            bias = torch.from_numpy(weights["bias"]) if "bias" in weights else weight.new_zeros(())
-            head = LastLayer(weight, bias.expand(len(weight)))
+            head = last_layer(run)
             if self.learn is None:
                 return head, [{}]
             settings = {option: getattr(spec, option) for option in self.depends}
@@ -94,7 +91,7 @@ class Learner:
     ) -> dict[str, Tensor]:
         learned = {}
         for fold in range(folds):
-            rows = partial(_rows, source, fold if folds > 1 else None)
+            rows = partial(read_rows, source, fold if folds > 1 else None)
             for name, values in self.learn(rows, head, spec, stages).items():
                 single = values.dtype is torch.float32
                 learned[f"fold{fold}.{name}"] = values if single else values.double()
@@ -106,7 +103,7 @@ class Learner:
 
     def _score_here(self, spec: ScoreSpec, state: State, block: Block) -> Tensor:
         head, fits = state
-        rows = _rows_of(block.arrays)
+        rows = rows_of(block.arrays)
         if len(fits) == 1:
             return self.score(rows, fits[0], head, spec)
         fold_of = torch.as_tensor(block.arrays["index"]) % FOLDS
@@ -173,14 +170,23 @@ def block_pass(run: RecordedRun) -> str:
     )
 
 
-def _rows(source: ArraySource, fold: int | None) -> Iterator[Rows]:
+def last_layer(run: RecordedRun) -> LastLayer:
+    """Return the last layer of a run's model; without a bias its bias is 0."""
+    weights = run.head()
+    weight = torch.from_numpy(weights["weight"])
+    bias = torch.from_numpy(weights["bias"]) if "bias" in weights else weight.new_zeros(())
+    return LastLayer(weight, bias.expand(len(weight)))
+
+
+def read_rows(source: ArraySource, fold: int | None) -> Iterator[Rows]:
     """Yield the rows to fit to; of a fold all others."""
     for arrays in source():
-        rows = _rows_of(arrays)
+        rows = rows_of(arrays)
         yield rows if fold is None else rows[torch.as_tensor(arrays["index"]) % FOLDS != fold]
 
 
-def _rows_of(arrays: Any) -> Rows:
+def rows_of(arrays: Any) -> Rows:
+    """Return the rows in arrays that were read from a run."""
     blocks = {
         name.removeprefix(f"{BLOCKS}/"): torch.as_tensor(means)
         for name, means in arrays.items()

@@ -17,6 +17,8 @@ RUN_FILE = "run.json"
 HEAD_FILE = "head.safetensors"
 LOCK_FILE = ".lock"
 FITS = "fits"
+CHOICE_FILE = f"{FITS}/choice.json"
+"""Which score was last chosen for the run's model."""
 BASE = "base"
 TAKEN = ("mean", FITS, RUN_FILE, HEAD_FILE)
 """No names for sets: an evaluation's row over all OOD sets, and what lies beside the sets."""

@@ -210,17 +210,13 @@ class RunStore(RunReader):
         self.save()
 
     def keep_fit(self, entry: FitInfo, arrays: Mapping[str, NDArray]) -> None:
-        """Write a fit into a run that is open for reading.
-
-        Raises:
-            RunError: If it cannot be written, or another process writes the run.
-        """
+        """Write a fit into a run that is open for reading, or raise RunError."""
         with RunStore.open_for_writing(self.path) as writer:
             writer.write_fit(entry, arrays)
         self.info.fits[entry.name] = entry
 
     def remove_set(self, name: str) -> list[str]:
-        """Forget a set, what was learned from it, and the passes that rest on that.
+        """Forget a set, its surrogates, what was learned from it, and what rests on that.
 
         Their files are deleted last: killed in between, files are left that nothing names.
 
@@ -234,14 +230,15 @@ class RunStore(RunReader):
         if name not in info.sets:
             known = ", ".join(info.sets) or "no sets"
             raise RunError(f"Expected a set of the run {self.path} ({known}), got {name!r}.")
-        fits = [key for key, fit in info.fits.items() if name in fit.sets]
+        names = {name, *(key for key in info.sets if key.startswith(f"{name}~"))}
+        fits = [key for key, fit in info.fits.items() if names & fit.sets.keys()]
         resting = {key for key, entry in info.passes.items() if entry.details.get("fit") in fits}
         files = [fit_file(key) for key in fits]
         for entry in info.sets.values():
-            gone = entry.passes.keys() if entry.name == name else entry.passes.keys() & resting
+            gone = entry.passes.keys() if entry.name in names else entry.passes.keys() & resting
             files += [shard.file for key in sorted(gone) for shard in entry.passes[key]]
             entry.passes = {key: entry.passes[key] for key in entry.passes if key not in gone}
-        del info.sets[name]
+        info.sets = {key: entry for key, entry in info.sets.items() if key not in names}
         info.fits = {key: fit for key, fit in info.fits.items() if key not in fits}
         held = {key for entry in info.sets.values() for key in entry.passes}
         info.passes = {key: entry for key, entry in info.passes.items() if key in held}

@@ -564,7 +564,7 @@ def test_real_process_pipes_and_exit_codes(run):
     assert usage.returncode == 2
     narrow = {**os.environ, "COLUMNS": "40"}
     piped = subprocess.run(
-        [*command, "evaluate", "--run", str(run), "--method", "msp"],
+        [*command, "evaluate", "--full", "--run", str(run), "--method", "msp"],
         capture_output=True,
         text=True,
         env=narrow,

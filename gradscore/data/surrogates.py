@@ -5,10 +5,19 @@ images as the model takes them, but before normalisation, with values in 0..1.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+from gradscore.data.labels import UNKNOWN
+from gradscore.data.manifest import rows_sha256
+from gradscore.data.pictures import Picture
+from gradscore.data.sources import Chosen, ImageSet, choose
 
 SEED = 0
 IMAGES = 200
@@ -85,20 +94,72 @@ def surrogates_for(height: int, width: int) -> list[str]:
     return [name for name in SURROGATES if side >= SMALLEST_CELL * GRIDS.get(name, 0)]
 
 
-def make_surrogate(name: str, images: Sequence[Tensor], place: int) -> Tensor:
+def make_surrogate(name: str, image: Tensor, another: Callable[[], Tensor], place: int) -> Tensor:
     """Return one surrogate; it depends on the images, the name and the place alone.
 
     Args:
         name: One of :data:`SURROGATES`.
-        images: All images of the set, each ``[channels, height, width]`` in 0..1.
-        place: Which of them is changed; the one after it lends its amplitudes.
+        image: Shape ``[channels, height, width]``, in 0..1.
+        another: Gives the image that lends its amplitudes, where the surrogate takes any.
+        place: The image's place in its set, which seeds what is drawn.
 
     Returns:
         Shape ``[channels, height, width]``, in 0..1.
     """
     rng = torch.Generator().manual_seed(SEED + place)
-    another = images[(place + 1) % len(images)]
-    return SURROGATES[name](images[place], another, rng).clamp(0, 1)
+    lent = another() if name == "amplitude" else image
+    return SURROGATES[name](image, lent, rng).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class _Surrogates:
+    """Reads some images of a set, each changed.
+
+    Attributes:
+        name: One of :data:`SURROGATES`.
+        images: The set.
+        places: Which of its images.
+        pixels: From a picture to values of 0..1 at the model's input size.
+    """
+
+    name: str
+    images: ImageSet
+    places: NDArray[np.int64]
+    pixels: Callable[[Picture], Tensor]
+
+    def read(self, place: int) -> NDArray[np.float32]:
+        """Return one surrogate, floats ``[channels, height, width]``."""
+        with torch.device("cpu"):
+            another = partial(self._image, (place + 1) % len(self.places))
+            return make_surrogate(self.name, self._image(place), another, place).numpy()
+
+    def _image(self, place: int) -> Tensor:
+        return self.pixels(self.images[int(self.places[place])])
+
+
+def surrogate_set(name: str, images: ImageSet, pixels: Callable[[Picture], Tensor]) -> ImageSet:
+    """Return a set of surrogates of up to :data:`IMAGES` images, spread over their classes.
+
+    A limited set begins with the images that the whole set would choose: the surrogates are the
+    same.
+
+    Args:
+        name: One of :data:`SURROGATES`.
+        images: The set that they are made of.
+        pixels: From a picture to values of 0..1 at the model's input size.
+    """
+    places = np.arange(min(IMAGES, len(images)))
+    if len(images) > IMAGES and not isinstance(images.reader, Chosen):
+        places, _ = choose(images.paths, images.labels, IMAGES)
+    chosen = places.tolist()
+    paths = [images.paths[place] for place in chosen]
+    contents = [images.contents[place] for place in chosen] if images.contents else ()
+    labels, whole = np.full(len(paths), UNKNOWN, np.int64), (*images.whole, f"surrogate {name}")
+    digest = rows_sha256(paths, labels, [*contents, *whole])
+    reader = _Surrogates(name, images, places, pixels)
+    return ImageSet(
+        images.source, paths, labels, reader, digest, "", images.max_pixels, contents, whole
+    )
 
 
 def _combined(amplitude: Tensor, phase: Tensor) -> Tensor:

@@ -1,0 +1,106 @@
+"""``gradscore choose``: which score to trust for a model, asked of its ID images alone."""
+
+import shlex
+
+import click
+
+from gradscore.cli.console import notice, print_table, say
+from gradscore.cli.options import (
+    chained,
+    import_methods,
+    named_model_option,
+    output_option,
+    own_method_option,
+    quiet_option,
+    run_option,
+)
+
+MARKED = ("energy", "msp", "gradnorm")
+"""Scores that are marked in the tables, to compare the others with."""
+FLAGS = {"p": "-p", "temperature": "-T"}
+
+
+@click.command(short_help="Say which score to trust for this model.")
+@chained(run_option, named_model_option)
+@click.option("--id", "sets", metavar="SET", multiple=True, help="ID set; default: all of them.")
+@click.option("--fit", metavar="SET", help="ID set that fitted methods learn from.")
+@chained(own_method_option, output_option((".json",)), quiet_option)
+def choose(run_path, model, sets, fit, methods, output, quiet) -> None:
+    """Rank every score of a run by its own ID images, and recommend one.
+
+    far: how well each score tells ID images from surrogates of them (`extract --record
+    surrogates`). near: from ID images of classes that the head is robbed of. No label is needed,
+    and no OOD set is read, but for a column that checks the ranking where the run holds one.
+    """
+    from gradscore.choosing import choose as choose_score
+    from gradscore.choosing import ood_aurocs
+    from gradscore.files import written_aside
+    from gradscore.run import RunStore
+
+    import_methods(methods)
+    run = RunStore(run_path, model)
+    choice = choose_score(run, sets=sets, fit=fit)
+    if output:
+        with written_aside(output) as file:
+            file.write(choice.to_json().encode())
+        notice(f"Wrote {output}.", quiet=quiet)
+    show_choice(choice, ood_aurocs(run, choice), run_path)
+
+
+def show_choice(choice, checks, run_path) -> None:
+    """Print both tables, the recommendation, the warning, and the command that uses it."""
+    for title, rows in (("far", choice.far), ("near", choice.near)):
+        if rows:
+            _show_table(title, rows, checks)
+    for note in choice.notes:
+        notice(note)
+    say(f"Recommended: {score_name(choice.spec)} ({_why(choice)}).")
+    if choice.warning:
+        say(f"Warning: {choice.warning}")
+    say(f"Use it: {use_command(choice.spec, run_path)}")
+
+
+def score_name(spec) -> str:
+    """Return a method with the settings that are not its defaults."""
+    words = [f"{name} {text}" for name, text in spec.settings().items() if _is_given(spec, name)]
+    return f"{spec.method} ({', '.join(words)})" if words else spec.method
+
+
+def use_command(spec, run_path) -> str:
+    """Return the command that scores a run by a score."""
+    options = []
+    for name, text in spec.settings().items():
+        if _is_given(spec, name):
+            option = FLAGS.get(name, f"--{name.replace('_', '-')}")
+            options += [option] if text == "yes" else [option, text]
+    return shlex.join(
+        ("gradscore", "score", "--run", str(run_path), "--method", spec.method, *options)
+    )
+
+
+def _is_given(spec, name: str) -> bool:
+    return getattr(spec, name) != spec.definition.options.get(name)
+
+
+def _why(choice) -> str:
+    rows = choice.far if choice.by == "far" else choice.near
+    tied = sum(row.ranked.tied for row in rows)
+    of = "surrogates" if choice.by == "far" else "classes that the head lacks"
+    cheapest = f", the cheapest of {tied} that tie" if tied > 1 else ""
+    return f"best against {of}{cheapest}"
+
+
+def _show_table(title: str, rows, checks) -> None:
+    columns = ["score", "", "value", "AUROC", *rows[0].ranked.aurocs]
+    columns += ["OOD sets"] if checks else []
+    cells = []
+    for row in rows:
+        value = f"{row.ranked.value:.2f} [{row.ranked.low:.2f}, {row.ranked.high:.2f}]"
+        mark = "*" if row.ranked.tied else "<" if row.spec.method in MARKED else ""
+        figures = [row.ranked.auroc, *row.ranked.aurocs.values()]
+        cell = [score_name(row.spec), mark, value, *(f"{100 * a:.1f}" for a in figures)]
+        cells.append(cell + ([f"{100 * checks[row.spec]:.1f}"] if row.spec in checks else []))
+    print_table(columns, cells, left=2, title=title)
+    say("* best, or tied with it; < energy, msp and gradnorm. value: mean logit AUROC.")
+    if checks:
+        say("OOD sets: mean AUROC on the run's own, as a check; the choice does not read them.")

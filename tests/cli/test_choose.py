@@ -1,0 +1,75 @@
+"""``gradscore choose``, and the short table of ``evaluate`` that points to it."""
+
+import json
+import shlex
+
+import pytest
+from click.testing import CliRunner
+
+from gradscore.cli import cli
+
+
+def invoke(*words):
+    return CliRunner().invoke(cli, [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "run"
+    assert invoke("extract", "--run", path, "--quiet").exit_code == 0
+    return path
+
+
+def test_choose_shows_both_tables_and_the_command_that_uses_the_choice(run, tmp_path):
+    result = invoke("choose", "--run", run, "-o", tmp_path / "choice.json")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert [line for line in lines if line in ("far", "near")] == ["far", "near"]
+    assert any(line.startswith("Recommended: ") for line in lines)
+    (use,) = (line.removeprefix("Use it: ") for line in lines if line.startswith("Use it: "))
+    used = invoke(*shlex.split(use)[1:], "-o", tmp_path / "scores.csv")
+    assert used.exit_code == 0, used.output
+    held = json.loads((tmp_path / "choice.json").read_text())
+    assert held["recommended"]["method"] in use
+    assert (run / "fits" / "choice.json").read_bytes() == (tmp_path / "choice.json").read_bytes()
+    assert "was left out: the model keeps" in result.stderr
+    assert invoke("run", "check", run).exit_code == 0
+
+
+def test_evaluate_is_one_line_a_method_best_first_and_full_shows_every_set(run, tmp_path):
+    short = invoke("evaluate", "--run", run, "-o", tmp_path / "short.csv")
+    full = invoke("evaluate", "--run", run, "--full", "-o", tmp_path / "full.csv")
+    rows = [line.split() for line in short.stdout.splitlines() if " mean " in line]
+    methods = [row[0] for row in rows]
+    assert len(set(methods)) == len(methods) > 15
+    figures = [float(next(w for w in row if "." in w)) for row in rows]
+    assert figures == sorted(figures, reverse=True)
+    for name in ("noise", "photos", "unseen"):
+        assert f" {name} " not in short.stdout
+        assert f" {name} " in full.stdout
+    assert (tmp_path / "short.csv").read_bytes() == (tmp_path / "full.csv").read_bytes()
+
+
+def test_where_gradnorm_ranks_below_msp_choose_is_named(run):
+    lines = invoke("evaluate", "--run", run).stdout.splitlines()
+    told = [line for line in lines if "below" in line]
+    assert told == [
+        "gradnorm ranks below msp here (mean AUROC 94.4 against 96.5): "
+        f"`gradscore choose --run {run}` says which score to trust for this model."
+    ]
+    only = invoke("evaluate", "--run", run, "--method", "msp")
+    assert "below" not in only.stdout
+
+
+def test_score_leaves_surrogates_out_unless_named(run):
+    assert "digits~" not in invoke("score", "--run", run).stdout
+    assert "digits~phase" in invoke("score", "--run", run, "--set", "digits~phase").stdout
+
+
+def test_a_removed_set_takes_its_surrogates_along(tmp_path):
+    how = ("--id", "a=digits:test", "--record", "surrogates", "--layers", "last", "--limit", 20)
+    path = tmp_path / "run"
+    assert invoke("extract", "--run", path, "--model", "digits", *how).exit_code == 0
+    assert (path / "a~phase").exists()
+    assert invoke("run", "remove", "a", "--run", path).exit_code == 0
+    assert not list(path.glob("a~*/*/*.h5"))

@@ -1,0 +1,106 @@
+"""Scores of a user's own, by name."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from helpers.recorded_run import drawn_set, make_run
+
+import gradscore as gs
+from gradscore.errors import InvalidArgument
+from gradscore.evaluation import evaluate_run
+from gradscore.methods import METHODS, make_spec
+from gradscore.methods.custom import import_method
+from gradscore.run import RunStore
+from gradscore.scoring import score_sets
+
+
+@pytest.fixture(autouse=True)
+def registered():
+    before = dict(METHODS)
+    yield
+    for name in METHODS.keys() - before.keys():
+        del METHODS[name]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return RunStore(make_run(tmp_path_factory.mktemp("runs") / "run"))
+
+
+def column(run, name, method, **how):
+    (scores,) = score_sets(run, [name], [make_spec(method, **how)]).values()
+    return scores.columns[method]
+
+
+def test_a_registered_score_stands_in_every_table(run):
+    gs.register_method("margin", lambda features, logits, head: logits.topk(2).values @ PLUS_MINUS)
+    drawn = np.sort(drawn_set("noise")["logits"])
+    np.testing.assert_allclose(column(run, "noise", "margin"), drawn[:, -1] - drawn[:, -2], 1e-5)
+    assert evaluate_run(run, [make_spec("margin")], replicates=0).rows[0]["method"] == "margin"
+
+
+PLUS_MINUS = torch.tensor([1.0, -1.0])
+
+
+def test_what_it_learns_comes_from_the_set_to_fit_to(run):
+    gs.register_method(
+        "near_mean",
+        lambda features, logits, head, mean: -(features - mean).norm(dim=1),
+        lambda features, logits, head: features.mean(dim=0),
+    )
+    mean = drawn_set("train")["features"].mean(0)
+    expected = -np.linalg.norm(drawn_set("digits")["features"] - mean, axis=1)
+    found = column(run, "digits", "near_mean", fit="train")
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_it_never_sees_the_rows_that_it_is_tested_on(run, monkeypatch):
+    monkeypatch.setattr("gradscore.methods.learned.FEWEST", 10)
+    monkeypatch.setattr("gradscore.methods.rows.FEWEST", 10)
+    gs.register_method(
+        "seen",
+        lambda features, logits, head, known: -torch.cdist(features, known).amin(dim=1),
+        lambda features, logits, head: features,
+    )
+    assert (column(run, "digits", "seen") < -1e-3).all()
+
+
+def test_the_head_is_given(run):
+    gs.register_method("own_head", lambda features, logits, head: head(features).amax(dim=1))
+    assert column(run, "digits", "own_head").tolist() == [0.0] * 40
+
+
+@pytest.mark.parametrize("name", ["msp", "Mine", "a b", "python:os:system", ""])
+def test_a_name_that_is_taken_or_none_is_refused(name):
+    with pytest.raises(InvalidArgument, match="Expected a "):
+        gs.register_method(name, lambda *a: None)
+
+
+def test_another_number_of_scores_is_refused(run):
+    gs.register_method("short", lambda features, logits, head: logits[:1, 0])
+    with pytest.raises(InvalidArgument, match=r"short to return scores \[16\], got \[1\]"):
+        column(run, "digits", "short")
+
+
+def test_a_function_is_imported_only_where_its_user_gives_it(tmp_path, monkeypatch, run):
+    (tmp_path / "own_scores.py").write_text(
+        "def largest(features, logits, head):\n    return logits.amax(dim=1)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "python:own_scores:largest"
+    with pytest.raises(InvalidArgument, match="imported only where you give it"):
+        make_spec(name)
+    assert "own_scores" not in sys.modules
+    import_method(name)
+    np.testing.assert_allclose(column(run, "noise", name), drawn_set("noise")["logits"].max(1))
+    import_method(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["python:", "python:os", "python:no_such_module:f", "python:os:f"]
+)
+def test_a_function_that_is_not_there_is_one_line(name):
+    with pytest.raises(InvalidArgument, match=f"Expected python:|Cannot import {name}"):
+        import_method(name)

@@ -66,8 +66,9 @@ def child(*arguments, stdout=None, cwd=None, closed=(), buffering=-1):
             if isinstance(code, str):  # as Python itself takes such an exit code
                 os.write(2, f"{code}\n".encode())
                 code = 1
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:
+                    stream.flush()
         except BaseException:
             code = 120
             os.write(errors.fileno(), traceback.format_exc().encode())

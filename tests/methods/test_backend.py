@@ -1,6 +1,7 @@
 """``--backend``: the Triton kernels score a recorded run, here by the interpreter."""
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -16,19 +17,50 @@ def run(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("runs") / "run")
 
 
-def gradscore(*words, interpret):
-    """Run a command where triton, if imported, is told in time whether to interpret."""
-    code = (
-        "import sys\nfrom gradscore.cli import main\n"
-        "try: main()\nfinally: print('triton' in sys.modules, file=sys.stderr)"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, words)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "TRITON_INTERPRET": interpret, "CUDA_VISIBLE_DEVICES": ""},
-        check=False,
-    )
+SERVER = """
+import json, sys
+from helpers import commands
+run = commands.call
+def call(*words):
+    try:
+        return run(*words)
+    finally:
+        print("triton" in sys.modules, file=sys.stderr)
+commands.call = call
+for line in sys.stdin:
+    print(json.dumps(commands.forked(*json.loads(line))), flush=True)
+"""
+"""A process in which torch is loaded and triton is not; it forks for each command."""
+
+
+@pytest.fixture(scope="module")
+def gradscore():
+    """Return what runs a command where triton, if imported, knows whether to interpret."""
+    servers = {}
+
+    def run(*words, interpret):
+        if interpret not in servers:
+            servers[interpret] = subprocess.Popen(
+                [sys.executable, "-c", SERVER],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                    "TRITON_INTERPRET": interpret,
+                    "CUDA_VISIBLE_DEVICES": "",
+                },
+            )
+        server = servers[interpret]
+        server.stdin.write(json.dumps([*map(str, words)]) + "\n")
+        server.stdin.flush()
+        code, _, error = json.loads(server.stdout.readline())
+        return code, error.splitlines()
+
+    yield run
+    for server in servers.values():
+        server.communicate()
 
 
 def column(path, name):
@@ -37,25 +69,25 @@ def column(path, name):
 
 
 @pytest.mark.parametrize("how", [(), ("-p", "2", "-T", "4"), ("--target", "one-hot")], ids=str)
-def test_the_kernels_score_as_torch_does(run, tmp_path, how):
+def test_the_kernels_score_as_torch_does(gradscore, run, tmp_path, how):
     found = {}
     for backend in ("torch", "triton", "auto"):
         output = tmp_path / f"{backend}.csv"
         command = ("score", "--run", run, *how, "--backend", backend, "-o", output)
-        done = gradscore(*command, interpret="1")
-        assert done.returncode == 0, done.stderr
-        assert done.stderr.splitlines()[-1] == str(backend == "triton")
+        code, errors = gradscore(*command, interpret="1")
+        assert code == 0, errors
+        assert errors[-1] == str(backend == "triton")
         found[backend] = column(output, "gradnorm")
     assert found["auto"] == found["torch"] != found["triton"]
     assert found["triton"] == pytest.approx(found["torch"], rel=2e-5)
 
 
-def test_evaluate_asks_them_too(run, tmp_path):
+def test_evaluate_asks_them_too(gradscore, run, tmp_path):
     output = tmp_path / "table.csv"
     command = ("evaluate", "--run", run, "--backend", "triton", "-o", output)
-    done = gradscore(*command, interpret="1")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.splitlines()[-1] == "True"
+    code, errors = gradscore(*command, interpret="1")
+    assert code == 0, errors
+    assert errors[-1] == "True"
     assert len(column(output, "auroc")) > 0
 
 
@@ -66,8 +98,8 @@ def test_evaluate_asks_them_too(run, tmp_path):
         (("--method", "msp"), "1", "question that backend 'triton' serves, gradnorm with layers"),
     ],
 )
-def test_where_they_cannot_serve_it_is_one_line(run, words, interpret, message):
+def test_where_they_cannot_serve_it_is_one_line(gradscore, run, words, interpret, message):
     command = ("score", "--run", run, "--backend", "triton", *words)
-    done = gradscore(*command, interpret=interpret)
-    assert done.returncode == 1
-    assert message in done.stderr.splitlines()[0]
+    code, errors = gradscore(*command, interpret=interpret)
+    assert code == 1
+    assert message in errors[0]

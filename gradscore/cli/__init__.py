@@ -45,7 +45,15 @@ def cli() -> None:
 
     `gradscore demo` runs the whole job on an embedded example. `gradscore extract`, then
     `gradscore score` and `gradscore evaluate`, are the three steps of it.
-    """
+
+    \b
+    spec   text that names a model, such as timm:resnet18
+    run    folder with what one model gave for all sets of images
+    set    images under one name, with a role: ID, OOD, to fit to, or none
+    pass   one kind of numbers of a set in a run, such as base
+    group  parameters under one name: last, block1, ...
+    rule   what computes the per-sample norms of one kind of layer
+    """  # noqa: D301
 
 
 for _command in COMMANDS:

@@ -120,7 +120,7 @@ def sets_option(*names: str, help: str):
     metavar="E",
     type=Positive("E"),
     multiple=True,
-    help="Perturbation of --record odin, in units of the normalised input; repeatable.",
+    help="Perturbation of --record odin, in units of the normalised input. May be repeated.",
 )
 @click.option(
     "--fit", metavar="SET", help="Labelled ID set that --record mahalanobis learns from."

@@ -16,7 +16,9 @@ def manifest() -> None:
 @click.argument("benchmark", metavar="BENCHMARK.json")
 @click.argument("root", metavar="ROOT", type=click.Path(exists=True, file_okay=False))
 @click.option("-o", "--output", metavar="DIR", default=".", show_default=True, help="For lists.")
-@click.option("--set", "sets", metavar="NAME", multiple=True, help="Only this set; repeatable.")
+@click.option(
+    "--set", "sets", metavar="NAME", multiple=True, help="Only this set. May be repeated."
+)
 def build(benchmark, root, output, sets) -> None:
     """Write DIR/<set>.csv for each set of BENCHMARK.json from the images below ROOT.
 
@@ -45,7 +47,9 @@ def build(benchmark, root, output, sets) -> None:
 @click.argument("benchmark", metavar="BENCHMARK.json")
 @click.argument("root", metavar="ROOT", type=click.Path(exists=True, file_okay=False))
 @click.option("--lists", metavar="DIR", help="Lists that `build` wrote: compare every image.")
-@click.option("--set", "sets", metavar="NAME", multiple=True, help="Only this set; repeatable.")
+@click.option(
+    "--set", "sets", metavar="NAME", multiple=True, help="Only this set. May be repeated."
+)
 def check(benchmark, root, lists, sets) -> None:
     """Say what is missing or differs below ROOT; exit with 1 if anything does."""
     from gradscore.data.declared import problems

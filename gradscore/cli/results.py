@@ -7,7 +7,7 @@ from contextlib import closing, suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from gradscore.cli.console import notice, print_table, say, wide
+from gradscore.cli.console import counted, notice, print_table, say, wide
 from gradscore.cli.options import import_methods
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ def notice_fits(
     for how, methods in learned_how.items():
         if how:
             notice(f"{', '.join(methods)}: {how}.", quiet=quiet)
+    _notice_repeated(run, specs, sets, quiet=quiet)
     learners = defaultdict(dict)
     for spec in specs:
         for name in spec.fit_sets():
@@ -105,6 +106,24 @@ def notice_fits(
         if name in sets:
             learned = " and ".join(methods)
             notice(f"Figures of {name} are optimistic: {learned} learned from it.", quiet=quiet)
+
+
+def _notice_repeated(
+    run: "RecordedRun", specs: "Sequence[ScoreSpec]", sets: Collection[str], *, quiet: bool
+) -> None:
+    """Say which of ``sets`` share images with a set that a method learned from."""
+    from gradscore.methods.fitted import repeated_images
+
+    fits = {name for spec in specs for name in spec.definition.plan(spec, run).learned_from}
+    for fit in sorted(fits):
+        for name in sorted(run.sets.keys() & set(sets) - {fit}):
+            count = repeated_images(run, fit, name)
+            if count:
+                notice(
+                    f"{counted(count, 'image')} of {name} are in {fit}, too: methods that learned "
+                    "from it know them.",
+                    quiet=quiet,
+                )
 
 
 def notice_written(*paths: object, quiet: bool = False) -> None:

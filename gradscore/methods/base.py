@@ -202,6 +202,7 @@ class Plan:
         fit: Learns, or loads, the state once for all rows; without it the state is None.
         rows: Most rows to read at once.
         notice: What the user should know of how the score was learned, or empty.
+        learned_from: Names of the sets that are learned from without their labels.
     """
 
     score: Callable[[Any, Block], Tensor]
@@ -212,6 +213,7 @@ class Plan:
     fit: Callable[[], Any] | None = None
     rows: int = ROWS
     notice: str = ""
+    learned_from: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

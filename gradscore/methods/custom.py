@@ -85,7 +85,8 @@ def _plan(score: Score, fit: Learn | None, spec: ScoreSpec, run: RecordedRun) ->
         folds = range(FOLDS) if own else (None,)
         return head, [_learned(fit, head, run, name, fold) for fold in folds]
 
-    return Plan(partial(_score, spec, score), FIELDS[1:], fit=learn, notice=notice)
+    sets, how = (name,) if name else (), partial(_score, spec, score)
+    return Plan(how, FIELDS[1:], fit=learn, notice=notice, learned_from=sets)
 
 
 def _learned(fit: Learn, head: LastLayer, run: RecordedRun, name: str, fold: int | None) -> Any:

@@ -1,7 +1,7 @@
 """What methods learn from sets of a run: learned once, stored in the run, read ever after."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,10 @@ from gradscore.errors import InvalidArgument, RunError
 from gradscore.methods.base import RecordedRun
 from gradscore.run import describe_fit
 
+COMPARED = 20_000
+"""Images of a set that are compared with those of another, at most."""
+SAME = 1e-5
+"""How far the logits of one image may be apart, as a part of the largest of all."""
 Arrays = dict[str, NDArray]
 Source = Callable[[], Iterator[Arrays]]
 """Gives a set's rows in blocks, the recorded arrays by name; it may be called again."""
@@ -69,3 +73,38 @@ def fitted(
         with suppress(RunError):
             run.keep_fit(entry, arrays)
     return arrays
+
+
+def repeated_images(run: RecordedRun, fit: str, test: str) -> int:
+    """Return how many images of a set are in the set to fit to, too: their logits are the same.
+
+    Of very large sets the first :data:`COMPARED` images are compared.
+
+    Args:
+        run: The run.
+        fit: Name of the set to fit to.
+        test: Name of the other.
+    """
+    known, tested = (_first_logits(run, name) for name in (fit, test))
+    # One number an image finds its candidates; their logits then decide.
+    weights = np.cos(np.arange(known.shape[1]) + 1)
+    keys = np.sort(known @ weights)
+    order = np.argsort(known @ weights, kind="stable")
+    scale = SAME * np.abs(known).max(initial=0)
+    reach = scale * np.abs(weights).sum()
+    ends = (np.searchsorted(keys, tested @ weights + side * reach) for side in (-1, 1))
+    return sum(
+        bool((np.abs(known[order[low:high]] - row) <= scale).all(axis=1).any())
+        for row, low, high in zip(tested, *ends, strict=True)
+    )
+
+
+def _first_logits(run: RecordedRun, name: str) -> NDArray[np.float64]:
+    parts, count = [], 0
+    with closing(run.blocks(name, ("logits",))) as blocks:
+        for block in blocks:
+            parts.append(block["logits"].astype(np.float64))
+            count += len(parts[-1])
+            if count >= COMPARED:
+                break
+    return np.concatenate(parts)[:COMPARED]

@@ -69,7 +69,8 @@ class Learner:
         passes = (block_pass(run),) if self.blocks else ()
         name, own, notice = fit_set(spec, run) if self.learn else ("", False, "")
         fit = partial(self._fit, spec, run, name, FOLDS if own else 1, passes)
-        return Plan(partial(self._score, spec), FIELDS[1:], passes, fit=fit, notice=notice)
+        score, sets = partial(self._score, spec), (name,) if name else ()
+        return Plan(score, FIELDS[1:], passes, fit=fit, notice=notice, learned_from=sets)
 
     def _fit(
         self, spec: ScoreSpec, run: RecordedRun, name: str, folds: int, passes: tuple[str, ...]

@@ -73,3 +73,14 @@ def test_a_removed_set_takes_its_surrogates_along(tmp_path):
     assert (path / "a~phase").exists()
     assert invoke("run", "remove", "a", "--run", path).exit_code == 0
     assert not list(path.glob("a~*/*/*.h5"))
+
+
+def test_the_same_image_in_fit_and_test_is_told(tmp_path):
+    path = tmp_path / "run"
+    sets = ("--id", "a=digits:test", "--fit-set", "b=digits:test", "--ood", "c=digits:noise")
+    how = ("--run", path, "--model", "digits", "--layers", "last", "--limit", 40)
+    assert invoke("extract", *sets, *how).exit_code == 0
+    told = invoke("evaluate", "--run", path, "--method", "knn").stderr
+    assert "40 images of a are in b, too: methods that learned from it know them." in told
+    assert "of c are in b" not in told
+    assert "too:" not in invoke("evaluate", "--run", path, "--method", "msp").stderr

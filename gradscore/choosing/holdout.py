@@ -73,6 +73,7 @@ class HeldOutRun:
         self.path: Path = run.path
         self.model: Any = run.model
         self.info = replace(run.info, classes=len(fold.kept), passes=passes, fits={})
+        self._fits: dict[str, Arrays] = {}
         self._number = np.full(run.info.classes, -1)
         self._number[fold.kept] = np.arange(len(fold.kept))
 
@@ -93,11 +94,13 @@ class HeldOutRun:
         """Return the last layer's ``weight`` and, if it has one, ``bias``, of the kept classes."""
         return {name: values[self._fold.kept] for name, values in self._run.head().items()}
 
-    def read_fit(self, name: str) -> None:
-        """Return None: what is learned for one choice is not kept."""
+    def read_fit(self, name: str) -> Arrays | None:
+        """Return what a method learned, or None where it was not kept."""
+        return self._fits.get(name)
 
     def keep_fit(self, entry: FitInfo, arrays: Mapping[str, NDArray]) -> None:
-        """Keep nothing."""
+        """Keep what a method learned as long as this object: it is for one choice."""
+        self._fits[entry.name] = dict(arrays)
 
     def require_complete(self, set_name: str, passes: Sequence[str] = ("base",)) -> SetInfo:
         """Return a set's entry, or raise NotRecorded unless those passes are finished."""

@@ -64,3 +64,15 @@ def test_recorded_gradients_are_those_of_the_whole_head_and_not_offered(run):
     held = HeldOutRun(run, holdouts(5)[0])
     with pytest.raises(NotRecorded, match="no gradient norms of a head that lacks classes"):
         score_sets(held, ["digits"], [ScoreSpec("gradnorm", layers="all")])
+
+
+def test_what_is_learned_is_learned_once_and_not_written(run, monkeypatch):
+    held = HeldOutRun(run, holdouts(5)[0])
+    monkeypatch.setattr("gradscore.methods.learned.FEWEST", 10)
+    monkeypatch.setattr("gradscore.methods.rows.FEWEST", 5)
+    spec, before = ScoreSpec("react", fit="train"), dict(run.info.fits)
+    first = score_sets(held, ["digits"], [spec])["digits"].columns
+    monkeypatch.setattr(held, "fit_blocks", None)
+    again = score_sets(held, ["digits"], [spec])["digits"].columns
+    np.testing.assert_array_equal(first["react"], again["react"])
+    assert run.info.fits == before

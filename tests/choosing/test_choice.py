@@ -4,14 +4,17 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import gradscore as gs
 from gradscore.choosing import choose, ood_aurocs
 from gradscore.choosing.choice import Row, find_warning
 from gradscore.errors import InvalidArgument, NotRecorded
 from gradscore.methods import METHODS, make_spec
+from gradscore.models.preprocessing import Preprocessing
 from gradscore.run import RunStore, check
 
 SETS = {
@@ -166,3 +169,21 @@ def test_surrogates_do_not_depend_on_the_limit(tmp_path):
         )  # fmt: skip
         found.append(run.logits("digits~phase"))
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 6])
+def test_images_without_labels_and_any_number_of_classes(tmp_path, classes):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Flatten()]
+    model = nn.Sequential(*layers, nn.Linear(128, classes)).eval()
+    model.preprocessing = Preprocessing(None, None, (0.5,), (0.2,), mode="L")
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "mine.npz", images=pixels)
+    sets = {"mine": ("id", tmp_path / "mine.npz")}
+    run = gs.extract(model, sets, tmp_path / "run", layers="last", record="surrogates")
+    assert run.sets["mine~phase"].rows == 90
+    choice = choose(run)
+    assert {"knn", "laplace_energy", "fdbd"} <= {row.spec.method for row in choice.far}
+    if classes < 4:
+        assert not choice.near
+        assert f"a head of {classes} classes has none to spare" in " ".join(choice.notes)

@@ -278,7 +278,7 @@ def test_a_set_of_the_run_can_be_fitted_to_later(tmp_path):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"record": "energy"}, "Expected record odin or mahalanobis, got 'energy'"),
+        ({"record": "energy"}, "record odin or mahalanobis or surrogates, got 'energy'"),
         ({"record": "odin"}, "epsilon > 0 to record odin with, got None; without perturbation"),
         ({"record": "odin", "epsilon": (0.1, 0)}, "epsilon > 0 to record odin with, got 0.1, 0"),
         ({"record": "odin", "epsilon": (-1,)}, "Expected epsilon >= 0, got -1"),

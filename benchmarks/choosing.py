@@ -77,7 +77,13 @@ SUBJECTS = {
         "imagenet/mobilenetv2_100_imagenet.safetensors",
         "imagenet/id_imagenet_samples",
         {name: f"imagenet/ood_{name}" for name in IMAGENET_OODS},
-        preprocessing={"resize": 256, "crop": 224, "mean": 0.5, "std": 0.5},
+        preprocessing={
+            "resize": 256,
+            "crop": 224,
+            "interpolation": "bilinear",
+            "mean": 0.5,
+            "std": 0.5,
+        },
     ),
 }
 

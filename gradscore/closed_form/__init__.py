@@ -10,8 +10,11 @@ backward pass is needed: ``S = U V / (C T)`` with ``U = |x|_p`` and ``V = |1 - C
 With ``p = 1`` this is the GradNorm score, Eq. 9 of Huang, Geng & Li, "On the Importance of
 Gradients for Detecting Distributional Shifts in the Wild", NeurIPS 2021.
 
-What is here checks inputs and results and chooses who computes: :mod:`gradscore.closed_form.plain`
-in torch, or :mod:`gradscore.closed_form.cuda` in Triton.
+What is here checks inputs and results and chooses who computes:
+:mod:`gradscore.closed_form.blockwise` in torch, block by block in the inputs' own type;
+:mod:`gradscore.closed_form.sweeps`, many settings from one reading;
+:mod:`gradscore.closed_form.cuda` in Triton; and :mod:`gradscore.closed_form.plain`, the few lines
+that a graph can follow.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from gradscore.closed_form import plain
+from gradscore.closed_form import blockwise, plain, sweeps
+from gradscore.closed_form.checks import check_finite, check_head, check_matrix
 from gradscore.closed_form.cuda import use_triton
 from gradscore.errors import InvalidArgument
 from gradscore.norms import check_order
@@ -116,7 +120,7 @@ def head_score(
         InvalidArgument: If shapes or types disagree, a setting is out of range, triton cannot
             serve the inputs, or a row's features or logits are not finite.
     """
-    _check_head(features, weight, bias)
+    check_head(features, weight, bias)
     objective = Objective(p, temperature, target)
     if torch.compiler.is_compiling():
         return _score(features, linear(features, weight, bias), objective, "torch")
@@ -146,7 +150,9 @@ def feature_norm(features: Tensor, *, p: float = 1.0) -> Tensor:
     Raises:
         InvalidArgument: If ``features`` is not a matrix or ``p`` is not positive.
     """
-    return feature_norms(features, [check_order(p)])[0].to(_raised(features))
+    p = check_order(p)
+    check_matrix(features, "features [batch, in_features]")
+    return _feature_norm(features, p)
 
 
 @torch.no_grad()
@@ -169,7 +175,9 @@ def deviation_norm(
         InvalidArgument: If ``logits`` is not a matrix, ``p`` or ``temperature`` is not positive,
             or ``target`` is unknown.
     """
-    return deviation_norms(logits, [Objective(p, temperature, target)])[0].to(_raised(logits))
+    objective = Objective(p, temperature, target)
+    check_matrix(logits, "logits [batch, classes]")
+    return _deviation_norm(logits, objective)
 
 
 @torch.no_grad()
@@ -188,7 +196,7 @@ def feature_norms(features: Tensor, orders: Sequence[float]) -> Tensor:
         InvalidArgument: If ``features`` is not a matrix.
     """
     check_matrix(features, "features [batch, in_features]")
-    return plain.feature_norms(features, orders)
+    return (plain if _in_plain(features) else sweeps).feature_norms(features, orders)
 
 
 @torch.no_grad()
@@ -208,31 +216,12 @@ def deviation_norms(logits: Tensor, objectives: Sequence[Objective]) -> Tensor:
         InvalidArgument: If ``logits`` is not a matrix.
     """
     check_matrix(logits, "logits [batch, classes]")
-    return plain.deviation_norms(logits, objectives)
+    return (plain if _in_plain(logits) else sweeps).deviation_norms(logits, objectives)
 
 
-def check_matrix(tensor: Tensor, what: str) -> None:
-    """Raise unless ``tensor`` is a floating-point matrix with at least one column.
-
-    Raises:
-        InvalidArgument: Naming ``what`` was expected.
-    """
-    if tensor.ndim != 2 or tensor.shape[1] == 0 or not tensor.is_floating_point():
-        raise InvalidArgument(f"Expected {what}, got {tensor.dtype} {list(tensor.shape)}.")
-
-
-def check_finite(score: Tensor, inputs: str) -> Tensor:
-    """Return ``score [batch]``, or raise naming its first row that is not finite.
-
-    Raises:
-        InvalidArgument: Naming the ``inputs`` to be looked at, and the row.
-    """
-    if not torch.compiler.is_compiling() and not bool(score.isfinite().all()):
-        row = int((~score.isfinite()).nonzero()[0, 0])
-        raise InvalidArgument(
-            f"Expected finite {inputs}, got a score of {score[row].item()} in row {row}."
-        )
-    return score
+def _in_plain(tensor: Tensor) -> bool:
+    """Say whether the plain form serves: in a graph, which has no branches on values."""
+    return torch.compiler.is_compiling() or tensor.device.type == "mps"
 
 
 def _score(features: Tensor, logits: Tensor, objective: Objective, backend: str) -> Tensor:
@@ -243,10 +232,24 @@ def _score(features: Tensor, logits: Tensor, objective: Objective, backend: str)
         check_matrix(features, "features [batch, in_features]")
         check_matrix(logits, "logits [batch, classes]")
         return from_logits(features, logits, **asdict(objective))
-    u, v = feature_norms(features, [objective.p])[0], deviation_norms(logits, [objective])[0]
+    check_matrix(features, "features [batch, in_features]")
+    check_matrix(logits, "logits [batch, classes]")
+    u, v = _feature_norm(features, objective.p), _deviation_norm(logits, objective)
     sign = logits.shape[1] if objective.target == "uniform" else -1
     score = u * v / (sign * objective.temperature)
     return score.to(torch.promote_types(_raised(features), logits.dtype))
+
+
+def _feature_norm(features: Tensor, p: float) -> Tensor:
+    if _in_plain(features):
+        return plain.feature_norms(features, [p])[0].to(_raised(features))
+    return blockwise.feature_norm(features, p)
+
+
+def _deviation_norm(logits: Tensor, objective: Objective) -> Tensor:
+    if _in_plain(logits):
+        return plain.deviation_norms(logits, [objective])[0].to(_raised(logits))
+    return blockwise.deviation_norm(logits, objective)
 
 
 def _raised(tensor: Tensor) -> torch.dtype:
@@ -277,17 +280,3 @@ def _fused(backend: str, *tensors: Tensor | None) -> bool:
     features, *parameters = (tensor for tensor in tensors if tensor is not None)
     able = use_triton(backend, features, *parameters)
     return able and (backend == "triton" or features.shape[1] <= FUSED_FEATURES)
-
-
-def _check_head(features: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    check_matrix(features, "features [batch, in_features]")
-    check_matrix(weight, "weight [classes, in_features]")
-    fits = weight.shape[1] == features.shape[1] and weight.dtype == features.dtype
-    if bias is not None:
-        fits = fits and bias.shape == weight.shape[:1] and bias.dtype == features.dtype
-    if not fits or not weight.shape[0]:
-        shapes = [f"{t.dtype} {list(t.shape)}" for t in (features, weight, bias) if t is not None]
-        raise InvalidArgument(
-            "Expected features [batch, in_features], weight [classes, in_features] and bias "
-            f"[classes] of one type, got {', '.join(shapes)}."
-        )

@@ -24,7 +24,7 @@ from gradscore.network import check_independence
 
 MODELS = {"timm:resnet18": 224, "timm:vit_tiny_patch16_224": 224, "cifar:resnet20": 32}
 BATCHES = (8, 64)
-CHECKED = ("gradscore.engine", "gradscore.scorer", "gradscore.layers.head")
+CHECKED = ("gradscore.recording", "gradscore.scorer", "gradscore.layers.head")
 
 Call = Callable[[Tensor], object]
 
@@ -83,6 +83,7 @@ def measure(name: str, size: int, batch: int, layers: str) -> dict[str, object]:
         seconds=20,
         clock=time.process_time,
     )
+    figures["later_kept_bytes"] = kept_bytes() - before - figures["kept_bytes"]
     ratios = [a / b for a, b in zip(taken["checked"], taken["unchecked"], strict=True)]
     return {
         "model": name,

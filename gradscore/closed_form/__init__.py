@@ -12,7 +12,7 @@ Gradients for Detecting Distributional Shifts in the Wild", NeurIPS 2021.
 
 What is here checks inputs and results and chooses who computes:
 :mod:`gradscore.closed_form.blockwise` in torch, block by block in the inputs' own type;
-:mod:`gradscore.closed_form.sweeps`, many settings from one reading;
+:mod:`gradscore.closed_form.sweeps`, many settings at once;
 :mod:`gradscore.closed_form.cuda` in Triton; and :mod:`gradscore.closed_form.plain`, the few lines
 that a graph can follow.
 """
@@ -182,7 +182,7 @@ def deviation_norm(
 
 @torch.no_grad()
 def feature_norms(features: Tensor, orders: Sequence[float]) -> Tensor:
-    """Return ``U = |x|_p`` for each order, all from one reading of the features.
+    """Return ``U = |x|_p`` for each order; orders share their powers.
 
     Args:
         features: Input ``x`` of the last layer, shape ``[batch, in_features]``.
@@ -201,7 +201,7 @@ def feature_norms(features: Tensor, orders: Sequence[float]) -> Tensor:
 
 @torch.no_grad()
 def deviation_norms(logits: Tensor, objectives: Sequence[Objective]) -> Tensor:
-    """Return V for each order, temperature and target, all from one reading of the logits.
+    """Return V for each order, temperature and target; orders share deviations and powers.
 
     In float64: confident samples differ in V by less than float32 tells apart.
 
@@ -220,20 +220,19 @@ def deviation_norms(logits: Tensor, objectives: Sequence[Objective]) -> Tensor:
 
 
 def _in_plain(tensor: Tensor) -> bool:
-    """Say whether the plain form serves: in a graph, which has no branches on values."""
+    """Say whether the plain form serves: in a graph, and where there is no float64."""
     return torch.compiler.is_compiling() or tensor.device.type == "mps"
 
 
 def _score(features: Tensor, logits: Tensor, objective: Objective, backend: str) -> Tensor:
     """Return the score of :func:`last_layer_score`, shape ``[batch]``, not checked."""
-    if not torch.compiler.is_compiling() and use_triton(backend, features, logits):
-        from gradscore.closed_form.cuda import from_logits
-
-        check_matrix(features, "features [batch, in_features]")
-        check_matrix(logits, "logits [batch, classes]")
-        return from_logits(features, logits, **asdict(objective))
+    triton = not torch.compiler.is_compiling() and use_triton(backend, features, logits)
     check_matrix(features, "features [batch, in_features]")
     check_matrix(logits, "logits [batch, classes]")
+    if triton:
+        from gradscore.closed_form.cuda import from_logits
+
+        return from_logits(features, logits, **asdict(objective))
     u, v = _feature_norm(features, objective.p), _deviation_norm(logits, objective)
     sign = logits.shape[1] if objective.target == "uniform" else -1
     score = u * v / (sign * objective.temperature)

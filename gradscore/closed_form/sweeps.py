@@ -1,4 +1,4 @@
-"""Many settings at once, as the sweeps over p and T need them: all from one reading of the rows.
+"""Many settings of the same rows at once, as the sweeps over p and T need them.
 
 A sweep costs little more than one norm where the orders share their powers: whole orders are
 products of smaller ones, fractions share one logarithm.
@@ -57,8 +57,8 @@ def _norms_of_orders(rows: Tensor, orders: Iterable[float]) -> dict[float, Tenso
 
     Args:
         rows: Shape ``[batch, entries]``, float32 or float64.
-        orders: Positive orders, infinity included. Orders of at least 1 are computed in float32
-            from the entries scaled by their largest, others in the type of ``rows``.
+        orders: Positive and finite orders. Those of at least 1 are computed in float32 from the
+            entries scaled by their largest, others in the type of ``rows``.
 
     Returns:
         ``order -> norms [batch]``, float64.
@@ -78,7 +78,7 @@ def _deviation_norms(
 
     Args:
         logits: Network outputs ``f``, shape ``[batch, classes]``.
-        orders: Positive orders, infinity included.
+        orders: Positive and finite orders.
         temperature: Softmax temperature ``T``, positive.
         target: ``uniform`` or ``one-hot``.
 
@@ -108,9 +108,6 @@ def _block_norms(rows: Tensor, orders: list[float]) -> dict[float, Tensor]:
     logarithm = None
     result = {}
     for p in orders:
-        if p == float("inf"):
-            result[p] = largest.double()
-            continue
         if p.is_integer() and p <= 64:
             entries = _whole_power(powers, p)
         elif p == 0.5:

@@ -122,7 +122,7 @@ def write_detector(path: str | os.PathLike, info: DetectorInfo, arrays: Mapping[
     text = json.dumps(dataclasses.asdict(info), allow_nan=False)
     metadata = {ENTRY: text, "sha256": _digest(text, plain)}
     with written_aside(path, DetectorError) as file:
-        file.write(save(plain, metadata))
+        file.write(_in_order(save(plain, metadata)))
 
 
 def read_detector(path: str | os.PathLike) -> tuple[DetectorInfo, Arrays]:
@@ -150,6 +150,14 @@ def read_detector(path: str | os.PathLike) -> tuple[DetectorInfo, Arrays]:
             "`gradscore calibrate`."
         ) from None
     return info, arrays
+
+
+def _in_order(content: bytes) -> bytes:
+    """Return a .safetensors file with the entries of its header in order, which `save` draws."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the arrays stay aligned
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def _metadata(content: bytes) -> tuple[str, str]:

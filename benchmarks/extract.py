@@ -23,10 +23,10 @@ import torch
 from timing import device_name, device_option
 from torch import nn
 
-from gradscore.batches import memory_format
 from gradscore.data import batch_spans, load_batches, open_set
 from gradscore.engine import gradient_norms
 from gradscore.models import create_model
+from gradscore.network.batches import memory_format
 from gradscore.recorded import extract
 
 MODELS = ("cifar:resnet20", "timm:mobilenetv2_100")

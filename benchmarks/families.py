@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from gradscore.capture.recording import record
 from gradscore.norms import vector_norm
 from gradscore.objective import Objective
-from gradscore.recording import record
 from gradscore.reference import backward_norms, loss_function
 from gradscore.selection import differentiable_parameters
 

@@ -24,7 +24,7 @@ from gradscore.network import check_independence
 
 MODELS = {"timm:resnet18": 224, "timm:vit_tiny_patch16_224": 224, "cifar:resnet20": 32}
 BATCHES = (8, 64)
-CHECKED = ("gradscore.recording", "gradscore.scorer", "gradscore.layers.head")
+CHECKED = ("gradscore.capture.recording", "gradscore.scorer", "gradscore.layers.head")
 
 Call = Callable[[Tensor], object]
 

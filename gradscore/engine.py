@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from gradscore.batches import parts_of
 from gradscore.capture import requiring_grad
+from gradscore.capture.recording import record
 from gradscore.errors import GradScoreWarning, ModelError, memory_ended, reason_of
 from gradscore.layers.groups import ModelGroups
 from gradscore.network import (
@@ -22,10 +22,10 @@ from gradscore.network import (
     preserve_state,
     without_caches,
 )
+from gradscore.network.batches import parts_of
 from gradscore.norms import vector_norm
 from gradscore.objective import Objective
 from gradscore.outputs import OutputWatch, check_classes, check_numbers, logits_of
-from gradscore.recording import record
 from gradscore.reference import Loss, no_norms
 from gradscore.results import GradientNorms
 from gradscore.selection import differentiable_parameters, select_parameters

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
+from gradscore.capture.crosscheck import rules_alone
 from gradscore.closed_form import last_layer_score
-from gradscore.crosscheck import rules_alone
 from gradscore.engine import gradient_norms
 from gradscore.errors import InvalidArgument
 from gradscore.layers.features import observe_features

@@ -9,13 +9,12 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "gradscore"
 FLOORS = (
-    "errors escapes files numpy_files choices",
+    "errors escapes files numpy_files strict_json choices",
     "norms objective metrics selection results outputs graph copies gaussians",
     "rules closed_form",
     "reference network",
-    "capture batches crosscheck",
+    "capture",
     "layers",
-    "recording",
     "engine",
     "scorer verification models data run",
     "extraction",

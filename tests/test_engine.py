@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gradscore import GradNorm
+from gradscore.capture.recording import record
 from gradscore.engine import gradient_norms
 from gradscore.errors import InvalidArgument, ModelError
 from gradscore.norms import combine_norms
 from gradscore.objective import Objective
-from gradscore.recording import record
 from gradscore.reference import one_backward_a_sample
 
 
@@ -117,7 +117,7 @@ def test_an_empty_batch_has_no_norms(layers):
 
 @pytest.mark.parametrize("part_bytes", [1 << 25, 1])
 def test_the_logits_come_with_the_norms(monkeypatch, part_bytes):
-    monkeypatch.setattr("gradscore.batches.RESULT_BYTES", part_bytes)
+    monkeypatch.setattr("gradscore.network.batches.RESULT_BYTES", part_bytes)
     model = small_net()
     logits = gradient_norms(model, images()).logits
     torch.testing.assert_close(logits, model(images()).detach())

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradscore import recording, verification
+from gradscore import verification
+from gradscore.capture import recording
 from gradscore.capture.batch_dimension import BatchDimension
-from gradscore.crosscheck import CrossCheck
+from gradscore.capture.crosscheck import CrossCheck
 from gradscore.objective import Objective
 from gradscore.rules import RULES
 from gradscore.verification import verify

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from gradscore.detector.threshold import Threshold
 from gradscore.errors import DetectorError, InvalidArgument
 from gradscore.files import read_regular, written_aside
-from gradscore.run.index import Unexpected, parse, typed
+from gradscore.strict_json import Unexpected, parse, typed
 
 SCHEMA = 1
 """The schema that is written, and the newest that is read."""

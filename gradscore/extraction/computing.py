@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradscore.batches import memory_format, parts_of
+from gradscore.capture.recording import record
 from gradscore.data import ImageSet
 from gradscore.engine import vmap_norms
 from gradscore.errors import DataError, ModelError
@@ -19,8 +19,8 @@ from gradscore.extraction.classifier import Classifier, memory_for
 from gradscore.extraction.replay import observe_inputs
 from gradscore.layers.features import observe_features, observe_stages
 from gradscore.network import check_eval_mode, check_independence
+from gradscore.network.batches import memory_format, parts_of
 from gradscore.objective import RecordedObjective, by_loss
-from gradscore.recording import record
 from gradscore.reference import backward_norms, loss_function
 from gradscore.run import BASE, PassInfo, RunStore, pass_field
 from gradscore.run.layout import BLOCKS

@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradscore import GradNorm, extract, gradient_norms, verify
+from gradscore.capture.recording import record
 from gradscore.data import open_set
 from gradscore.models.preprocessing import Preprocessing
-from gradscore.recording import record
 from gradscore.reference import one_backward_a_sample
 from gradscore.run import RunStore
 

@@ -9,9 +9,9 @@ from helpers.small_models import Model, hold_to_reference, images
 from torch import nn
 from torch.nn import functional as F
 
+from gradscore.capture.recording import record
 from gradscore.engine import gradient_norms
 from gradscore.errors import ModelError
-from gradscore.recording import record
 from gradscore.reference import one_backward_a_sample
 
 

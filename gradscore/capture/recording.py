@@ -16,7 +16,7 @@ from gradscore.capture import (
     tie_parameters,
     unrecorded_forward,
 )
-from gradscore.crosscheck import CHECKED_ORDER, CrossCheck, check_no_graph_kept
+from gradscore.capture.crosscheck import CHECKED_ORDER, CrossCheck, check_no_graph_kept
 from gradscore.errors import InvalidArgument, ModelError
 from gradscore.graph import work_around_strides
 from gradscore.network import (

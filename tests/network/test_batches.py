@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from gradscore import batches, gradient_norms
-from gradscore.batches import memory_format, parts_of
+from gradscore import gradient_norms
 from gradscore.errors import ModelError
+from gradscore.network import batches
+from gradscore.network.batches import memory_format, parts_of
 from gradscore.reference import one_backward_a_sample
 
 

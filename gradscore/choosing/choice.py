@@ -17,7 +17,7 @@ from gradscore.errors import GradScoreError, NotRecorded, RunError
 from gradscore.methods import RecordedRun, ScoreSpec
 from gradscore.recorded import Run, open_store
 from gradscore.run import RunStore, extract_command
-from gradscore.run.layout import CHOICE_FILE, SURROGATE
+from gradscore.run.names import CHOICE_FILE, SURROGATE
 from gradscore.scoring import Scores, known_sets, score_sets
 
 KEPT_PREDICTIONS = 0.5

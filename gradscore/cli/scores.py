@@ -41,7 +41,7 @@ def score(run_path, model, sets, methods, backend, output, quiet, **options) -> 
     """
     from gradscore.methods import make_specs
     from gradscore.run import RunStore
-    from gradscore.run.layout import SURROGATE
+    from gradscore.run.names import SURROGATE
     from gradscore.scoring import iterate_scores
     from gradscore.tables import write_scores
 

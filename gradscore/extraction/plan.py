@@ -29,7 +29,8 @@ from gradscore.run import (
     norms_name,
     odin_name,
 )
-from gradscore.run.layout import BLOCKS, RUN_FILE
+from gradscore.run.layout import BLOCKS
+from gradscore.run.names import RUN_FILE
 from gradscore.selection import select
 
 ODIN_TEMPERATURE = 1000.0

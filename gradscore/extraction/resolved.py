@@ -25,7 +25,7 @@ from gradscore.models.preprocessing import CHANGEABLE, Preprocessing
 from gradscore.models.weights import absolute
 from gradscore.outputs import OutputWatch, check_classes, logits_of
 from gradscore.run import HeadInfo, RunInfo, RunStore, require_newest
-from gradscore.run.layout import RUN_FILE
+from gradscore.run.names import RUN_FILE
 from gradscore.selection import differentiable_parameters
 
 LIBRARIES = (

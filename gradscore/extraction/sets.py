@@ -12,7 +12,7 @@ from gradscore.errors import DataError, NotRecorded
 from gradscore.extraction.settings import Sets, Settings, require_equal
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.run import RunStore, SetInfo, remove_command
-from gradscore.run.layout import SURROGATE
+from gradscore.run.names import SURROGATE
 
 LABELLED = ("id", "fit")
 """Roles of sets whose folders mean classes, and whose labels must be the model's."""

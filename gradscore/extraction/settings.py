@@ -14,7 +14,7 @@ from gradscore.errors import InvalidArgument, RunError
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.objective import check_epsilon
 from gradscore.run import ROLES
-from gradscore.run.layout import check_set_name
+from gradscore.run.names import check_set_name
 
 Sets = Mapping[str, tuple[str | None, str | os.PathLike]]
 """Set name to its role and where its images are."""

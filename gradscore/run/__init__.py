@@ -24,10 +24,8 @@ from gradscore.run.layout import (
     RunInfo,
     SetInfo,
     Shard,
-    mahalanobis_name,
-    norms_name,
-    odin_name,
 )
+from gradscore.run.names import mahalanobis_name, norms_name, odin_name
 from gradscore.run.reader import Problem, check
 from gradscore.run.store import RunStore, require_newest
 

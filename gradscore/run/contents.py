@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscore.run.files import DamagedFile, damage, read_below
-from gradscore.run.layout import BASE, BLOCKS, FIELDS, FITS, HEAD_FILE, FitInfo, RunInfo
+from gradscore.run.layout import BASE, BLOCKS, FIELDS, FitInfo, RunInfo
+from gradscore.run.names import FITS, HEAD_FILE
 
 Arrays = dict[str, NDArray]
 WHOLE, SINGLE, HALF = np.dtype(np.int64), np.dtype(np.float32), np.dtype(np.float16)

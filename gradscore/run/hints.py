@@ -21,19 +21,8 @@ from gradscore.errors import RunError
 from gradscore.norms import number_name
 from gradscore.run.contents import FIT_ENDING
 from gradscore.run.files import DamagedFile
-from gradscore.run.layout import (
-    BLOCKS,
-    FITS,
-    FORMAT,
-    HEAD_FILE,
-    SELECTION,
-    SURROGATE,
-    FitInfo,
-    PassInfo,
-    RunInfo,
-    SetInfo,
-    norms_name,
-)
+from gradscore.run.layout import BLOCKS, FORMAT, FitInfo, PassInfo, RunInfo, SetInfo
+from gradscore.run.names import FITS, HEAD_FILE, SELECTION, SURROGATE, norms_name
 
 Options = tuple[str, ...]
 ROLE_OPTIONS = {"id": "--id", "ood": "--ood", "fit": "--fit-set", None: "--data"}

@@ -17,7 +17,7 @@ from typing import Any
 
 from gradscore.choices import KEPT_TYPES
 from gradscore.errors import RunError
-from gradscore.run import layout
+from gradscore.run import layout, names
 from gradscore.run.contents import shard_file
 from gradscore.run.files import DamagedFile
 from gradscore.run.layout import PassInfo, RunInfo, SetInfo
@@ -146,10 +146,10 @@ def _check_pass(info: RunInfo, entry: PassInfo) -> None:
 
 def _check_set(info: RunInfo, entry: SetInfo) -> None:
     what = f"in set {entry.name!r}"
-    roles = (*layout.ROLES, layout.SURROGATE) if info.format > 1 else ("id", "ood", None)
+    roles = (*layout.ROLES, names.SURROGATE) if info.format > 1 else ("id", "ood", None)
     _require(entry.role in roles, f"a role that is known {what}, not {entry.role!r}")
     try:
-        layout.check_set_name(entry.name, entry.role)
+        names.check_set_name(entry.name, entry.role)
     except RunError as error:
         raise Unexpected(str(error)) from None
     _require(entry.rows >= 0, f"a number of rows {what}")
@@ -175,7 +175,7 @@ def _require(holds: object, what: str) -> None:
 
 def _is_name(name: str) -> bool:
     try:
-        return bool(layout.check_name(name, "name"))
+        return bool(names.check_name(name, "name"))
     except RunError:
         return False
 

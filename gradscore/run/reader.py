@@ -21,7 +21,8 @@ from gradscore.run.hints import (
     repair_hint,
 )
 from gradscore.run.index import decode
-from gradscore.run.layout import BASE, RUN_FILE, PassInfo, RunInfo, SetInfo
+from gradscore.run.layout import BASE, PassInfo, RunInfo, SetInfo
+from gradscore.run.names import RUN_FILE
 from gradscore.run.shard import ShardReader
 
 LARGEST_INDEX = 1 << 26

@@ -17,17 +17,14 @@ from gradscore.run.index import encode
 from gradscore.run.layout import (
     BASE,
     FORMAT,
-    HEAD_FILE,
-    RUN_FILE,
     FailedRow,
     FitInfo,
     PassInfo,
     RunInfo,
     SetInfo,
     Shard,
-    check_name,
-    check_set_name,
 )
+from gradscore.run.names import HEAD_FILE, RUN_FILE, check_name, check_set_name
 from gradscore.run.reader import RunReader, read_info
 from gradscore.run.shard import ShardReader, build_shard
 from gradscore.run.writer import Writer

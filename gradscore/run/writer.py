@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from gradscore.errors import RunError
 from gradscore.run.files import FOLDER, cannot_write
-from gradscore.run.layout import LOCK_FILE
+from gradscore.run.names import LOCK_FILE
 
 _held: set[int] = set()
 

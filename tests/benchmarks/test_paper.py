@@ -134,9 +134,19 @@ def written(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+    """A folder in which the whole script ran once, from what stands in."""
+    folder = tmp_path_factory.mktemp("complete")
+    assert stand_in(folder) == 0
+    return folder
+
+
 @pytest.mark.slow
-def test_every_table_is_made_from_what_stands_in(tmp_path, capsys):
-    assert stand_in(tmp_path) == 0
+def test_every_table_is_made_from_what_stands_in(complete, capsys):
+    first = written(complete)
+    assert stand_in(complete) == 0
+    assert first == written(complete)
     missing = [line for line in capsys.readouterr().err.splitlines() if "missing: " in line]
     assert len(missing) == 1
     assert "mobilenetv2_100" in missing[0]
@@ -145,36 +155,36 @@ def test_every_table_is_made_from_what_stands_in(tmp_path, capsys):
     names = [f"{table}.{ending}" for table in tables for ending in ("csv", "md")]
     names += [f"{kind}.{ending}" for kind in paper_tables.ABLATIONS for ending in ("csv", "png")]
     names += [f"{kind}-scores.png" for kind in ("decomposition", "kl", "target")]
-    first = written(tmp_path)
     assert sorted(first) == sorted(names)
-    with (tmp_path / "table1.csv").open() as file:
+    with (complete / "table1.csv").open() as file:
         assert {row["method"] for row in csv.DictReader(file)} == {*paper_tables.COMPARED}
-    assert stand_in(tmp_path) == 0
-    assert first == written(tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("interrupt", [2, 3], ids=["before the noise", "before the second model"])
-def test_what_was_interrupted_goes_on_to_the_same_tables(tmp_path, monkeypatch, interrupt):
-    extract, started = paper.extract, []
+def test_what_was_interrupted_goes_on_to_the_same_tables(complete, tmp_path, monkeypatch):
+    extract, shards = paper.extract, {}
+    for place in (2, 3):  # before the noise, before the second model
+        started = []
 
-    def interrupted(model, *rest, **how):
-        started.append(model)
-        if len(started) == interrupt:
-            raise KeyboardInterrupt
-        return extract(model, *rest, **how)
+        def interrupted(model, *rest, started=started, place=place, **how):
+            started.append(model)
+            if len(started) == place:
+                raise KeyboardInterrupt
+            return extract(model, *rest, **how)
 
-    monkeypatch.setattr(paper, "extract", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        stand_in(tmp_path / "one")
-    shards = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("shard-*.h5")}
-    assert shards
-    assert stand_in(tmp_path / "one") == 0
-    assert (
-        shards.items() <= {p: p.stat().st_mtime_ns for p in tmp_path.rglob("shard-*.h5")}.items()
-    )
-    assert stand_in(tmp_path / "two") == 0
-    assert written(tmp_path / "one") == written(tmp_path / "two")
+        with monkeypatch.context() as patch:
+            patch.setattr(paper, "extract", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                stand_in(tmp_path)
+        before, shards = shards, recorded(tmp_path)
+        assert before.items() < shards.items()
+    assert stand_in(tmp_path) == 0
+    assert shards.items() < recorded(tmp_path).items()
+    assert written(tmp_path) == written(complete)
+
+
+def recorded(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("shard-*.h5")}
 
 
 def test_the_toy_landscape_is_higher_on_the_classes_than_far_between(tmp_path):

@@ -4,7 +4,7 @@ For each sample alone: a copy of the model, one forward, ``loss.backward()``, th
 ``.grad``. Nothing here comes from the engine, so that an error there cannot hide an error here.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +111,7 @@ def _gradients(
     sample: int,
     parameters: Sequence[Tensor],
     loss_of_sample: Loss,
-    stale: Collection[int],
+    stale: Sequence[int],
 ) -> list[Tensor]:
     """Return the gradients of one sample's loss, zero where it does not depend on a parameter."""
     alone = images[sample : sample + 1]
@@ -141,7 +141,7 @@ def _backward(
     row: int,
     parameters: Sequence[Tensor],
     loss_of_sample: Loss,
-    stale: Collection[int],
+    stale: Sequence[int],
     *,
     everything: bool,
 ) -> list[Tensor]:
@@ -213,27 +213,33 @@ def _total(twins: Sequence[Tensor]) -> Tensor:
     return sum(dense) if dense else torch.zeros_like(twins[0])
 
 
-def _stale_tables(model: nn.Module, image: Tensor) -> list[int]:
+def _stale_tables(model: nn.Module, image: Tensor) -> Sequence[int]:
     """Return which tables the model makes anew where they are empty, with the same logits.
 
     One that was filled in an earlier forward without a graph hides the parameters behind it.
     """
-    return [k for k in range(len(tensor_tables(model))) if _made_anew(model, image, k)]
+    every = range(len(tensor_tables(model)))
+    logits = _emptied(model, image, ()) if every else None
+    if logits is None:
+        return ()
+
+    def made_anew(numbers: Sequence[int]) -> bool:
+        found = _emptied(model, image, numbers)
+        return found is not None and torch.allclose(found, logits)
+
+    return every if made_anew(every) else [number for number in every if made_anew([number])]
 
 
-def _made_anew(model: nn.Module, image: Tensor, number: int) -> bool:
-    logits = []
-    for empty in (False, True):
-        with plainly(), torch.no_grad():
-            copy = copied(model)
-            with as_found(model, values=copy is model):
-                table = tensor_tables(copy)[number]
-                if empty:
-                    table.clear()
-                try:
-                    logits.append(logits_of(copy(image.detach().clone()), 1))
-                except Exception:  # the forward does not make it
-                    return False
-                if not table:
-                    return False
-    return torch.allclose(*logits)
+def _emptied(model: nn.Module, image: Tensor, numbers: Sequence[int]) -> Tensor | None:
+    """Return the logits after some tables were emptied, or None if the forward filled not all."""
+    with plainly(), torch.no_grad():
+        copy = copied(model)
+        with as_found(model, values=copy is model):
+            tables = [tensor_tables(copy)[number] for number in numbers]
+            for table in tables:
+                table.clear()
+            try:
+                logits = logits_of(copy(image.detach().clone()), 1)
+            except Exception:  # what is in the tables is needed
+                return None
+            return logits if all(tables) else None

@@ -1,5 +1,6 @@
 """Which score to trust for a model, asked of its own ID images."""
 
 from gradscore.choosing.choice import Choice, choose, ood_aurocs
+from gradscore.choosing.stored import read_choice
 
-__all__ = ["Choice", "choose", "ood_aurocs"]
+__all__ = ["Choice", "choose", "ood_aurocs", "read_choice"]

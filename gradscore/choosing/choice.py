@@ -1,6 +1,5 @@
 """The choice: every score of a run, asked of its own ID images, and the one to take."""
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -16,7 +15,7 @@ from gradscore.choosing.specs import choice_specs, cost
 from gradscore.errors import GradScoreError, NotRecorded, RunError
 from gradscore.methods import RecordedRun, ScoreSpec
 from gradscore.recorded import Run, open_store
-from gradscore.run import RunStore, extract_command
+from gradscore.run import ChoiceRecord, RunStore, ScoreRecord, extract_command
 from gradscore.run.names import CHOICE_FILE, SURROGATE
 from gradscore.scoring import Scores, known_sets, score_sets
 
@@ -38,11 +37,11 @@ class Row:
     spec: ScoreSpec
     ranked: Ranked
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the row as plain values."""
-        ends = {"value": self.ranked.value, "value_low": self.ranked.low}
-        ends |= {"value_high": self.ranked.high, "aurocs": self.ranked.aurocs}
-        return {"method": self.spec.method, "options": options_of(self.spec), **ends}
+    def to_record(self) -> ScoreRecord:
+        """Return the row as a file holds it."""
+        found = self.ranked
+        figures = (found.value, found.low, found.high, found.aurocs, found.tied)
+        return ScoreRecord(self.spec.method, options_of(self.spec), *figures)
 
 
 @dataclass(frozen=True)
@@ -68,21 +67,21 @@ class Choice:
     notes: Sequence[str] = field(default_factory=tuple)
     sets: Sequence[str] = field(default_factory=tuple)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain values that JSON keeps."""
-        return {
-            "recommended": {"method": self.spec.method, **options_of(self.spec)},
-            "by": self.by,
-            "warning": self.warning,
-            "notes": list(self.notes),
-            "id": list(self.sets),
-            "far": [row.to_dict() for row in self.far],
-            "near": [row.to_dict() for row in self.near],
-        }
+    def to_record(self) -> ChoiceRecord:
+        """Return the choice as a file holds it."""
+        return ChoiceRecord(
+            {"method": self.spec.method, **options_of(self.spec)},
+            self.by,
+            self.warning,
+            list(self.notes),
+            list(self.sets),
+            [row.to_record() for row in self.far],
+            [row.to_record() for row in self.near],
+        )
 
     def to_json(self) -> str:
         """Return the same as text; equal choices give equal bytes."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
+        return self.to_record().to_json()
 
 
 def choose(

@@ -3,6 +3,7 @@
 The only package that imports h5py.
 """
 
+from gradscore.run.choice_file import ChoiceRecord, ScoreRecord
 from gradscore.run.contents import describe_fit, pass_field
 from gradscore.run.hints import (
     ROLE_OPTIONS,
@@ -33,6 +34,7 @@ __all__ = [
     "BASE",
     "ROLES",
     "ROLE_OPTIONS",
+    "ChoiceRecord",
     "FailedRow",
     "FitInfo",
     "HeadInfo",
@@ -40,6 +42,7 @@ __all__ = [
     "Problem",
     "RunInfo",
     "RunStore",
+    "ScoreRecord",
     "SetInfo",
     "Shard",
     "check",

@@ -22,7 +22,7 @@ from gradscore.norms import number_name
 from gradscore.run.contents import FIT_ENDING
 from gradscore.run.files import DamagedFile
 from gradscore.run.layout import BLOCKS, FORMAT, FitInfo, PassInfo, RunInfo, SetInfo
-from gradscore.run.names import FITS, HEAD_FILE, SELECTION, SURROGATE, norms_name
+from gradscore.run.names import CHOICE_FILE, FITS, HEAD_FILE, SELECTION, SURROGATE, norms_name
 
 Options = tuple[str, ...]
 ROLE_OPTIONS = {"id": "--id", "ood": "--ood", "fit": "--fit-set", None: "--data"}
@@ -150,9 +150,11 @@ def repair_commands(run: Path, info: RunInfo | None, file: str) -> str:
     named = naming_options(info)
     if folder == HEAD_FILE:
         return extract_command(run, *named, "--layers", "last")
+    if file == CHOICE_FILE:
+        return command("choose", run)
     if folder == FITS:
         fits = [info.fits[inner.removesuffix(FIT_ENDING)]] if inner else info.fits.values()
-        commands = [_fit_command(run, info, fit) for fit in fits]
+        commands = [_fit_command(run, info, fit) for fit in fits] or [command("choose", run)]
     else:
         passes = [inner.partition("/")[0]] if inner else info.sets[folder].passes
         skip = skipping(info, folder)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from gradscore.errors import NotRecorded, RunError
 from gradscore.norms import number_name
 from gradscore.run.blocks import BASE_FIELDS, Block, Rows, ahead, read_blocks
+from gradscore.run.choice_file import ChoiceRecord, read_choice_file
 from gradscore.run.contents import Arrays, read_fit_file, read_head
 from gradscore.run.files import DamagedFile, read_below
 from gradscore.run.hints import (
@@ -104,6 +105,15 @@ class RunReader:
             )
         with repair_hint(self.path, self.info):
             return read_head(self.path, self.info)
+
+    def read_choice(self) -> ChoiceRecord | None:
+        """Return which score was last chosen for the run's model, or None.
+
+        Raises:
+            RunError: If the file is damaged.
+        """
+        with repair_hint(self.path, self.info):
+            return read_choice_file(self.path)
 
     def require_complete(self, set_name: str, passes: Sequence[str] = (BASE,)) -> SetInfo:
         """Return a set's entry, or raise unless it and those passes are there to the last image.
@@ -263,6 +273,7 @@ def _faults(root: Path, info: RunInfo) -> Iterator[DamagedFile]:
         yield from _fault(read_head, root, info)
     for fit in info.fits.values():
         yield from _fault(read_fit_file, root, info, fit)
+    yield from _fault(read_choice_file, root)
     for entry in info.sets.values():
         for name in entry.passes:
             reader = ShardReader(root, info, entry, name)

@@ -24,7 +24,7 @@ from gradscore.run.layout import (
     SetInfo,
     Shard,
 )
-from gradscore.run.names import HEAD_FILE, RUN_FILE, check_name, check_set_name
+from gradscore.run.names import CHOICE_FILE, HEAD_FILE, RUN_FILE, check_name, check_set_name
 from gradscore.run.reader import RunReader, read_info
 from gradscore.run.shard import ShardReader, build_shard
 from gradscore.run.writer import Writer
@@ -231,6 +231,7 @@ class RunStore(RunReader):
         fits = [key for key, fit in info.fits.items() if names & fit.sets.keys()]
         resting = {key for key, entry in info.passes.items() if entry.details.get("fit") in fits}
         files = [fit_file(key) for key in fits]
+        files += [CHOICE_FILE] if info.sets[name].role != "ood" else []
         for entry in info.sets.values():
             gone = entry.passes.keys() if entry.name in names else entry.passes.keys() & resting
             files += [shard.file for key in sorted(gone) for shard in entry.passes[key]]

@@ -13,7 +13,6 @@ python benchmarks/norms.py --device cuda --batch 256 -o norms-cuda.csv
 """
 
 import argparse
-import ctypes
 import json
 import statistics
 import subprocess
@@ -24,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import memory
 import records
 import torch
 from peers import PEERS, Run, ordinary
@@ -225,17 +225,7 @@ def peak_memory(case: Case) -> dict[str, float]:
         before = torch.cuda.memory_allocated()
         run()
         return {"peak_mib": round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)}
-    # What the first image left free is given back, so that it counts again.
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status_kib("VmRSS")
-    run()
-    return {"peak_mib": round((_status_kib("VmHWM") - before) / 2**10, 1)}
-
-
-def _status_kib(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+    return {"peak_mib": round(memory.peak_mib(run), 1)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -94,9 +94,17 @@ def backward_norms(
         gradients = _gradients(
             model, images, sample, list(selected.values()), loss_of_sample, stale
         )
-        magnitudes = [gradient.abs().flatten() for gradient in gradients]
-        rows.append([torch.stack([vector_norm(x, p) for x in magnitudes]) for p in orders])
-    return torch.stack([torch.stack(row) for row in rows], dim=1)
+        rows.append(_norms_of(gradients, orders))
+    return torch.stack(rows, dim=1)
+
+
+def _norms_of(gradients: list[Tensor], orders: Sequence[float]) -> Tensor:
+    """Return norms ``[len(orders), len(gradients)]``; the list is emptied to save memory."""
+    columns = []
+    while gradients:
+        magnitudes = gradients.pop().abs().flatten()
+        columns.append(torch.stack([vector_norm(magnitudes, p) for p in orders]))
+    return torch.stack(columns[::-1], dim=1)
 
 
 def no_norms(images: Tensor, orders: Sequence[float], selected: Mapping[str, Tensor]) -> Tensor:
@@ -210,6 +218,8 @@ def _total(twins: Sequence[Tensor]) -> Tensor:
     """Return the gradient that arrived at a parameter and its copies together."""
     found = [twin.grad for twin in twins if twin.is_leaf and twin.grad is not None]
     dense = [g.to_dense() if g.layout is torch.sparse_coo else g for g in found]
+    if len(dense) == 1:  # a sum would be a copy
+        return dense[0]
     return sum(dense) if dense else torch.zeros_like(twins[0])
 
 

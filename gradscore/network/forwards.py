@@ -184,6 +184,21 @@ def changes_parameters(model: nn.Module) -> bool:
     return bool(facts_of(model).changed_parameters)
 
 
+def expect_changes(model: nn.Module, copy: nn.Module) -> None:
+    """Let forwards of a copy keep those parameters that forwards of the model were seen to change.
+
+    Otherwise the first of them keeps all, as much memory as the copy itself.
+
+    Args:
+        model: The model.
+        copy: Its copy, before its first forward.
+    """
+    changed = facts_of(model).changed_parameters
+    if changed is not None:
+        pairs = zip(model.parameters(), copy.parameters(), strict=True)
+        facts_of(copy).changed_parameters = {id(y): y for x, y in pairs if id(x) in changed}
+
+
 def _save_parameters(model: nn.Module, facts: Facts) -> list[Saved]:
     """Return parameters, with copies of those that a forward may change."""
     changed = facts.changed_parameters

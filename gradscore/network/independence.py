@@ -21,12 +21,16 @@ from gradscore.errors import GradScoreWarning, ModelError, reason_of
 from gradscore.network.comparison import EVERY, NONE, SOME, Comparison, Unknown
 from gradscore.network.contents import is_own_hook
 from gradscore.network.facts import hold_state, ignore_changes, state_of
+from gradscore.network.forwards import expect_changes
 
 Scope = frozenset[int]
 """Identities of the parameters whose gradients are checked as well."""
 
 MOVED = 0.01
 """By what share of themselves parameters are moved; those that are zero, by this share of 0.1."""
+
+PIECE = 2**20
+"""About so many values of a parameter are moved at once."""
 
 _WIDENED = {
     torch.float32: torch.float64,
@@ -108,12 +112,7 @@ def _check_copies(model: nn.Module, images: Tensor, scope: Scope, by_itself: int
     x = widened(images)
     for moved in dict.fromkeys((everything, scope, frozenset())):
         try:
-            comparison = Comparison(float64_copy(model, moved), Float64)
-            if by_itself:
-                ignore_changes(model, *comparison.changes(x))
-            difference = comparison.difference(x, by_itself)
-            if by_itself == SOME and not difference:
-                difference = comparison.difference_on_synthetic(x)
+            difference = _difference_in_copy(model, x, moved, by_itself)
         except Unknown:
             if moved:
                 continue
@@ -127,6 +126,19 @@ def _check_copies(model: nn.Module, images: Tensor, scope: Scope, by_itself: int
         if moved == scope or not moved:
             raise _mixing_error(difference)
     raise AssertionError("the last of them answers")
+
+
+def _difference_in_copy(
+    model: nn.Module, images: Tensor, moved: Collection[int], by_itself: int
+) -> float:
+    """Return the largest difference that a copy of the model shows, which is freed on return."""
+    comparison = Comparison(float64_copy(model, moved), Float64)
+    if by_itself:
+        ignore_changes(model, *comparison.changes(images))
+    difference = comparison.difference(images, by_itself)
+    if by_itself == SOME and not difference:
+        difference = comparison.difference_on_synthetic(images)
+    return difference
 
 
 def _check_in_own_type(model: nn.Module, images: Tensor, reason: Exception) -> Scope:
@@ -167,6 +179,11 @@ def widened(x: Tensor) -> Tensor:
     return x.to(_WIDENED[x.dtype]) if x.dtype in _WIDENED else x
 
 
+def _widened_copy(x: Tensor) -> Tensor:
+    """Return a copy of a tensor's values, in double precision where there is one of its kind."""
+    return x.detach().to(_WIDENED.get(x.dtype, x.dtype), copy=True)
+
+
 def float64_copy(model: nn.Module, moved: Collection[int]) -> nn.Module:
     """Return a copy of a model, to be run in :class:`Float64`, without hooks of this package.
 
@@ -178,7 +195,7 @@ def float64_copy(model: nn.Module, moved: Collection[int]) -> nn.Module:
         Exception: Whatever a part of the model raises that cannot be copied.
     """
     memo: dict[int, Any] = {
-        id(parameter): nn.Parameter(widened(parameter.detach()).clone(), requires_grad=False)
+        id(parameter): nn.Parameter(_widened_copy(parameter), requires_grad=False)
         for parameter in model.parameters()
         if type(parameter) is nn.Parameter
     }
@@ -192,10 +209,8 @@ def float64_copy(model: nn.Module, moved: Collection[int]) -> nn.Module:
             double.double()
     draw = torch.Generator().manual_seed(0)
     for parameter, copied in zip(model.parameters(), double.parameters(), strict=True):
-        value = copied.detach()
-        if id(parameter) in moved and value.is_floating_point():
-            noise = torch.randn(value.shape, generator=draw, dtype=torch.float64).to(value)
-            value += MOVED * noise * torch.where(value == 0, 0.1, value)
+        if id(parameter) in moved and copied.is_floating_point():
+            _move(copied.detach(), draw)
     for original, module in zip(model.modules(), double.modules(), strict=False):
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.padding_idx is not None:
             # What stands for padding is never trained, and often zero for a reason.
@@ -206,7 +221,22 @@ def float64_copy(model: nn.Module, moved: Collection[int]) -> nn.Module:
             if name.endswith("_hooks"):
                 for key in [key for key, hook in hooks.items() if is_own_hook(hook)]:
                     del hooks[key]
+    expect_changes(model, double)
     return double
+
+
+def _move(parameter: Tensor, draw: torch.Generator) -> None:
+    """Add noise to a parameter, a piece at a time: all noise at once would take twice its memory.
+
+    Args:
+        parameter: Its values, detached; changed in place.
+        draw: What the noise is drawn from.
+    """
+    rows = torch.atleast_1d(parameter)
+    at_once = max(1, PIECE // max(1, rows[:1].numel()))
+    for piece in rows.split(at_once):
+        noise = torch.randn(piece.shape, generator=draw, dtype=torch.float64).to(piece)
+        piece += noise.mul_(MOVED).mul_(torch.where(piece == 0, 0.1, piece))
 
 
 def _shared(model: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
@@ -237,7 +267,7 @@ class _Widening(TorchFunctionMode):
             return widened(result) if func is Tensor.clone else result
         tensor = args[0]
         if id(tensor) not in self._memo:
-            self._memo[id(tensor)] = widened(tensor.detach()).clone()
+            self._memo[id(tensor)] = _widened_copy(tensor)
         return self._memo[id(tensor)]
 
 

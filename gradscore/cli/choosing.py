@@ -48,12 +48,17 @@ def choose(run_path, model, sets, fit, methods, output, quiet) -> None:
 
 
 def show_choice(choice, checks, run_path) -> None:
-    """Print both tables, the recommendation, the warning, and the command that uses it."""
+    """Print both tables, and what they recommend."""
     for title, rows in (("far", choice.far), ("near", choice.near)):
         if rows:
             _show_table(title, rows, checks)
     for note in choice.notes:
         notice(note)
+    show_recommendation(choice, run_path)
+
+
+def show_recommendation(choice, run_path) -> None:
+    """Print the recommendation, the warning, and the command that uses it."""
     say(f"Recommended: {score_name(choice.spec)} ({_why(choice)}).")
     if choice.warning:
         say(f"Warning: {choice.warning}")

@@ -33,39 +33,51 @@ of_a_run = chained(run_option, named_model_option, score_options, backend_option
 
 
 @click.command(short_help="Score every image of a run.")
-@chained(of_a_run, output_option(SCORE_ENDINGS), quiet_option)
-def score(run_path, model, sets, methods, backend, output, quiet, **options) -> None:
+@chained(of_a_run, output_option(SCORE_ENDINGS), plot_option, quiet_option)
+def score(run_path, model, sets, methods, backend, output, plot, quiet, **options) -> None:
     """Score every image of a run; higher means more in-distribution.
 
-    Without -o a summary of each set and its first images are shown.
+    Without -o a summary of each set and its first images are shown. --plot draws how the scores
+    of each set are distributed, and the threshold that accepts 95% of the ID images.
     """
     from gradscore.methods import make_specs
     from gradscore.run import RunStore
     from gradscore.run.names import SURROGATE
-    from gradscore.scoring import iterate_scores
+    from gradscore.scoring import iterate_scores, score_sets
     from gradscore.tables import write_scores
 
     run = RunStore(run_path, model)
     import_methods(methods)
     specs = make_specs(methods or ("gradnorm",), **options)
     sets = sets or tuple(name for name, entry in run.sets.items() if entry.role != SURROGATE)
-    blocks = iterate_scores(run, sets, specs, backend)
+    if plot:
+        from gradscore.plots import plot_scores
+
+        scored = score_sets(run, sets, specs, backend)
+        blocks = scored.values()
+        plot_scores(run, scored, specs, plot)
+        notice_written(plot, quiet=quiet)
+    else:
+        blocks = iterate_scores(run, sets, specs, backend)
     if output:
         count = write_scores(output, blocks)
         notice(f"Wrote the scores of {count:,} images to {output}.", quiet=quiet)
-    else:
+    elif not plot:
         _summarize(blocks)
     _notice_doubts(run, specs, sets, quiet)
 
 
 @click.command(short_help="Print how well each score tells ID from OOD.")
-@chained(of_a_run, output_option(ROW_ENDINGS), quiet_option)
+@chained(of_a_run, output_option(ROW_ENDINGS), plot_option, quiet_option)
 @click.option("--full", is_flag=True, help="Every OOD set, not only their mean.")
-def evaluate(run_path, model, sets, methods, backend, full, output, quiet, **options) -> None:
+def evaluate(
+    run_path, model, sets, methods, backend, full, output, plot, quiet, **options
+) -> None:
     """Print ID accuracy, then AUROC, FPR95, AUPR-in and AUPR-out of each method in percent.
 
     One line a method, the mean over the OOD sets, best AUROC first; --full shows every set.
-    Intervals are 95% bootstrap percentiles. Files hold fractions, and every set.
+    Intervals are 95% bootstrap percentiles. Files hold fractions, and every set. --plot draws
+    the ROC curves.
     """
     from gradscore.evaluation import evaluate_run
     from gradscore.run import RunStore
@@ -78,6 +90,11 @@ def evaluate(run_path, model, sets, methods, backend, full, output, quiet, **opt
     if output:  # before it is printed: a pager that is closed must not take the file along
         write_evaluation(output, evaluation)
         notice_written(output, quiet=quiet)
+    if plot:
+        from gradscore.plots import plot_roc
+
+        plot_roc(run, specs, plot, sets=sets or None)
+        notice_written(plot, quiet=quiet)
     show_evaluation(evaluation, full=full)
     hint_to_choose(evaluation.rows, run_path)
 

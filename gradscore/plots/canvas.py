@@ -1,58 +1,74 @@
-"""The empty figure, its legend and its file, and how names stand in it; imports matplotlib."""
+"""The empty figure, its title, its legend and its file; imports matplotlib."""
 
-import importlib.util
 import math
 import os
 from pathlib import Path
 from typing import Any
 
 from gradscore.choices import FIGURE_ENDINGS
-from gradscore.errors import GradScoreError
-from gradscore.escapes import printable
 from gradscore.files import written_aside
+from gradscore.plots.style import as_text
 from gradscore.tables import check_output
+
+COLUMNS = 3
+"""Most panels side by side."""
+_SETTINGS = {"svg.hashsalt": "gradscore", "svg.fonttype": "path"}
+"""Names within an SVG do not depend on chance, and letters not on the reader's fonts."""
 
 
 def check_figure(path: str | os.PathLike) -> None:
-    """Refuse a figure that could not be drawn, before anything is computed for it.
+    """Refuse a figure that could not be written, before anything is computed for it.
 
     Raises:
         InvalidArgument: If the ending is none of :data:`FIGURE_ENDINGS`.
         RunError: If its folder is absent or may not be written, or it is no file to replace.
-        GradScoreError: If matplotlib is not installed.
     """
     check_output(path, FIGURE_ENDINGS)
-    if importlib.util.find_spec("matplotlib") is None:
-        raise GradScoreError(
-            "Figures need matplotlib; install it beside gradscore: `pip install matplotlib`."
-        )
 
 
-def as_text(name: str) -> str:
-    """Return a name as a figure shows it: no formula, and not hidden for its first character."""
-    shown = printable(name).replace("$", r"\$")
-    return f" {shown}" if shown.startswith("_") else shown
+def new_figure(
+    path: str | os.PathLike,
+    panels: int,
+    *,
+    title: str,
+    subtitle: str = "",
+    width: float = 5.0,
+    height: float = 3.8,
+) -> tuple[Any, list[Any]]:
+    """Return a figure that can go to ``path``, and the axes of its panels.
 
-
-def new_figure(path: str | os.PathLike, panels: int, width: float = 5.0) -> tuple[Any, list[Any]]:
-    """Return a figure that can go to ``path``, and the axes of its panels, side by side."""
+    Args:
+        path: Where it will go.
+        panels: How many panels, at most :data:`COLUMNS` side by side.
+        title: What is shown.
+        subtitle: Of which model and sets.
+        width: Of a panel, in inches.
+        height: Of a panel, in inches.
+    """
     check_figure(path)
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * panels, 3.8), layout="constrained", dpi=150)
-    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    columns = min(panels, COLUMNS)
+    lines = math.ceil(panels / columns)
+    figure = Figure(figsize=(width * columns, height * lines + 0.6), layout="constrained", dpi=150)
+    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for axis in axes[panels:]:
+        axis.set_axis_off()
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    text = "\n".join(filter(None, (as_text(title), as_text(subtitle))))
+    if text:
+        figure.suptitle(text, x=0.01, ha="left", fontsize=10.5, linespacing=1.4)
+    return figure, axes[:panels]
 
 
 def add_legend(figure: Any, axes: list[Any], **how: Any) -> None:
-    """Name the curves of the first panel above all panels, where they hide nothing."""
+    """Name the curves of the first panel below all panels, where they hide nothing."""
     handles, labels = axes[0].get_legend_handles_labels()
     widest = 0.6 + 0.08 * max(map(len, labels))  # inches
     lines = math.ceil(len(labels) / max(1, figure.get_figwidth() // widest))
     how |= {"ncols": math.ceil(len(labels) / lines), "columnspacing": 1.5}
-    figure.legend(handles, labels, frameon=False, loc="outside upper left", **how)
+    figure.legend(handles, labels, frameon=False, loc="outside lower left", **how)
 
 
 def save_figure(figure: Any, path: str | os.PathLike) -> None:
@@ -61,8 +77,10 @@ def save_figure(figure: Any, path: str | os.PathLike) -> None:
     Raises:
         RunError: If the file cannot be written.
     """
+    from matplotlib import rc_context
+
     # Without the version and the date that matplotlib adds, equal figures are equal files.
     blank = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
     ending = Path(path).suffix.lower()
-    with written_aside(path) as file:
+    with written_aside(path) as file, rc_context(_SETTINGS):
         figure.savefig(file, format=ending[1:], metadata=blank[ending])

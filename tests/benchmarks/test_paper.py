@@ -188,7 +188,6 @@ def recorded(folder):
 
 
 def test_the_toy_landscape_is_higher_on_the_classes_than_far_between(tmp_path):
-    pytest.importorskip("matplotlib")
     score, accuracy = landscape.trained_score(steps=200)
     assert accuracy > 0.95
     assert score(landscape.CENTRES).min() > 1.5 * score(landscape.CENTRES.mean(0, keepdim=True))

@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -403,13 +404,30 @@ def test_verify_tells_what_one_image_cannot_show_and_fails_on_an_error(capsys, m
     assert "one image" not in shown.err
 
 
-def test_demo_does_the_whole_job(tmp_path, capsys):
-    assert call("demo", "-o", tmp_path / "demo") == 0
+def test_demo_says_at_each_step_what_it_did_by_which_command(tmp_path, capsys):
+    folder = tmp_path / "demo"
+    assert call("demo", "-o", folder) == 0
     shown = capsys.readouterr().out
-    assert "ID accuracy" in shown
-    assert "block4" in shown
-    written = {path.name for path in (tmp_path / "demo").iterdir()}
-    assert written == {"run", "scores.csv", "evaluation.csv", "layers.csv"}
+    for place, command in enumerate(("extract", "choose", "evaluate", "score"), 1):
+        assert re.search(rf"^{place}\. .*: gradscore {command} --run {folder}/run$", shown, re.M)
+    assert "ID accuracy 99" in shown
+    assert "Recommended: laplace_energy_blocks" in shown
+    assert len(shown.splitlines()) < 45
+    written = {path.name for path in folder.iterdir()}
+    assert written == {"run", "scores.csv", "scores.png", "evaluation.csv"}
+
+
+def test_score_and_evaluate_draw_figures(run, tmp_path, capsys):
+    how = ("--run", run, "--method", "msp", "--set", "digits", "--set", "noise")
+    assert call("score", *how, "--plot", tmp_path / "s.svg", "-o", tmp_path / "s.csv") == 0
+    assert call("evaluate", *how, "--plot", tmp_path / "r.png") == 0
+    assert "<svg" in (tmp_path / "s.svg").read_text()
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+    captured = capsys.readouterr()
+    assert captured.err.count("Wrote ") == 3
+    assert len(read_csv(tmp_path / "s.csv")) == 861
+    assert call("score", *how, "-o", tmp_path / "t.csv", "-q") == 0
+    assert (tmp_path / "t.csv").read_bytes() == (tmp_path / "s.csv").read_bytes()
 
 
 class TestMistakes:

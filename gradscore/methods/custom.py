@@ -3,19 +3,24 @@
 import importlib
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradscore.errors import InvalidArgument
+from gradscore.errors import InvalidArgument, RunError
 from gradscore.methods import METHODS
 from gradscore.methods.base import Method, Plan, RecordedRun, ScoreSpec
 from gradscore.methods.block import Block
+from gradscore.methods.fingerprint import fingerprint
+from gradscore.methods.fit_sets import FitSets, find_fit_sets
 from gradscore.methods.gradnorm import require_closed_form
-from gradscore.methods.learned import FIELDS, fit_set, last_layer, read_rows, rows_of
-from gradscore.methods.rows import FOLDS, LastLayer, check_fit_size
+from gradscore.methods.learner import FIELDS, last_layer, read_rows, score_by_fold
+from gradscore.methods.own_fits import pack, unpack
+from gradscore.methods.rows import LastLayer, Rows, check_fit_size
+from gradscore.run import describe_fit
 
 Score = Callable[..., Tensor]
 """``(features, logits, head)``, and what was learned where the method learns, to scores."""
@@ -35,8 +40,10 @@ def register_method(name: str, score: Score, fit: Learn | None = None) -> None:
         score: From features ``[rows, in_features]`` and logits ``[rows, classes]``, float32, and
             the last layer (``head.weight``, ``head.bias``, ``head(features)``) to scores
             ``[rows]``; higher means more ID. With ``fit`` it takes what that returned, too.
-        fit: From features, logits and last layer of all ID rows to fit to, to anything. It is
-            asked again in each process, and never sees rows that it is then tested on.
+        fit: From features, logits and last layer of all ID rows to fit to, to anything. It never
+            sees rows that it is then tested on. Arrays, and tuples, lists and dicts of them, are
+            kept in the run, as long as the function and all that it refers to are the same;
+            anything else is learned again in each process.
 
     Raises:
         InvalidArgument: If the name is no name, or taken.
@@ -76,21 +83,46 @@ def _register(name: str, score: Score, fit: Learn | None) -> None:
 
 def _plan(score: Score, fit: Learn | None, spec: ScoreSpec, run: RecordedRun) -> Plan:
     require_closed_form(spec, run)
-    name, own, notice = fit_set(spec, run) if fit is not None else ("", False, "")
+    sets = find_fit_sets(spec, run) if fit is not None else FitSets()
 
     def learn() -> tuple[LastLayer, list[Any]]:
         head = last_layer(run)
-        if fit is None:
-            return head, []
-        folds = range(FOLDS) if own else (None,)
-        return head, [_learned(fit, head, run, name, fold) for fold in folds]
+        # The score takes what was learned as one more argument, where there is anything.
+        fits = [(one,) for one in _fits(spec, fit, head, run, sets)] if fit is not None else [()]
+        return head, fits
 
-    sets, how = (name,) if name else (), partial(_score, spec, score)
-    return Plan(how, FIELDS[1:], fit=learn, notice=notice, learned_from=sets)
+    how = {"fit": learn, "notice": sets.notice, "learned_from": sets.names}
+    return Plan(partial(_score, spec, score), FIELDS[1:], **how)
 
 
-def _learned(fit: Learn, head: LastLayer, run: RecordedRun, name: str, fold: int | None) -> Any:
-    read = partial(run.fit_blocks, name, fields=FIELDS)
+def _fits(
+    spec: ScoreSpec, fit: Learn, head: LastLayer, run: RecordedRun, sets: FitSets
+) -> list[Any]:
+    """Return what was learned for each fold: from the run, or now, and then kept if it can be."""
+    mark = fingerprint(fit)
+    entry = describe_fit(run.info, spec.method, sets.names, {"own": mark, "folds": sets.folds})
+    arrays = run.read_fit(entry.name) if mark else None
+    if arrays is None:
+        folds = range(sets.folds) if sets.folds > 1 else (None,)
+        fits = [_learned(fit, head, run, sets, fold) for fold in folds]
+        arrays = pack(fits) if mark else None
+        if arrays is None:
+            return fits
+        # A run that is read-only, or being written by another process, can be scored all the same.
+        with suppress(RunError):
+            run.keep_fit(entry, arrays)
+    try:
+        return unpack(arrays, sets.folds)
+    except ValueError as error:
+        raise RunError(
+            f"The fit {entry.name} of the run {run.path} is damaged: {error}."
+        ) from error
+
+
+def _learned(
+    fit: Learn, head: LastLayer, run: RecordedRun, sets: FitSets, fold: int | None
+) -> Any:
+    read = [partial(run.fit_blocks, name, fields=FIELDS) for name in sets.names]
     parts = list(read_rows(read, fold))
     features, logits = (torch.cat([getattr(p, n) for p in parts]) for n in FIELDS[1:])
     check_fit_size(len(logits))
@@ -98,19 +130,14 @@ def _learned(fit: Learn, head: LastLayer, run: RecordedRun, name: str, fold: int
 
 
 def _score(
-    spec: ScoreSpec, score: Score, state: tuple[LastLayer, list[Any]], block: Block
+    spec: ScoreSpec, score: Score, state: tuple[LastLayer, list[tuple]], block: Block
 ) -> Tensor:
-    (head, fits), rows = state, rows_of(block.arrays)
-    if len(fits) < FOLDS:
-        return _checked(spec, score(rows.features, rows.logits, head, *fits), len(rows))
-    fold_of = torch.as_tensor(block.arrays["index"]) % FOLDS
-    scores = torch.empty(len(rows), dtype=torch.float64)
-    for fold, learned in enumerate(fits):
-        mine = rows[fold_of == fold]
-        if len(mine):
-            found = score(mine.features, mine.logits, head, learned)
-            scores[fold_of == fold] = _checked(spec, found, len(mine))
-    return scores
+    head, fits = state
+
+    def scores(rows: Rows, learned: tuple) -> Tensor:
+        return _checked(spec, score(rows.features, rows.logits, head, *learned), len(rows))
+
+    return score_by_fold(block, fits, scores)
 
 
 def _checked(spec: ScoreSpec, scores: Any, rows: int) -> Tensor:

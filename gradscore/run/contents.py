@@ -6,6 +6,7 @@ One table of datasets serves writing, reading and checking.
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from gradscore.run.names import FITS, HEAD_FILE
 Arrays = dict[str, NDArray]
 WHOLE, SINGLE, HALF = np.dtype(np.int64), np.dtype(np.float32), np.dtype(np.float16)
 FIT_ENDING = ".safetensors"
+LONGEST_NAME = 200
+"""Characters of a fit's name before its digest; file systems take 255 bytes."""
 LARGEST_ARRAYS = 1 << 31
 """Most bytes of named arrays; a last layer of 21,843 classes and 12,288 features has half."""
 
@@ -251,5 +254,7 @@ def describe_fit(
     content = {name: info.sets[name].manifest_sha256 for name in sets}
     about = json.dumps([method, list(content.items()), dict(settings)], sort_keys=True)
     digest = hashlib.sha256(about.encode()).hexdigest()[:8]
-    name = "-".join((method, *sets, digest))
+    # A method of one's own may have any name, and many sets a long one.
+    stem = re.sub(r"[^A-Za-z0-9._+-]", ".", "-".join((method, *sets)))[:LONGEST_NAME]
+    name = f"{stem}-{digest}"
     return FitInfo(name, method, content, dict(settings))

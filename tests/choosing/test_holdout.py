@@ -68,7 +68,7 @@ def test_recorded_gradients_are_those_of_the_whole_head_and_not_offered(run):
 
 def test_what_is_learned_is_learned_once_and_not_written(run, monkeypatch):
     held = HeldOutRun(run, holdouts(5)[0])
-    monkeypatch.setattr("gradscore.methods.learned.FEWEST", 10)
+    monkeypatch.setattr("gradscore.methods.fit_sets.FEWEST", 10)
     monkeypatch.setattr("gradscore.methods.rows.FEWEST", 5)
     spec, before = ScoreSpec("react", fit="train"), dict(run.info.fits)
     first = score_sets(held, ["digits"], [spec])["digits"].columns

@@ -8,11 +8,11 @@ import torch
 from helpers.recorded_run import drawn_set, make_run
 
 import gradscore as gs
-from gradscore.errors import InvalidArgument
+from gradscore.errors import InvalidArgument, RunError
 from gradscore.evaluation import evaluate_run
 from gradscore.methods import METHODS, make_spec
 from gradscore.methods.custom import import_method
-from gradscore.run import RunStore
+from gradscore.run import RunStore, check
 from gradscore.scoring import score_sets
 
 
@@ -57,7 +57,7 @@ def test_what_it_learns_comes_from_the_set_to_fit_to(run):
 
 
 def test_it_never_sees_the_rows_that_it_is_tested_on(run, monkeypatch):
-    monkeypatch.setattr("gradscore.methods.learned.FEWEST", 10)
+    monkeypatch.setattr("gradscore.methods.fit_sets.FEWEST", 10)
     monkeypatch.setattr("gradscore.methods.rows.FEWEST", 10)
     gs.register_method(
         "seen",
@@ -65,6 +65,66 @@ def test_it_never_sees_the_rows_that_it_is_tested_on(run, monkeypatch):
         lambda features, logits, head: features,
     )
     assert (column(run, "digits", "seen") < -1e-3).all()
+
+
+def learn_mean(features, logits, head):
+    """Return the mean feature; a module's function, as users have it."""
+    return {"mean": features.mean(dim=0), "scale": SCALE}
+
+
+def learn_object(features, logits, head):
+    return slice(0, len(features))
+
+
+def distance(features, logits, head, learned):
+    return -learned["scale"] * (features - learned["mean"]).norm(dim=1)
+
+
+SCALE = 2.0
+
+
+@pytest.fixture
+def own_run(tmp_path):
+    return RunStore(make_run(tmp_path / "run"))
+
+
+def test_what_it_learned_is_kept_in_the_run_and_read_by_the_next_process(own_run, monkeypatch):
+    gs.register_method("mean_distance", distance, learn_mean)
+    first = column(own_run, "noise", "mean_distance", fit="train")
+    (fit,) = own_run.info.fits.values()
+    assert (fit.method, list(fit.sets)) == ("mean_distance", ["train"])
+    assert check(own_run.path) == []
+    monkeypatch.setattr("gradscore.methods.custom._learned", None)
+    again = column(RunStore(own_run.path), "noise", "mean_distance", fit="train")
+    assert again.tobytes() == first.tobytes()
+
+
+def test_another_function_or_what_it_refers_to_is_learned_anew(own_run, monkeypatch):
+    gs.register_method("mean_distance", distance, learn_mean)
+    first = column(own_run, "noise", "mean_distance", fit="train")
+    monkeypatch.setattr(sys.modules[__name__], "SCALE", 3.0)
+    again = column(own_run, "noise", "mean_distance", fit="train")
+    np.testing.assert_allclose(again, first * 1.5)
+    assert len(own_run.info.fits) == 2
+
+
+def test_what_is_no_array_is_learned_again_and_not_kept(own_run):
+    gs.register_method(
+        "rows", lambda features, logits, head, part: features[:, 0] * part.stop, learn_object
+    )
+    found = column(own_run, "noise", "rows", fit="train")
+    np.testing.assert_allclose(found, drawn_set("noise")["features"][:, 0] * 60.0)
+    assert own_run.info.fits == {}
+
+
+def test_a_kept_fit_that_nothing_of_ones_own_could_be_is_one_line(own_run):
+    gs.register_method("mean_distance", distance, learn_mean)
+    column(own_run, "noise", "mean_distance", fit="train")
+    (fit,) = own_run.info.fits.values()
+    with RunStore.open_for_writing(own_run.path) as store:
+        store.write_fit(fit, {"fold0.dict.code.float64.1.0.mean": np.ones(1)})
+    with pytest.raises(RunError, match="is damaged: no method of one's own keeps"):
+        column(RunStore(own_run.path), "noise", "mean_distance", fit="train")
 
 
 def test_the_head_is_given(run):
@@ -87,6 +147,8 @@ def test_another_number_of_scores_is_refused(run):
 def test_a_function_is_imported_only_where_its_user_gives_it(tmp_path, monkeypatch, run):
     (tmp_path / "own_scores.py").write_text(
         "def largest(features, logits, head):\n    return logits.amax(dim=1)\n"
+        "def shifted(features, logits, head, mean):\n    return logits[:, 0] - mean\n"
+        "shifted.fit = lambda features, logits, head: float(logits[:, 0].mean())\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     name = "python:own_scores:largest"
@@ -96,6 +158,10 @@ def test_a_function_is_imported_only_where_its_user_gives_it(tmp_path, monkeypat
     import_method(name)
     np.testing.assert_allclose(column(run, "noise", name), drawn_set("noise")["logits"].max(1))
     import_method(name)
+    import_method("python:own_scores:shifted")
+    column(run, "noise", "python:own_scores:shifted", fit="train")
+    assert any(fit.startswith("python.own_scores.shifted-train-") for fit in run.info.fits)
+    assert check(run.path) == []
 
 
 @pytest.mark.parametrize(

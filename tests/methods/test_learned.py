@@ -120,6 +120,30 @@ def test_id_rows_that_are_learned_from_are_scored_out_of_fold(tmp_path, method, 
 
 
 @pytest.mark.parametrize("method", LEARNING)
+def test_several_id_sets_are_learned_from_together_and_scored_out_of_fold(tmp_path, method):
+    run = make_run(tmp_path / "run", {"a": "id", "b": ("id", 60), "other": "ood"})
+    known = [drawn("a", 80), drawn("b", 60)]
+    for name, rows in (("a", 80), ("b", 60), ("other", 80)):
+        found = score(run, name, method)
+        for fold in range(2):
+            halves = {key: [x[key][1 - fold :: 2] for x in known] for key in known[0]}
+            learned = {key: np.concatenate(parts) for key, parts in halves.items()}
+            mine = {key: values[fold::2] for key, values in drawn(name, rows).items()}
+            wanted = expected(method, mine, learned)
+            np.testing.assert_allclose(found[fold::2], wanted, rtol=2e-5, atol=1e-7)
+    assert [list(fit.sets) for fit in run.info.fits.values()] == [["a", "b"]]
+    assert check(run.path) == []
+
+
+def test_several_sets_to_fit_to_are_learned_from_together(tmp_path):
+    run = make_run(tmp_path / "run", {"mine": "id", "s": "fit", "t": ("fit", 40)})
+    both = [drawn("s", 80), drawn("t", 40)]
+    known = {key: np.concatenate([x[key] for x in both]) for key in both[0]}
+    wanted = expected("fdbd", drawn("mine", 80), known)
+    np.testing.assert_allclose(score(run, "mine", "fdbd"), wanted, rtol=2e-5)
+
+
+@pytest.mark.parametrize("method", LEARNING)
 def test_a_fit_is_stored_once_for_each_setting(tmp_path, method):
     run = make_run(tmp_path / "run", {"mine": "id", "train": "fit"})
     score(run, "mine", method)
@@ -135,12 +159,12 @@ def test_a_fit_is_stored_once_for_each_setting(tmp_path, method):
     [
         ({"mine": ("id", 59)}, "at least 30 images to fit to, got 29 in half of the set mine"),
         ({"mine": "id", "t": ("fit", 29)}, "at least 30 images to fit to, got 29 in the set t"),
-        ({"a": "id", "b": "id"}, "Expected one set to fit to, got a, b; name it with"),
-        ({"mine": "id", "s": "fit", "t": "fit"}, "Expected one set to fit to, got s, t;"),
-        ({"other": "ood"}, "Expected one set to fit to, got none;"),
+        ({"a": ("id", 30), "b": ("id", 28)}, "got 29 in half of the set a and b; add a set with"),
+        ({"mine": "id", "s": ("fit", 9), "t": ("fit", 20)}, "got 29 in the set s and t; add"),
+        ({"other": "ood"}, "Expected a set to fit to, got none;"),
     ],
 )
-def test_without_one_set_of_enough_images_it_is_refused(tmp_path, roles, message):
+def test_without_enough_images_to_fit_to_it_is_refused(tmp_path, roles, message):
     run = make_run(tmp_path / "run", roles)
     with pytest.raises(NotRecorded, match=message):
         score(run, next(iter(roles)), "knn")
@@ -153,6 +177,7 @@ def test_without_one_set_of_enough_images_it_is_refused(tmp_path, roles, message
         ({"mine": "id", "t": ("fit", 100)}, ""),
         ({"mine": "id"}, "no set to fit to: half of mine, 40 images, fewer than 100, scores"),
         ({"mine": ("id", 200)}, "no set to fit to: half of mine, 100 images, scores the other"),
+        ({"a": ("id", 99), "b": "id"}, "no set to fit to: half of a and b, 89 images, fewer than"),
     ],
 )
 def test_what_is_learned_from_little_or_from_the_id_set_itself_is_told(tmp_path, roles, notice):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscore.extraction import record_run
+from gradscore.extraction.part import parse_part
 from gradscore.extraction.settings import Progress, Settings, Silent, several
 from gradscore.methods import RecordedRun, make_spec
 from gradscore.models.preprocessing import Preprocessing
@@ -109,6 +110,7 @@ def extract(
     gradients: str = "rules",
     blocks: Mapping[str, str | Sequence[str]] | None = None,
     shard_rows: int = 4096,
+    part: str | tuple[int, int] | None = None,
     progress: Progress | None = None,
 ) -> Run:
     """Record what a model answers for sets of images, in a run on disk.
@@ -153,10 +155,14 @@ def extract(
         gradients: ``rules``, or for comparison ``vmap`` or ``reference``.
         blocks: Group names to globs, redefining groups of parameters.
         shard_rows: Rows in a shard; what is lost by a kill is at most one shard.
+        part: Record only part ``(I, N)`` of each set, I of 1 to N, or ``I/N``; ``env`` takes both
+            from the variables of a cluster's job. Parts may be recorded at once, and are joined
+            by ``gradscore run merge``.
         progress: Is told how far the work has come.
 
     Returns:
-        The run, with the model that was asked; its sets tell which images failed.
+        The run, with the model that was asked; its sets tell which images failed. Of a part its
+        own directory, below that of the run.
 
     Raises:
         InvalidArgument: If an argument is out of range.
@@ -165,6 +171,7 @@ def extract(
         WeightsError: If the weights cannot be had.
         RunError: If the run differs in a field, is in use or damaged, or cannot be written.
     """
+    numbers, said = parse_part(part)
     settings = Settings(
         model=model,
         sets=sets,
@@ -190,8 +197,11 @@ def extract(
         gradients=gradients,
         blocks=blocks or {},
         shard_rows=shard_rows,
+        part=numbers,
         progress=progress or Silent(),
     )
+    if said:
+        settings.tell(said)
     return Run(record_run(settings).path, model)
 
 

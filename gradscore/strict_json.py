@@ -16,6 +16,10 @@ LARGEST_NUMBER = 2**63 - 1
 """Of whole numbers: what HDF5, Arrow and NumPy hold as well."""
 
 
+MAY_BE_ABSENT = {"may be absent": True}
+"""Metadata of a dataclass's field that older files do not have; it then has its default."""
+
+
 class Unexpected(ValueError):
     """A value is not what it should be; the message says where and why."""
 
@@ -72,7 +76,8 @@ def _fields(kind: type, value: Any, where: str, absent: typing.Container[str]) -
     found = _of_type(value, dict, where)
     known = typing.get_type_hints(kind)
     strange = [name for name in found if name not in known]
-    lacking = [name for name in known if name not in found and name not in absent]
+    later = [field.name for field in dataclasses.fields(kind) if field.metadata == MAY_BE_ABSENT]
+    lacking = [name for name in known if name not in {*found, *absent, *later}]
     if strange or lacking:
         what = f"no {strange[0]!r}" if strange else f"{lacking[0]!r}"
         raise Unexpected(f"expected {what} in {where or 'it'}")

@@ -5,28 +5,9 @@ from pathlib import Path
 
 import click
 
-from gradscore.choices import (
-    AUTO,
-    DEVICES,
-    GRADIENTS,
-    KEPT_TYPES,
-    ON_ERROR,
-    PRECISIONS,
-    RECORDED_METHODS,
-    RECORDED_TARGETS,
-)
+from gradscore.choices import PRECISIONS
 from gradscore.cli.console import Progress, counted, notice
-from gradscore.cli.options import (
-    ORDER,
-    TEMPERATURE,
-    Pair,
-    Positive,
-    chained,
-    model_options,
-    preprocessing_options,
-    quiet_option,
-    run_option,
-)
+from gradscore.cli.extraction_options import extract_options
 from gradscore.cli.results import notice_chance
 
 EMBEDDED = {
@@ -38,138 +19,8 @@ EMBEDDED = {
 """The sets of the embedded default: digits 0-5 against digits 6-9, photographs and noise."""
 
 
-class BatchSize(click.ParamType):
-    """A number of images, or ``auto``."""
-
-    name = "N|auto"
-
-    def convert(self, value, param, ctx):
-        """Return the number, or ``auto``, or fail."""
-        if value == AUTO or isinstance(value, int):
-            return value
-        if not value.isdecimal() or int(value) < 1:
-            self.fail(f"expected a positive number or auto, got {value!r}.", param, ctx)
-        return int(value)
-
-
-def sets_option(*names: str, help: str):
-    """Return an option that takes sets of one role."""
-    return click.option(*names, metavar="NAME=PATH", type=Pair("PATH"), multiple=True, help=help)
-
-
 @click.command(short_help="Run a model over image sets and record its outputs.")
-@chained(model_options, run_option)
-@sets_option("--id", "ids", help="ID set.")
-@sets_option("--ood", "oods", help="OOD set.")
-@sets_option(
-    "--fit-set", "fit_sets", help="ID set that methods learn from, and that is not tested on."
-)
-@sets_option("--data", "data", help="Another set.")
-@click.option(
-    "--layers",
-    metavar="L",
-    multiple=True,
-    help="Parameters whose norms are recorded: all (default), last (forward only), a group, a "
-    "glob.",
-)
-@click.option(
-    "-p",
-    "p",
-    metavar="P",
-    type=ORDER,
-    multiple=True,
-    help="Order of the norm, default 1. May be repeated.",
-)
-@click.option(
-    "-T",
-    "--temperature",
-    metavar="T",
-    type=TEMPERATURE,
-    multiple=True,
-    help="Softmax temperature, default 1, for odin 1000. May be repeated.",
-)
-@click.option(
-    "--target",
-    type=click.Choice(RECORDED_TARGETS),
-    multiple=True,
-    help="Target distribution of the loss, default uniform; all-ones (every class is "
-    "the label; with -p 2) is for the method lee_alregib. May be repeated.",
-)
-@click.option(
-    "--keep",
-    metavar="MODULE",
-    multiple=True,
-    help="Store the input of this module: scores of it and of what follows, with any settings, "
-    "then need no images.",
-)
-@click.option(
-    "--keep-dtype",
-    type=click.Choice(KEPT_TYPES),
-    default=KEPT_TYPES[0],
-    help="How --keep stores.",
-)
-@click.option(
-    "--record",
-    type=click.Choice(RECORDED_METHODS),
-    multiple=True,
-    help="Run what a method needs beside the forward: odin, perturbed images (--epsilon); "
-    "mahalanobis, every stage's confidence (--fit); surrogates, for choose. May be repeated.",
-)
-@click.option(
-    "--epsilon",
-    metavar="E",
-    type=Positive("E"),
-    multiple=True,
-    help="Perturbation of --record odin, in units of the normalised input. May be repeated.",
-)
-@click.option(
-    "--fit", metavar="SET", help="Labelled ID set that --record mahalanobis learns from."
-)
-@click.option(
-    "--blocks",
-    metavar="NAME=PATTERN",
-    type=Pair("PATTERN"),
-    multiple=True,
-    help="Name a group of parameters by a glob.",
-)
-@preprocessing_options
-@click.option(
-    "--batch-size", type=BatchSize(), default=64, show_default=True, help="Images a forward."
-)
-@click.option("--device", type=click.Choice(DEVICES), default=AUTO, show_default=True)
-@click.option(
-    "--precision",
-    type=click.Choice(PRECISIONS),
-    help="Default: float32; tf32 is for CUDA.",
-)
-@click.option("--workers", metavar="N", type=click.IntRange(0), help="Decoding processes.")
-@click.option(
-    "--limit",
-    metavar="N",
-    type=click.IntRange(1),
-    help="N images of each set, spread over its classes (or folders) by a fixed seed.",
-)
-@click.option(
-    "--max-pixels",
-    metavar="N",
-    type=click.IntRange(1),
-    help="Decode images of up to N pixels; by default Pillow's limit, 89 million.",
-)
-@click.option(
-    "--on-error",
-    type=click.Choice(ON_ERROR),
-    default=ON_ERROR[0],
-    show_default=True,
-    help="At an image that cannot be read.",
-)
-@click.option(
-    "--gradients",
-    type=click.Choice(GRADIENTS),
-    default=GRADIENTS[0],
-    show_default=True,
-    help="How inner norms are computed; the results agree.",
-)
-@quiet_option
+@extract_options
 def extract(model, weights, run_path, ids, oods, fit_sets, data, quiet, **how) -> None:
     """Run the model over image sets and record features, logits and gradient norms.
 
@@ -231,16 +82,19 @@ def extract(model, weights, run_path, ids, oods, fit_sets, data, quiet, **how) -
         progress=Progress(quiet=quiet),
         **_settings(known if known and model == known.model else None, **how),
     )
-    _report(run.store, list(sets or EMBEDDED), how["fit"], quiet)
+    _report(run.store, list(sets or EMBEDDED), how["fit"], run_path, quiet)
 
 
 def _existing(run_path: str):
-    """Return what the run says, or None where there is no run yet."""
-    if not Path(run_path, "run.json").exists():
-        return None
-    from gradscore.run import RunStore
+    """Return what the run says, or a part of it; None where there is neither yet."""
+    from gradscore.run.names import PARTS
+    from gradscore.run.parts import part_of
+    from gradscore.run.reader import RunReader
 
-    return RunStore(run_path).info
+    if Path(run_path, "run.json").exists():
+        return RunReader(run_path).info
+    part = part_of(Path(run_path)) if Path(run_path, PARTS).is_dir() else None
+    return None if part is None else part.info
 
 
 def _of_run(path: Path, known, model: str | None, weights: str | None):
@@ -281,7 +135,9 @@ def _settings(known, **how) -> dict:
     return how
 
 
-def _report(store, sets: list[str], fit: str | None, quiet: bool) -> None:
+def _report(store, sets: list[str], fit: str | None, run_path: str, quiet: bool) -> None:
+    from gradscore.run.hints import merge_command
+
     if store.info.notice:
         notice(f"{store.info.model}: {store.info.notice}.", quiet=quiet)
     for name in sets:
@@ -298,3 +154,6 @@ def _report(store, sets: list[str], fit: str | None, quiet: bool) -> None:
     images = sum(store.sets[name].recorded() for name in sets)
     what = f"{counted(images, 'image')} in {counted(len(sets), 'set')} recorded."
     notice(f"{store.path}: {what}", quiet=quiet)
+    if store.info.part is not None:
+        join, count = merge_command(run_path), store.info.part.count
+        notice(f"Once all {count} parts are recorded, {join} joins them.", quiet=quiet)

@@ -1,4 +1,4 @@
-"""``gradscore run``: look into a run, and verify it."""
+"""``gradscore run``: look into a run, verify it, and join its parts."""
 
 import itertools
 from typing import Any
@@ -22,7 +22,7 @@ WEIGHTS = {
 """What weights a model has by default, by its family."""
 
 
-@click.group(short_help="Inspect and verify a run.")
+@click.group(short_help="Inspect, verify and merge a run.")
 def run() -> None:
     """Inspect a run, and verify every byte of it."""
 
@@ -108,6 +108,26 @@ def check(path) -> None:
     shards = sum(len(s) for e in about.sets.values() for s in e.passes.values())
     verified = counted(shards + len(about.fits), "file")
     say(f"{path}: no damage found in {verified}.")
+
+
+@run.command(short_help="Join the parts of a run.")
+@run_place
+@quiet_option
+def merge(path, quiet) -> None:
+    """Join the parts that `gradscore extract --part I/N` recorded, without copying a row.
+
+    What is missing is named with the command that records it. Interrupted at any moment, the
+    same command goes on.
+    """
+    from gradscore.run import merge as join
+    from gradscore.run.reader import RunReader
+
+    merged = join(path)
+    images = sum(entry.recorded() for entry in RunReader(path).sets.values())
+    what = f"{counted(images, 'image')} in {counted(len(merged.sets), 'set')}"
+    notice(f"{path}: {counted(merged.parts, 'part')} joined, {what}.", quiet=quiet)
+    for folder in merged.left:
+        notice(f"{folder} is still being written, and was left; delete it later.", quiet=quiet)
 
 
 @run.command(short_help="Forget a set of a run.")

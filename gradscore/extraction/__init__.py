@@ -6,7 +6,8 @@ record that. Whatever ends it, finished shards stay, and the same call resumes.
 
 from gradscore.errors import DataError
 from gradscore.extraction.classifier import float32_products
-from gradscore.extraction.plan import make_plan, open_run, stretches, wanted_passes
+from gradscore.extraction.directory import open_run
+from gradscore.extraction.plan import make_plan, stretches, wanted_passes
 from gradscore.extraction.record import record_stretch
 from gradscore.extraction.resolved import resolve
 from gradscore.extraction.settings import Settings
@@ -30,7 +31,7 @@ def record_run(settings: Settings) -> RunStore:
     with float32_products(settings.precision), open_run(settings, resolved) as store:
         plan = make_plan(store, settings, resolved, passes)
         for name in plan.sets:
-            for stretch in stretches(store.sets[name], plan.passes):
+            for stretch in stretches(store, name, plan.passes):
                 record_stretch(store, settings, resolved, plan, name, stretch)
     if plan.left_out:
         raise DataError(f"{' '.join(plan.left_out)} The other sets are recorded.")

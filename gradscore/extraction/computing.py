@@ -22,8 +22,9 @@ from gradscore.network import check_eval_mode, check_independence
 from gradscore.network.batches import memory_format, parts_of
 from gradscore.objective import RecordedObjective, by_loss
 from gradscore.reference import backward_norms, loss_function
-from gradscore.run import BASE, PassInfo, RunStore, pass_field
+from gradscore.run import BASE, PassInfo, pass_field
 from gradscore.run.layout import BLOCKS
+from gradscore.run.reader import RunReader
 from gradscore.selection import differentiable_parameters
 
 Rows = dict[str, dict[str, Tensor]]
@@ -229,7 +230,7 @@ class SamePictures:
     """
 
     def __init__(
-        self, store: RunStore, images: ImageSet, set_name: str, start: int, device: str
+        self, store: RunReader, images: ImageSet, set_name: str, start: int, device: str
     ) -> None:
         self._images, self._set = images, set_name
         self._rows = store.rows(set_name, BASE, ("logits",), start)

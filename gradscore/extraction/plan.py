@@ -1,6 +1,5 @@
 """What there is to record: passes, agreed with the run, and what each set lacks of them."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -10,11 +9,12 @@ import torch
 
 from gradscore.data import ImageSet
 from gradscore.errors import ModelError
+from gradscore.extraction.agreement import agree_on_set, agree_on_sets
 from gradscore.extraction.probes import StageFit
 from gradscore.extraction.replay import check_kept
 from gradscore.extraction.resolved import Resolved
-from gradscore.extraction.sets import agree_on_set, agree_on_sets, set_notices
-from gradscore.extraction.settings import Settings, plain, require_equal
+from gradscore.extraction.sets import set_notices
+from gradscore.extraction.settings import Settings
 from gradscore.extraction.stage_fit import LabelledImages, fit_to
 from gradscore.layers.features import find_stages, observe_stages
 from gradscore.objective import RecordedObjective, check_epsilon, check_temperature
@@ -24,26 +24,15 @@ from gradscore.run import (
     PassInfo,
     RunInfo,
     RunStore,
-    SetInfo,
     mahalanobis_name,
     norms_name,
     odin_name,
 )
+from gradscore.run.identity import OF_PASS, require_equal
 from gradscore.run.layout import BLOCKS
-from gradscore.run.names import RUN_FILE
 from gradscore.selection import select
 
 ODIN_TEMPERATURE = 1000.0
-IDENTITY = (
-    "model",
-    "weights_sha256",
-    "preprocessing",
-    "precision",
-    "classes",
-    "features",
-    "input_shape",
-)
-"""Fields of ``run.json`` in which every extraction into a run must agree."""
 
 
 def wanted_passes(settings: Settings, resolved: Resolved) -> list[PassInfo]:
@@ -162,37 +151,10 @@ def agree_on_passes(info: RunInfo, passes: Sequence[PassInfo]) -> list[PassInfo]
         known = info.passes.get(entry.name)
         if known is not None:
             what = f"Pass {entry.name} of the run"
-            require_equal(what, "gradients", known.gradients, entry.gradients)
-            require_equal(what, "parameters", list(known.parameters), list(entry.parameters))
-            require_equal(what, "details", known.details, entry.details)
+            for field in OF_PASS:
+                require_equal(what, field, getattr(known, field), getattr(entry, field))
         agreed.append(known or entry)
     return agreed
-
-
-def open_run(settings: Settings, resolved: Resolved) -> RunStore:
-    """Make a run, or open the one that is there if it agrees; the writer's lock is held.
-
-    What was deleted from the run that is there, for being damaged, is recorded again. Groups must
-    agree only where the user gave some.
-
-    Raises:
-        RunError: If the run there differs in a field (both values are named), is damaged, is
-            being written, or cannot be written.
-    """
-    path, info = settings.run, resolved.info
-    if not os.path.lexists(path / RUN_FILE):
-        return RunStore.create(path, info, resolved.head)
-    store = RunStore.open_for_writing(path)
-    try:
-        for field in (*IDENTITY, *(("groups",) if settings.blocks else ())):
-            require_equal(
-                f"The run {path}", field, plain(getattr(store.info, field)), getattr(info, field)
-            )
-        store.repair(resolved.head)
-    except BaseException:
-        store.close()
-        raise
-    return store
 
 
 @dataclass(frozen=True)
@@ -228,6 +190,8 @@ def make_plan(
         ModelError: If the network has no stages to tell apart.
         RunError: If the run was recorded otherwise, is damaged or cannot be written.
     """
+    if store.whole is not None:
+        agree_on_passes(store.whole.info, passes)
     agreed, fits = agree_on_passes(store.info, passes), {}
     sets, changed = agree_on_sets(store, settings.sets, resolved.sets)
     left_out = [*resolved.left_out, *changed]
@@ -235,7 +199,8 @@ def make_plan(
     for sentence in (*left_out, *resolved.model.notices, *of_sets):
         settings.tell(sentence)
     if resolved.labelled is not None:
-        agree_on_set(store, settings.fit, store.sets[settings.fit].role, resolved.labelled)
+        known = (store.whole or store).sets.get(settings.fit) or store.sets[settings.fit]
+        agree_on_set(store, settings.fit, known.role, resolved.labelled)
         read = LabelledImages(
             resolved.labelled, resolved.model.preprocessing, resolved.info.input_shape, settings
         )
@@ -245,6 +210,11 @@ def make_plan(
         fits[entry.name] = learned
     for entry in agreed:
         store.add_pass(entry)
+    if store.info.part is not None:
+        # A merge sees what each part was asked, also where it was killed before a first row.
+        for name in sets:
+            for one in lacking_passes(store, name, agreed):
+                store.sets[name].passes.setdefault(one, [])
     store.save()
     return Plan(sets, agreed, fits, left_out)
 
@@ -270,19 +240,28 @@ class Stretch(NamedTuple):
         return [*([BASE] if self.base else []), *(entry.name for entry in self.passes)]
 
 
-def stretches(entry: SetInfo, passes: Sequence[PassInfo]) -> Iterator[Stretch]:
+def lacking_passes(store: RunStore, set_name: str, passes: Sequence[PassInfo]) -> list[str]:
+    """Return the passes of a set, base among them, that are recorded here or still to be.
+
+    A part does not repeat what the whole run holds.
+    """
+    names = [BASE, *(known.name for known in passes)]
+    return [name for name in names if store.holder_of(set_name, name) is store]
+
+
+def stretches(store: RunStore, set_name: str, passes: Sequence[PassInfo]) -> Iterator[Stretch]:
     """Yield what a set still lacks, stretch by stretch, until nothing is lacking.
 
     What starts at the same image is computed together, from one forward.
     """
-    names = [BASE, *(known.name for known in passes)]
+    entry, names = store.sets[set_name], lacking_passes(store, set_name, passes)
     by_name = {known.name: known for known in passes}
     while True:
         open_at = {name: entry.done(name) for name in names if not entry.complete(name)}
         if not open_at:
             return
         start = min(open_at.values())
-        stop = min((done for done in open_at.values() if done > start), default=entry.rows)
+        stop = min((done for done in open_at.values() if done > start), default=entry.stop)
         active = [name for name, done in open_at.items() if done == start]
         lacking = [by_name[name] for name in active if name != BASE]
         yield Stretch(start, stop, BASE in active, lacking)

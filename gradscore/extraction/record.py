@@ -247,7 +247,11 @@ def record_stretch(
         "workers": settings.workers,
         "layout": computer.layout,
     }
-    same = None if stretch.base else SamePictures(store, images, name, stretch.start, device)
+    same = (
+        None
+        if stretch.base
+        else SamePictures(store.holder_of(name, BASE), images, name, stretch.start, device)
+    )
     writer = ShardWriter(store, images, name, stretch, settings, how, same)
     with settings.piece_of_work(stretch.stop - stretch.start, name):
         _compute(loader, computer, writer, settings.progress)

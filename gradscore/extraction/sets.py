@@ -9,10 +9,9 @@ from torch import Tensor
 
 from gradscore.data import ImageSet, first_readable, open_set
 from gradscore.errors import DataError, NotRecorded
-from gradscore.extraction.settings import Sets, Settings, require_equal
+from gradscore.extraction.settings import Settings
 from gradscore.models.preprocessing import Preprocessing
-from gradscore.run import RunStore, SetInfo, remove_command
-from gradscore.run.names import SURROGATE
+from gradscore.run import SetInfo
 
 LABELLED = ("id", "fit")
 """Roles of sets whose folders mean classes, and whose labels must be the model's."""
@@ -222,66 +221,3 @@ def _first(images: ImageSet) -> Any:
         except DataError:
             continue
     return None
-
-
-def agree_on_sets(
-    store: RunStore, sets: Sets, opened: Mapping[str, ImageSet]
-) -> tuple[dict[str, ImageSet], list[str]]:
-    """Add the sets to the run, or check them against those that are there.
-
-    Sets whose images have changed are left out, unless none would be left.
-
-    Returns:
-        The images by set name, and what was wrong with those left out.
-
-    Raises:
-        RunError: If a set has another role.
-        DataError: If the images of every set have changed.
-    """
-    agreed, left_out = {}, []
-    for name, images in opened.items():
-        try:
-            role = SURROGATE if "~" in name else sets[name][0]
-            agree_on_set(store, name, role, images)
-        except DataError as error:
-            left_out.append(f"Set {name} was left out: {error}")
-        else:
-            agreed[name] = images
-    if not agreed:
-        raise DataError(" ".join(left_out))
-    return agreed, left_out
-
-
-def agree_on_set(store: RunStore, name: str, role: str | None, images: ImageSet) -> None:
-    """Add a set to the run, or check it against the one that is there.
-
-    More images are taken on where the run's are the first of them, as under a larger limit.
-
-    Raises:
-        RunError: If the set there has another role.
-        DataError: If its images are not the first of these.
-    """
-    known = store.sets.get(name)
-    if known is None:
-        store.add_set(
-            SetInfo(name, role, images.source, images.sha256, len(images), images.notice)
-        )
-        return
-    require_equal(f"Set {name} of the run", "role", known.role, role)
-    if known.manifest_sha256 == images.sha256:
-        return
-    more = len(images) - known.rows
-    if more > 0 and images.beginning_sha256(known.rows) == known.manifest_sha256:
-        known.rows, known.manifest_sha256, known.notice = len(images), images.sha256, images.notice
-        return
-    remove = remove_command(store.path, name)
-    if more < 0 and images.source == known.source:
-        raise DataError(
-            f"Set {name} of the run {store.path} has {known.rows:,} images, got {len(images):,}; "
-            f"give `limit={known.rows}` or more, or forget the set with {remove}."
-        )
-    raise DataError(
-        f"The images of set {name} have changed since they were recorded: {known.rows:,} of "
-        f"{known.source} then, {len(images):,} of {images.source} now; bring them back, or forget "
-        f"the set with {remove} and record it anew."
-    )

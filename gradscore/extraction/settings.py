@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from gradscore.choices import AUTO, DEVICES, GRADIENTS, ON_ERROR, PRECISIONS, RECORDED_METHODS
-from gradscore.errors import InvalidArgument, RunError
+from gradscore.errors import InvalidArgument
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.objective import check_epsilon
 from gradscore.run import ROLES
@@ -76,6 +76,7 @@ class Settings:
     gradients: str
     blocks: Mapping[str, str | Sequence[str]]
     shard_rows: int
+    part: tuple[int, int] | None
     progress: Progress
 
     def __post_init__(self) -> None:
@@ -126,32 +127,6 @@ def several(values: Any) -> tuple:
         return ()
     alone = isinstance(values, str) or not isinstance(values, Iterable)
     return (values,) if alone else tuple(values)
-
-
-def require_equal(what: str, field: str, old: Any, new: Any) -> None:
-    """Raise unless what is recorded agrees with what is asked.
-
-    Raises:
-        RunError: Naming the field and both values; of mappings only where they differ.
-    """
-    new = plain(new)
-    if old == new:
-        return
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted({*old, *new}):
-            if old.get(key) != new.get(key):
-                field, old, new = f"{field}.{key}", old.get(key), new.get(key)
-                break
-    raise RunError(
-        f"{what} has {field} {old!r}, got {new!r}; give the same, or choose another run."
-    )
-
-
-def plain(value: Any) -> Any:
-    """Return ``value`` as JSON would give it back."""
-    if isinstance(value, Mapping):
-        return {key: plain(inner) for key, inner in value.items()}
-    return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _check_sets(settings: Settings) -> None:

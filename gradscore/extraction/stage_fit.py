@@ -19,12 +19,14 @@ from gradscore.data import Batch, ImageSet, decoding_processes, load_batches
 from gradscore.errors import DataError
 from gradscore.extraction.classifier import Classifier, memory_for
 from gradscore.extraction.probes import StageFit, fgsm, stage_confidences
-from gradscore.extraction.settings import Settings, require_equal
+from gradscore.extraction.settings import Settings
 from gradscore.gaussians import ClassGaussians, fit_gaussians
 from gradscore.layers.features import find_stages, observe_stages
 from gradscore.metrics import fpr95
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.run import FitInfo, RunStore, describe_fit, mahalanobis_name
+from gradscore.run.identity import require_equal
+from gradscore.run.parts import shared_fit
 
 MAGNITUDES = (0.0, 0.0005, 0.001, 0.0014, 0.002, 0.005, 0.01)
 FGSM_STEP = 0.05
@@ -234,6 +236,12 @@ def fit_to(
     if known is not None:  # before the work, not after it
         require_equal(f"Pass {known.name} of the run", "fit", known.details["fit"], entry.name)
     arrays = store.read_fit(entry.name)
+    if arrays is None and store.info.part is not None:
+        # Parts that learned apart could differ in the last digit, and would not be one run.
+        shared = shared_fit(settings.run, entry.name)
+        if shared is not None:
+            entry.notice, arrays = shared[0].notice, shared[1]
+            store.write_fit(entry, arrays)
     if arrays is not None:
         return store.info.fits[entry.name], StageFit.from_arrays(stages, MAGNITUDES, arrays)
     labels = read.images.labels

@@ -13,6 +13,7 @@ from gradscore.run.hints import (
     model_of,
     odin_options,
     remove_command,
+    require_newest,
     require_openable,
 )
 from gradscore.run.layout import (
@@ -26,9 +27,10 @@ from gradscore.run.layout import (
     SetInfo,
     Shard,
 )
+from gradscore.run.merging import Merged, merge
 from gradscore.run.names import mahalanobis_name, norms_name, odin_name
 from gradscore.run.reader import Problem, check
-from gradscore.run.store import RunStore, require_newest
+from gradscore.run.store import RunStore
 
 __all__ = [
     "BASE",
@@ -38,6 +40,7 @@ __all__ = [
     "FailedRow",
     "FitInfo",
     "HeadInfo",
+    "Merged",
     "PassInfo",
     "Problem",
     "RunInfo",
@@ -51,6 +54,7 @@ __all__ = [
     "keep_options",
     "mahalanobis_name",
     "mahalanobis_options",
+    "merge",
     "model_of",
     "norms_name",
     "odin_name",

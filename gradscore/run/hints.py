@@ -49,6 +49,11 @@ def extract_command(run: Any, *options: str) -> str:
     return command("extract", run.path, *naming_options(run.info), *options)
 
 
+def merge_command(run: str | os.PathLike) -> str:
+    """Return the command that joins the parts of a run, between backticks."""
+    return f"`{shlex.join(('gradscore', 'run', 'merge', os.fspath(run)))}`"
+
+
 def remove_command(run: str | os.PathLike, set_name: str) -> str:
     """Return the command that forgets a set of a run, between backticks."""
     return f"`{shlex.join(('gradscore', 'run', 'remove', set_name, '--run', os.fspath(run)))}`"
@@ -118,6 +123,20 @@ def _layers(entry: PassInfo) -> str:
     plain = norms_name(entry.target, entry.temperature, entry.p)
     layers = entry.name.removeprefix(plain).removeprefix("-")
     return ",".join(entry.parameters) if layers.startswith(SELECTION) else layers or "all"
+
+
+def require_newest(info: RunInfo, path: Path) -> None:
+    """Raise unless a run is of the format that is written.
+
+    Raises:
+        RunError: If it is of an older one; the message holds the command that records it anew.
+    """
+    if info.format != FORMAT:
+        raise RunError(
+            f"Expected a run of format {FORMAT} to add to, got format {info.format} in {path}, "
+            f"which is read as it is but not changed; record a new one with "
+            f"{again_command(path, info)}."
+        )
 
 
 @contextmanager

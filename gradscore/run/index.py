@@ -87,6 +87,11 @@ def _check(info: RunInfo) -> None:
         f"{info.classes} class_names",
     )
     _require(all(size >= 0 for size in info.parameters.values()), "parameters of positive sizes")
+    part = info.part
+    _require(
+        part is None or (1 <= part.number <= part.count and part.unit > 0 and info.format > 1),
+        "a part of 1 to their count, cut at a positive unit",
+    )
     for name, members in info.groups.items():
         _require(
             set(members) <= set(info.parameters), f"parameters of the model in group {name!r}"
@@ -153,6 +158,8 @@ def _check_set(info: RunInfo, entry: SetInfo) -> None:
     except RunError as error:
         raise Unexpected(str(error)) from None
     _require(entry.rows >= 0, f"a number of rows {what}")
+    span = None if info.part is None else info.part.span(entry.rows)
+    _require(entry.span == span, f"the span {span} {what}, not {entry.span}")
     places = [row.index for row in entry.failed]
     _require(
         places == sorted(set(places)) and all(0 <= place < entry.rows for place in places),

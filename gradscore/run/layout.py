@@ -7,6 +7,8 @@ Format 2 added ``class_names``, the roles ``fit`` and ``surrogate``, and passes 
 from dataclasses import dataclass, field
 from typing import Any
 
+from gradscore.strict_json import MAY_BE_ABSENT
+
 BASE = "base"
 FIELDS = {
     "norms": "norms",
@@ -102,6 +104,8 @@ class SetInfo:
         rows: Number of images, whether or not they could be read.
         notice: What the user should know about the labels, or empty.
         failed: The images without rows.
+        span: The images that this part of a run is to cover, the first and the one after the
+            last; None for all.
     """
 
     name: str
@@ -112,19 +116,61 @@ class SetInfo:
     notice: str = ""
     failed: list[FailedRow] = field(default_factory=list)
     passes: dict[str, list[Shard]] = field(default_factory=dict)
+    span: tuple[int, ...] | None = field(default=None, metadata=MAY_BE_ABSENT)
+
+    @property
+    def start(self) -> int:
+        """The first image that is to be covered."""
+        return self.span[0] if self.span else 0
+
+    @property
+    def stop(self) -> int:
+        """The one after the last image that is to be covered."""
+        return self.span[1] if self.span else self.rows
 
     def done(self, name: str) -> int:
-        """Return how many of the set's images pass ``name`` has covered, from the first on."""
+        """Return the image up to which pass ``name`` has covered the set, from the first on."""
         shards = self.passes.get(name, [])
-        return shards[-1].stop if shards else 0
+        return shards[-1].stop if shards else self.start
 
     def complete(self, name: str) -> bool:
-        """Return whether pass ``name`` has covered every image."""
-        return name in self.passes and self.done(name) == self.rows
+        """Return whether pass ``name`` has covered every image that it is to."""
+        begun = name in self.passes or (self.span is not None and self.start == self.stop)
+        return begun and self.done(name) == self.stop
 
     def recorded(self) -> int:
         """Return the number of rows of the base pass: images less those that failed."""
         return sum(shard.rows for shard in self.passes.get(BASE, []))
+
+
+@dataclass
+class PartInfo:
+    """Which part of a run a directory holds: consecutive images of each set.
+
+    Attributes:
+        number: Its number, 1 to ``count``.
+        count: Number of parts.
+        unit: Parts are cut at multiples of so many images: whole batches, so that the same images
+            meet in a batch as where one process records all.
+    """
+
+    number: int
+    count: int
+    unit: int
+
+    def span(self, rows: int) -> tuple[int, int]:
+        """Return the first image of the part in a set of ``rows``, and the one after the last.
+
+        >>> [PartInfo(number, 3, 64).span(250) for number in (1, 2, 3)]
+        [(0, 64), (64, 128), (128, 250)]
+        """
+        units = -(-rows // self.unit)
+        start, stop = (units * k // self.count for k in (self.number - 1, self.number))
+        return min(rows, start * self.unit), min(rows, stop * self.unit)
+
+    def __str__(self) -> str:
+        """Return the part as the command line has it."""
+        return f"{self.number}/{self.count}"
 
 
 @dataclass
@@ -150,6 +196,7 @@ class RunInfo:
         passes: Every recorded pass but the base pass, by name.
         fits: What was learned from sets of the run, by name.
         notice: What the user should know about the model's outputs, or empty.
+        part: Which part of a larger run this is; None for a whole run.
     """
 
     model: str
@@ -169,4 +216,5 @@ class RunInfo:
     fits: dict[str, FitInfo] = field(default_factory=dict)
     notice: str = ""
     class_names: tuple[str, ...] | None = None
+    part: PartInfo | None = field(default=None, metadata=MAY_BE_ABSENT)
     format: int = FORMAT

@@ -11,6 +11,8 @@ RUN_FILE = "run.json"
 HEAD_FILE = "head.safetensors"
 LOCK_FILE = ".lock"
 FITS = "fits"
+PARTS = ".parts"
+"""Folder of a run that holds its parts; no set can have that name."""
 CHOICE_FILE = f"{FITS}/choice.json"
 """Which score was last chosen for the run's model."""
 TAKEN = ("mean", FITS, RUN_FILE, HEAD_FILE)

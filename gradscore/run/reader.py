@@ -15,6 +15,7 @@ from gradscore.run.contents import Arrays, read_fit_file, read_head
 from gradscore.run.files import DamagedFile, read_below
 from gradscore.run.hints import (
     extract_command,
+    merge_command,
     new_run_command,
     norms_options,
     pass_options,
@@ -23,7 +24,7 @@ from gradscore.run.hints import (
 )
 from gradscore.run.index import decode
 from gradscore.run.layout import BASE, PassInfo, RunInfo, SetInfo
-from gradscore.run.names import RUN_FILE
+from gradscore.run.names import PARTS, RUN_FILE
 from gradscore.run.shard import ShardReader
 
 LARGEST_INDEX = 1 << 26
@@ -216,6 +217,10 @@ def read_info(path: Path) -> RunInfo:
     """
     file = path / RUN_FILE
     if not os.path.lexists(file):
+        if (path / PARTS).is_dir():
+            raise RunError(
+                f"The run {path} is recorded in parts; join them with {merge_command(path)}."
+            )
         raise RunError(f"No run in {path}; make one with {new_run_command(path)}.")
     with repair_hint(path, None):
         return decode(read_below(path, RUN_FILE, LARGEST_INDEX), file)

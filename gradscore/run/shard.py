@@ -81,7 +81,7 @@ class ShardReader:
     def __init__(self, root: Path, info: RunInfo, entry: SetInfo, name: str) -> None:
         self.name, self.folder = name, root / entry.name / name
         self.shards, self.fields = entry.passes[name], fields_of(info, name)
-        self._root, self._rows, self._files = root, entry.rows, HashedFiles(root)
+        self._root, self._span, self._files = root, (entry.start, entry.stop), HashedFiles(root)
         self._failed = np.array([row.index for row in entry.failed], np.int64)
 
     @contextmanager
@@ -128,14 +128,14 @@ class ShardReader:
             exactly: Whether the failures that are known are all; while a deleted shard is made
                 again those of its images are not known.
         """
-        expected = 0
+        expected, end = self._span
         for shard in self.shards:
             path, span = self._root / shard.file, shard.stop - shard.start
-            if shard.start != expected or not shard.start <= shard.stop <= self._rows:
+            if shard.start != expected or not shard.start <= shard.stop <= end:
                 yield DamagedFile(
                     path,
                     f"expected images from {expected} on, got {shard.start} to {shard.stop} "
-                    f"of {self._rows}",
+                    f"of {end}",
                 )
             rows = _expected_rows(shard, self._failed)
             if shard.rows != rows if exactly else not 0 <= shard.rows <= span:

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from gradscore.errors import RunError
 from gradscore.run.contents import Arrays, fit_file, read_fit_file, shard_file
-from gradscore.run.hints import again_command, repair_hint
+from gradscore.run.hints import repair_hint, require_newest
 from gradscore.run.index import encode
 from gradscore.run.layout import (
     BASE,
-    FORMAT,
     FailedRow,
     FitInfo,
     PassInfo,
@@ -50,11 +49,15 @@ class RunStore(RunReader):
 
     ``RunStore(path)`` reads; :meth:`create` and :meth:`open_for_writing` hold the writer's lock
     until :meth:`close` (or the end of a ``with`` block).
+
+    Attributes:
+        whole: Of a part that is written: what the whole run holds already; None for nothing.
     """
 
     def __init__(self, path: str | Path, model: Any = None) -> None:
         super().__init__(path, model)
         self._writer: Writer | None = None
+        self.whole: RunReader | None = None
 
     @classmethod
     def create(
@@ -136,6 +139,11 @@ class RunStore(RunReader):
                 self._writer.require_in_place()
         finally:
             self.close()
+
+    def holder_of(self, set_name: str, name: str) -> RunReader:
+        """Return what holds the rows of a pass: the run of which this is a part, or this one."""
+        entry = self.whole.sets.get(set_name) if self.whole is not None else None
+        return self.whole if entry is not None and entry.complete(name) else self
 
     def add_set(self, entry: SetInfo) -> None:
         """Add a set without rows; part of the next written ``run.json``."""
@@ -279,17 +287,3 @@ class RunStore(RunReader):
 
     def _is_there(self, file: str) -> bool:
         return os.path.lexists(self.path / file)
-
-
-def require_newest(info: RunInfo, path: Path) -> None:
-    """Raise unless a run is of the format that is written.
-
-    Raises:
-        RunError: If it is of an older one; the message holds the command that records it anew.
-    """
-    if info.format != FORMAT:
-        raise RunError(
-            f"Expected a run of format {FORMAT} to add to, got format {info.format} in {path}, "
-            f"which is read as it is but not changed; record a new one with "
-            f"{again_command(path, info)}."
-        )

@@ -21,6 +21,8 @@ from gradscore.errors import RunError
 from gradscore.run.files import FOLDER, cannot_write
 from gradscore.run.names import LOCK_FILE
 
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
+"""What a disk without hard links says."""
 _held: set[int] = set()
 
 
@@ -33,6 +35,10 @@ def _close_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_close_in_child)
+
+
+class RunInUse(RunError):
+    """Another process writes the run."""
 
 
 class Writer:
@@ -70,7 +76,7 @@ class Writer:
             pid = os.read(self._lock, 20).decode(errors="replace").strip()
             os.close(self._lock)
             os.close(self._root)
-            raise RunError(_not_locked(directory, pid, error)) from None
+            raise _not_locked(directory, pid, error) from None
         _held.update((self._lock, self._root))
         with contextlib.suppress(OSError):  # a full disk must not keep the lock from being held
             os.ftruncate(self._lock, 0)
@@ -102,6 +108,42 @@ class Writer:
                 os.fsync(folder)
         except OSError as error:
             raise cannot_write(self.directory / file, error) from error
+
+    def link(self, source: str, target: str) -> None:
+        """Give a file of the run another name as well, in place of what has that name.
+
+        Where the disk has no hard links the file is renamed. What was linked before is left.
+
+        Args:
+            source: Its path below the run.
+            target: The other; what stands there is replaced.
+
+        Raises:
+            RunError: If the disk refuses, or a link stands in the way.
+        """
+        (*folders, name), (*into, new) = source.split("/"), target.split("/")
+        part = f"{new}.part"
+        try:
+            with self._folder(folders, make=False) as here, self._folder(into) as there:
+                if not _is_regular(name, here):
+                    if _is_regular(new, there):  # renamed before a merge was killed
+                        return
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+                if _is_same(name, here, new, there):
+                    return
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(part, dir_fd=there)
+                try:
+                    os.link(name, part, src_dir_fd=here, dst_dir_fd=there, follow_symlinks=False)
+                except OSError as error:
+                    if error.errno not in NO_LINKS:
+                        raise
+                    os.rename(name, new, src_dir_fd=here, dst_dir_fd=there)
+                else:
+                    os.replace(part, new, src_dir_fd=there, dst_dir_fd=there)
+                os.fsync(there)
+        except OSError as error:
+            raise cannot_write(self.directory / target, error) from error
 
     def delete(self, file: str) -> None:
         """Delete a file of the run, and the folders that are empty then; an absent one is none.
@@ -160,14 +202,15 @@ class Writer:
             os.close(self._root)
 
     @contextmanager
-    def _folder(self, parts: list[str]) -> Iterator[int]:
+    def _folder(self, parts: list[str], *, make: bool = True) -> Iterator[int]:
         """Open a folder below the run, made where it is absent; its name lasts once it is."""
         descriptor = os.dup(self._root)
         try:
             for part in parts:
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(part, dir_fd=descriptor)
-                    os.fsync(descriptor)
+                if make:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(part, dir_fd=descriptor)
+                        os.fsync(descriptor)
                 inner = os.open(part, FOLDER, dir_fd=descriptor)
                 os.close(descriptor)
                 descriptor = inner
@@ -176,15 +219,31 @@ class Writer:
             os.close(descriptor)
 
 
-def _not_locked(directory: Path, pid: str, error: OSError) -> str:
+def _is_regular(name: str, folder: int) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _is_same(name: str, folder: int, other: str, there: int) -> bool:
+    """Return whether two names are those of one file; to rename one to the other does nothing."""
+    try:
+        ours = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        return os.path.samestat(ours, os.stat(other, dir_fd=there, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+def _not_locked(directory: Path, pid: str, error: OSError) -> RunError:
     """Return why a lock was not had: another holds it, or the disk has none to give."""
     if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-        return (
+        return RunError(
             f"The disk of {directory} gives no locks ({error.strerror}), so that two processes "
             "might write one run; choose a directory on another disk."
         )
     who = f"another process (pid {pid})" if pid else "another process"
-    return (
+    return RunInUse(
         f"The run {directory} is being written by {who}; wait for it to end, or choose another "
         "directory."
     )

@@ -1,0 +1,168 @@
+"""The options of ``gradscore extract``."""
+
+import click
+
+from gradscore.choices import (
+    AUTO,
+    DEVICES,
+    GRADIENTS,
+    KEPT_TYPES,
+    ON_ERROR,
+    PRECISIONS,
+    RECORDED_METHODS,
+    RECORDED_TARGETS,
+)
+from gradscore.cli.options import (
+    ORDER,
+    TEMPERATURE,
+    Pair,
+    Positive,
+    chained,
+    model_options,
+    preprocessing_options,
+    quiet_option,
+    run_option,
+)
+
+
+class BatchSize(click.ParamType):
+    """A number of images, or ``auto``."""
+
+    name = "N|auto"
+
+    def convert(self, value, param, ctx):
+        """Return the number, or ``auto``, or fail."""
+        if value == AUTO or isinstance(value, int):
+            return value
+        if not value.isdecimal() or int(value) < 1:
+            self.fail(f"expected a positive number or auto, got {value!r}.", param, ctx)
+        return int(value)
+
+
+def sets_option(*names: str, help: str):
+    """Return an option that takes sets of one role."""
+    return click.option(*names, metavar="NAME=PATH", type=Pair("PATH"), multiple=True, help=help)
+
+
+extract_options = chained(
+    model_options,
+    run_option,
+    sets_option("--id", "ids", help="ID set."),
+    sets_option("--ood", "oods", help="OOD set."),
+    sets_option(
+        "--fit-set", "fit_sets", help="ID set that methods learn from, and that is not tested on."
+    ),
+    sets_option("--data", "data", help="Another set."),
+    click.option(
+        "--layers",
+        metavar="L",
+        multiple=True,
+        help="Parameters whose norms are recorded: all (default), last (forward only), a group, a "
+        "glob.",
+    ),
+    click.option(
+        "-p",
+        "p",
+        metavar="P",
+        type=ORDER,
+        multiple=True,
+        help="Order of the norm, default 1. May be repeated.",
+    ),
+    click.option(
+        "-T",
+        "--temperature",
+        metavar="T",
+        type=TEMPERATURE,
+        multiple=True,
+        help="Softmax temperature, default 1, for odin 1000. May be repeated.",
+    ),
+    click.option(
+        "--target",
+        type=click.Choice(RECORDED_TARGETS),
+        multiple=True,
+        help="Target distribution of the loss, default uniform; all-ones (every class is "
+        "the label; with -p 2) is for the method lee_alregib. May be repeated.",
+    ),
+    click.option(
+        "--keep",
+        metavar="MODULE",
+        multiple=True,
+        help="Store the input of this module: scores of it and of what follows, with any "
+        "settings, then need no images.",
+    ),
+    click.option(
+        "--keep-dtype",
+        type=click.Choice(KEPT_TYPES),
+        default=KEPT_TYPES[0],
+        help="How --keep stores.",
+    ),
+    click.option(
+        "--record",
+        type=click.Choice(RECORDED_METHODS),
+        multiple=True,
+        help="Run what a method needs beside the forward: odin, perturbed images (--epsilon); "
+        "mahalanobis, every stage's confidence (--fit); surrogates, for choose. May be repeated.",
+    ),
+    click.option(
+        "--epsilon",
+        metavar="E",
+        type=Positive("E"),
+        multiple=True,
+        help="Perturbation of --record odin, in units of the normalised input. May be repeated.",
+    ),
+    click.option(
+        "--fit", metavar="SET", help="Labelled ID set that --record mahalanobis learns from."
+    ),
+    click.option(
+        "--blocks",
+        metavar="NAME=PATTERN",
+        type=Pair("PATTERN"),
+        multiple=True,
+        help="Name a group of parameters by a glob.",
+    ),
+    preprocessing_options,
+    click.option(
+        "--batch-size", type=BatchSize(), default=64, show_default=True, help="Images a forward."
+    ),
+    click.option("--device", type=click.Choice(DEVICES), default=AUTO, show_default=True),
+    click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        help="Default: float32; tf32 is for CUDA.",
+    ),
+    click.option("--workers", metavar="N", type=click.IntRange(0), help="Decoding processes."),
+    click.option(
+        "--limit",
+        metavar="N",
+        type=click.IntRange(1),
+        help="N images of each set, spread over its classes (or folders) by a fixed seed.",
+    ),
+    click.option(
+        "--max-pixels",
+        metavar="N",
+        type=click.IntRange(1),
+        help="Decode images of up to N pixels; by default Pillow's limit, 89 million.",
+    ),
+    click.option(
+        "--on-error",
+        type=click.Choice(ON_ERROR),
+        default=ON_ERROR[0],
+        show_default=True,
+        help="At an image that cannot be read.",
+    ),
+    click.option(
+        "--gradients",
+        type=click.Choice(GRADIENTS),
+        default=GRADIENTS[0],
+        show_default=True,
+        help="How inner norms are computed; the results agree.",
+    ),
+    click.option(
+        "--part",
+        metavar="I/N",
+        help="Record part I of N of each set; `gradscore run merge` joins them. env: as the "
+        "variables of a Slurm array, a Kubernetes indexed job or torchrun say; env/N where they "
+        "do not say N.",
+    ),
+    quiet_option,
+)

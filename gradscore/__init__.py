@@ -25,6 +25,7 @@ _HOME = {
     "last_layer_score": "gradscore.closed_form",
     "register_method": "gradscore.methods.custom",
     "register_rule": "gradscore.rules",
+    "report": "gradscore.reporting",
     "verify": "gradscore.verification",
 }
 

@@ -51,6 +51,15 @@ def listed(names: Iterable[object], shown: int = 8) -> str:
     return ", ".join(names[:shown]) + more
 
 
+def counted(n: int, noun: str) -> str:
+    """Return ``n`` with its noun, in the plural where it is not one.
+
+    >>> counted(1, "image"), counted(2000, "image")
+    ('1 image', '2,000 images')
+    """
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
 def to_cell(text: str) -> str:
     r"""Return a text as the cell of a CSV; :func:`from_cell` gives it back.
 

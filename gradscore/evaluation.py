@@ -13,7 +13,7 @@ from gradscore.errors import RunError
 from gradscore.methods import RecordedRun, ScoreSpec
 from gradscore.metrics import METRICS, REPLICATES, bootstrap, interval, point_metrics
 from gradscore.recorded import Run, open_store
-from gradscore.run import extract_command
+from gradscore.run import RunInfo, extract_command
 from gradscore.scoring import Scores, known_sets, score_sets
 
 COLUMNS = (
@@ -238,6 +238,13 @@ def chance_accuracies(store: RecordedRun, sets: Iterable[str]) -> dict[str, Accu
         if figure.is_chance(classes):
             found[name] = figure
     return found
+
+
+def chance_cause(about: RunInfo) -> str:
+    """Return why the accuracy of a run's model may be no better than guessing."""
+    if about.weights == "random":
+        return "the weights are random"
+    return "the weights, the labels' numbering or the preprocessing do not belong to this model"
 
 
 def accuracy(scores: Scores) -> Accuracy:

@@ -23,6 +23,7 @@ FLOORS = (
     "choosing",
     "detector",
     "plots",
+    "reporting",
     "cli __main__",
 )
 """From the ground up; a name of each line may use those of the same line and of those before."""

@@ -15,6 +15,7 @@ from gradscore.cli.example import demo
 from gradscore.cli.extraction import extract
 from gradscore.cli.manifests import manifest
 from gradscore.cli.models import layers, verify
+from gradscore.cli.reporting import report
 from gradscore.cli.runs import run
 from gradscore.cli.scores import ablate, compare, evaluate, score
 
@@ -27,6 +28,7 @@ COMMANDS = (
     choose,
     ablate,
     compare,
+    report,
     verify,
     run,
     manifest,

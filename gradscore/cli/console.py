@@ -91,11 +91,6 @@ def say(text: object) -> None:
     click.echo(printable(text))
 
 
-def counted(n: int, noun: str) -> str:
-    """Return ``n`` with its noun, in the plural where it is not one."""
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
-
-
 def wide(columns: int) -> bool:
     """Return whether ``columns`` characters fit on a line; always, when not in a terminal."""
     return not sys.stdout.isatty() or shutil.get_terminal_size().columns >= columns

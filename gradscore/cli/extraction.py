@@ -6,9 +6,10 @@ from pathlib import Path
 import click
 
 from gradscore.choices import PRECISIONS
-from gradscore.cli.console import Progress, counted, notice
+from gradscore.cli.console import Progress, notice
 from gradscore.cli.extraction_options import extract_options
 from gradscore.cli.results import notice_chance
+from gradscore.escapes import counted
 
 EMBEDDED = {
     "digits": ("id", "digits:test"),

@@ -131,6 +131,12 @@ def output_option(endings: Sequence[str]) -> Callable:
 
     A file that could not be written is refused before anything is computed.
     """
+    help, check = f"Write the result ({', '.join(endings)}).", checked_output(endings)
+    return click.option("-o", "--output", metavar="FILE", callback=check, help=help)
+
+
+def checked_output(endings: Sequence[str]) -> Callable:
+    """Return a callback that refuses a file that could not be written, or has another ending."""
 
     def checked(ctx: click.Context, param: click.Parameter, path: str | None) -> str | None:
         if path:
@@ -139,8 +145,7 @@ def output_option(endings: Sequence[str]) -> Callable:
             check_output(path, endings)
         return path
 
-    help = f"Write the result ({', '.join(endings)})."
-    return click.option("-o", "--output", metavar="FILE", callback=checked, help=help)
+    return checked
 
 
 def _drawable(ctx: click.Context, param: click.Parameter, path: str | None) -> str | None:

@@ -7,8 +7,9 @@ from contextlib import closing, suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from gradscore.cli.console import counted, notice, print_table, say, wide
+from gradscore.cli.console import notice, print_table, say, wide
 from gradscore.cli.options import import_methods
+from gradscore.escapes import counted
 
 if TYPE_CHECKING:
     from gradscore.evaluation import Evaluation, Row
@@ -72,14 +73,9 @@ def notice_outputs(run: "RecordedRun", sets: Collection[str], *, quiet: bool = F
 
 def notice_chance(run: "RecordedRun", sets: Collection[str], *, quiet: bool = False) -> None:
     """Name the ID sets whose accuracy is no better than guessing: something does not fit."""
-    from gradscore.evaluation import chance_accuracies
+    from gradscore.evaluation import chance_accuracies, chance_cause
 
-    drawn = run.info.weights == "random"
-    cause = (
-        "the weights are random"
-        if drawn
-        else "the weights, the labels' numbering or the preprocessing do not belong to this model"
-    )
+    cause = chance_cause(run.info)
     for name, figure in chance_accuracies(run, sets).items() if not quiet else ():
         notice(
             f"{name}: ID accuracy {figure.share:.1%} of {figure.labelled:,} images is chance for "

@@ -1,25 +1,15 @@
 """``gradscore run``: look into a run, verify it, and join its parts."""
 
 import itertools
-from typing import Any
 
 import click
 
-from gradscore.cli.console import counted, notice, print_facts, print_table, say
+from gradscore.cli.console import notice, print_facts, print_table, say
 from gradscore.cli.options import quiet_option, run_option, run_place
+from gradscore.escapes import counted
 
 SHOWN = 10
 """Class names in print."""
-
-
-WEIGHTS = {
-    "digits": "embedded",
-    "python": "of the factory itself",
-    "timm": "pretrained, of the library",
-    "torchvision": "pretrained, of the library",
-    "hf": "of the folder itself",
-}
-"""What weights a model has by default, by its family."""
 
 
 @click.group(short_help="Inspect, verify and merge a run.")
@@ -32,6 +22,7 @@ def run() -> None:
 def info(path) -> None:
     """Show what a run holds: its model, its sets, and the questions it recorded."""
     from gradscore.run import BASE, RunStore
+    from gradscore.run.description import preprocessing_text, weights_text
 
     store = RunStore(path)
     about = store.info
@@ -76,17 +67,6 @@ def _names(class_names: tuple[str, ...] | None) -> str:
         return "unknown"
     more = f" and {counted(len(class_names) - SHOWN, 'other')}"
     return ", ".join(class_names[:SHOWN]) + (more if len(class_names) > SHOWN else "")
-
-
-def preprocessing_text(about: Any) -> str:
-    """Return how a run's pictures are made ready for its model."""
-    return ", ".join(f"{field} {value}" for field, value in about.preprocessing.items())
-
-
-def weights_text(about: Any) -> str:
-    """Return where the weights of a run's model come from."""
-    family = about.model.partition(":")[0]
-    return about.weights or WEIGHTS.get(family, "of the model that was given")
 
 
 @run.command(short_help="Verify every byte of a run.")

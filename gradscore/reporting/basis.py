@@ -1,0 +1,156 @@
+"""What a report rests on: the score that its figures show, and the threshold that cuts it."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradscore.choosing import read_choice
+from gradscore.detector.file import DetectorInfo, read_detector
+from gradscore.errors import DetectorError, InvalidArgument, NotRecorded
+from gradscore.methods import ScoreSpec, make_spec
+from gradscore.run import ChoiceRecord, RunStore
+from gradscore.run.hints import command
+
+DEFAULT = "energy"
+"""Score of a run for whose model none was chosen."""
+KEPT = 95
+"""Percent of the ID images that a threshold keeps where no detector has one."""
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Which score is shown, and why.
+
+    Attributes:
+        spec: The score.
+        source: Where it was taken from: ``detector``, ``method``, ``choice`` or ``default``.
+        detector: What the detector's file says, or None.
+        detector_path: Where the file is.
+        choice: What the run's choice said, or None.
+        notices: What the reader should know about either.
+    """
+
+    spec: ScoreSpec
+    source: str
+    detector: DetectorInfo | None = None
+    detector_path: str = ""
+    choice: ChoiceRecord | None = None
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a report flags: images with a lower score.
+
+    Attributes:
+        value: The threshold.
+        promised: Whether a detector promises something of it.
+        about: What it is, in a sentence.
+    """
+
+    value: float
+    promised: bool
+    about: str
+
+
+def find_basis(
+    store: RunStore,
+    detector: str | os.PathLike | None = None,
+    method: str | ScoreSpec | None = None,
+) -> Basis:
+    """Return the score of a report: the detector's, else ``method``, the choice's, or energy.
+
+    Args:
+        store: The run.
+        detector: A detector's file.
+        method: A score, or the name of a method.
+
+    Raises:
+        InvalidArgument: If both are given, or the method is unknown.
+        DetectorError: If the detector cannot be read, or is of another model.
+        RunError: If the run's choice is damaged.
+    """
+    if detector is not None and method is not None:
+        raise InvalidArgument(
+            "Expected a detector or a method, got both; the detector has a method of its own."
+        )
+    choice, spec, notices = None, None, ()
+    try:
+        found = read_choice(store)
+        spec, choice = found or (None, None)
+    except NotRecorded as error:
+        notices = (str(error),)
+    if detector is not None:
+        info, _ = read_detector(detector)
+        require_same_model(store, info, detector)
+        own = make_spec(info.method, **info.settings)
+        return Basis(own, "detector", info, Path(detector).name, choice, notices)
+    if method is not None:
+        own = method if isinstance(method, ScoreSpec) else make_spec(method)
+        return Basis(own, "method", choice=choice, notices=notices)
+    if spec is not None:
+        return Basis(spec, "choice", choice=choice, notices=notices)
+    return Basis(make_spec(DEFAULT), "default", choice=choice, notices=notices)
+
+
+def fall_back(basis: Basis, reason: str) -> Basis:
+    """Return a basis of energy in place of a choice that the run cannot give any more."""
+    told = f"{basis.spec.method} was chosen, but cannot be shown: {reason}"
+    return replace(
+        basis, spec=make_spec(DEFAULT), source="default", notices=(*basis.notices, told)
+    )
+
+
+def require_same_model(store: RunStore, info: DetectorInfo, path: str | os.PathLike) -> None:
+    """Raise unless a detector belongs to the model of a run, in the same configuration.
+
+    Raises:
+        DetectorError: Naming what differs, and both values.
+    """
+    about = store.info
+    for what, run, its in (
+        ("weights of SHA-256", about.weights_sha256, info.weights_sha256),
+        ("precision", about.precision, info.precision),
+        ("preprocessing", about.preprocessing, info.preprocessing),
+    ):
+        if run != its:
+            raise DetectorError(
+                f"Expected a detector of the run's model, got {os.fspath(path)!r} of another: "
+                f"{what} {its} there, {run} in the run {store.path}; calibrate one with "
+                f"{command('calibrate', store.path)}."
+            )
+
+
+def find_cut(
+    basis: Basis, ids: Sequence[NDArray[np.float64]], others: Sequence[NDArray[np.float64]]
+) -> Cut | None:
+    """Return the threshold that a report starts from; None where there is no score at all.
+
+    Args:
+        basis: What the report rests on.
+        ids: Scores of the ID sets.
+        others: Scores of all other sets.
+    """
+    if basis.detector is not None:
+        threshold = basis.detector.threshold
+        promise = threshold.promise()
+        about = f"The detector's threshold: {promise}."
+        return Cut(threshold.value, True, about)
+    if ids:
+        ordered = np.sort(np.concatenate(ids))
+        # The largest that keeps the share: that many of the highest scores are not below it.
+        kept = -(-KEPT * len(ordered) // 100)
+        about = (
+            f"The highest threshold that keeps {KEPT}% of the ID images shown here. It promises "
+            "nothing for other images."
+        )
+        return Cut(float(ordered[len(ordered) - kept]), False, about)
+    if others:
+        ordered = np.sort(np.concatenate(others))
+        about = f"No ID set is recorded: the threshold that {KEPT}% of all images here reach."
+        return Cut(float(ordered[len(ordered) - -(-KEPT * len(ordered) // 100)]), False, about)
+    return None

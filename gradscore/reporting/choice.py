@@ -1,0 +1,118 @@
+"""The choice of a score: all scores ranked by ID images alone, and what that is worth."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+from gradscore.choosing.stored import spec_of
+from gradscore.errors import GradScoreError
+from gradscore.reporting.markup import (
+    Markup,
+    breakable,
+    command,
+    details,
+    joined,
+    note,
+    table,
+    tag,
+)
+from gradscore.reporting.scales import Axis
+from gradscore.reporting.words import score_name
+from gradscore.run import ChoiceRecord, RunStore, ScoreRecord
+from gradscore.run.hints import command as command_text
+
+SHOWN = 8
+"""Scores of a table that are shown at once."""
+TABLES = {
+    "far": (
+        "Against changed copies of the ID images",
+        "How well each score tells the ID images from copies of them that were shuffled, "
+        "scrambled or turned: images that show nothing known.",
+    ),
+    "near": (
+        "Against classes that the head lacks",
+        "Classes are taken from the last layer in turn. How well each score tells their images "
+        "from the others: images that look much like ID ones.",
+    ),
+}
+
+
+def draw_choice(record: ChoiceRecord | None, store: RunStore) -> Markup:
+    """Return the ranking that the run keeps, or the command that makes one."""
+    if record is None:
+        make = command_text("choose", store.path).strip("`")
+        return joined(
+            note(
+                "No score was chosen for this model. Which one serves best differs from model to "
+                "model. This command asks the model's own ID images and keeps the answer in the "
+                "run: ",
+                command(make),
+            )
+        )
+    best = _name(record.method, record.options)
+    parts = [tag("p", "Recommended for this model: ", tag("strong", best), ".")]
+    if record.warning:
+        parts.append(note(record.warning, kind="warning"))
+    for which, rows in (("far", record.far), ("near", record.near)):
+        if rows:
+            parts.append(_table(which, rows, record))
+    parts += [note(text) for text in record.notes]
+    parts.append(
+        note(
+            "No OOD image was read for this ranking. The mark shows the mean AUROC over all kinds "
+            "of such images: 100% tells all of them apart, 50% is a coin toss. The order follows "
+            "the mean of log-odds, which counts hard kinds more."
+        )
+    )
+    return joined(*parts)
+
+
+def _table(which: str, rows: Sequence[ScoreRecord], record: ChoiceRecord) -> Markup:
+    title, told = TABLES[which]
+    axis = Axis(0.5, 1.0)
+    cells = []
+    for place, row in enumerate(rows):
+        mean = sum(row.aurocs.values()) / len(row.aurocs)
+        chosen = which == record.by and (row.method, row.options) == (
+            record.method,
+            record.options,
+        )
+        name = _name(row.method, row.options)
+        mark = "recommended" if chosen else "ties with the best" if row.tied else ""
+        figures = [f"{100 * value:.1f}%" for value in row.aurocs.values()]
+        cells.append(
+            [
+                joined(
+                    f"{place + 1}. ",
+                    breakable(name),
+                    tag("span", mark, class_="mark") if mark else None,
+                ),
+                f"{100 * mean:.1f}%",
+                tag("td", _bar(axis.share(mean), chosen), class_="bar"),
+                *figures,
+            ]
+        )
+    columns = ["Score", "Mean AUROC", "50% to 100%", *rows[0].aurocs]
+    shown = table(title, columns, cells[:SHOWN])
+    more = cells[SHOWN:]
+    rest = details(f"{len(more)} more scores", table(title, columns, more)) if more else None
+    return joined(tag("h3", title), tag("p", told), shown, rest)
+
+
+def _bar(share: float, chosen: bool) -> Markup:
+    width = f"{100 * share:.1f}%"
+    return tag(
+        "svg",
+        tag("rect", x=0, y=3, width="100%", height=8, class_="track"),
+        tag("rect", x=0, y=3, width=width, height=8, class_="fill"),
+        class_="chosen" if chosen else None,
+        width="100%",
+        height=14,
+        aria_hidden="true",
+    )
+
+
+def _name(method: str, options: dict[str, object]) -> str:
+    """Return what a score is called; one that is not known here by what its record says."""
+    with suppress(GradScoreError):
+        return score_name(spec_of(method, options))
+    return method

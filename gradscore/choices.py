@@ -42,7 +42,10 @@ ON_ERROR = ("fail", "skip")
 BACKENDS = ("auto", "torch", "triton")
 """What computes the closed form; ``auto``: the fastest there is."""
 
-ROW_ENDINGS = (".csv", ".md", ".json", ".parquet")
+METRICS = ("auroc", "fpr95", "aupr_in", "aupr_out")
+"""Figures that say how well a score tells ID from OOD."""
+
+ROW_ENDINGS = (".csv", ".parquet", ".json", ".md", ".tex")
 """Of files with rows of figures."""
 
 SCORE_ENDINGS = (".csv", ".parquet")

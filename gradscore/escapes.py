@@ -1,4 +1,4 @@
-"""Text from files made harmless where it is shown: in a terminal, a CSV, a Markdown table.
+"""Text from files made harmless where it is shown: in a terminal, a CSV, a table.
 
 File names, class names and libraries' errors are written by whoever made the files. They can
 hold sequences that a terminal obeys, line breaks that forge a line, and cells that a spreadsheet
@@ -16,6 +16,12 @@ FORMULAS = "=+-@\t\r\uff1d\uff0b\uff0d\uff20"
 """With these, or their wide forms, a cell begins that a spreadsheet would compute."""
 MARK = "'"
 """Begins a CSV cell that is written in escaped form; spreadsheets take the rest as plain text."""
+_LATEX = {
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    **{c: f"{{{c}}}" for c in "[]*"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"},
+}
 _MARKDOWN = re.compile(r"[\\`*<>\[\]|~$&]|(?<![^\W_])_|_(?![^\W_])")
 
 
@@ -93,6 +99,15 @@ def to_markdown(text: str) -> str:
     a\|b\* max_logit
     """
     return _MARKDOWN.sub(r"\\\g<0>", printable(text))
+
+
+def to_latex(text: str) -> str:
+    r"""Return a text that LaTeX sets as it is, also where it begins a row of a table.
+
+    >>> print(to_latex("max_logit"), to_latex("[50%]"), to_latex("a--b"))
+    max\_logit {[}50\%{]} a-{}-b
+    """
+    return "".join(_LATEX.get(c, c) for c in printable(text)).replace("--", "-{}-")
 
 
 def _escaped(character: str) -> str:

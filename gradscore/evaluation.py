@@ -69,7 +69,7 @@ class Metrics:
         parts = []
         for entry in fields(self):
             value, low, high = (100 * figure for figure in getattr(self, entry.name))
-            parts.append(f"{entry.name} {value:.2f} [{low:.2f}, {high:.2f}]")
+            parts.append(f"{entry.name} {value:.1f} [{low:.1f}, {high:.1f}]")
         return ", ".join(parts)
 
 

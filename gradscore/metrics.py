@@ -13,9 +13,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gradscore.choices import METRICS
 from gradscore.errors import InvalidArgument
 
-METRICS = ("auroc", "fpr95", "aupr_in", "aupr_out")
 REPLICATES = 1000
 BLOCK_ENTRIES = 1 << 16
 """Weights held at once while resampling; larger blocks leave the cache and are slower."""

@@ -1,7 +1,9 @@
-"""Write results as .csv, .parquet, .md or .json: the same rows give the same bytes.
+"""Write results as .csv, .parquet, .json, .md or .tex: the same rows give the same bytes.
 
-Files are written aside and renamed, so that an interrupted command leaves no half table. Text is
-escaped for each format (see :mod:`gradscore.escapes`); numbers are written as they are.
+The first three are for programs: every row and figure, as fractions. The last two are for
+readers: methods x sets in percent (see :mod:`gradscore.pivot`). Files are written aside and
+renamed, so that an interrupted command leaves no half table. Text is escaped for each format
+(see :mod:`gradscore.escapes`).
 """
 
 import csv
@@ -14,23 +16,37 @@ from typing import Any, BinaryIO
 
 from gradscore.choices import ROW_ENDINGS, SCORE_ENDINGS
 from gradscore.errors import InvalidArgument, RunError
-from gradscore.escapes import to_cell, to_markdown
+from gradscore.escapes import printable, to_cell, to_markdown
 from gradscore.evaluation import Evaluation, Row
 from gradscore.files import as_text, require_replaceable, written_aside
-from gradscore.metrics import METRICS
 from gradscore.norms import number_name
+from gradscore.pivot import (
+    LOWER_IS_BETTER,
+    METRIC_NAMES,
+    Pivot,
+    is_evaluation,
+    latex_lines,
+    markdown_lines,
+    percent,
+    pipes,
+    pivot,
+)
 from gradscore.scoring import Scores
 
 Facts = dict[str, Any]
 """What a table says beside its rows."""
 
 
-def write_evaluation(path: str | os.PathLike, evaluation: Evaluation) -> None:
-    """Write an evaluation's rows; .json holds the ID accuracy too, of several sets each one's.
+def write_evaluation(
+    path: str | os.PathLike, evaluation: Evaluation, metrics: Sequence[str] | None = None
+) -> None:
+    """Write an evaluation's rows; all but .csv and .parquet say the ID accuracy too.
 
     Args:
         path: Where to; the ending chooses the format, of :data:`ROW_ENDINGS`.
         evaluation: What to write.
+        metrics: Figures that .md and .tex show, of :data:`gradscore.choices.METRICS`; by
+            default AUROC and FPR95.
 
     Raises:
         InvalidArgument: If the ending is unknown.
@@ -40,16 +56,22 @@ def write_evaluation(path: str | os.PathLike, evaluation: Evaluation) -> None:
     if len(evaluation.accuracies) > 1:
         shares = {name: accuracy.share for name, accuracy in evaluation.accuracies.items()}
         facts["id_accuracies"] = shares
-    write_rows(path, evaluation.rows, **facts)
+    write_rows(path, evaluation.rows, metrics, **facts)
 
 
-def write_rows(path: str | os.PathLike, rows: Sequence[Row], **facts: Any) -> None:
+def write_rows(
+    path: str | os.PathLike,
+    rows: Sequence[Row],
+    metrics: Sequence[str] | None = None,
+    **facts: Any,
+) -> None:
     """Write rows with equal keys as a table.
 
     Args:
         path: Where to; the ending chooses the format, of :data:`ROW_ENDINGS`.
         rows: The rows; their keys are the columns.
-        **facts: What a .json holds beside the rows, and a .md above them.
+        metrics: As of :func:`write_evaluation`.
+        **facts: What a .json holds beside the rows.
 
     Raises:
         InvalidArgument: If the ending is unknown or there is no row.
@@ -57,10 +79,12 @@ def write_rows(path: str | os.PathLike, rows: Sequence[Row], **facts: Any) -> No
     """
     if not rows:
         raise InvalidArgument("Expected at least one row to write, got none.")
-    write = {".csv": _csv, ".md": _markdown, ".json": _json, ".parquet": _parquet}
     ending = check_ending(path, ROW_ENDINGS)
     with written_aside(path) as file:
-        write[ending](file, rows, facts)
+        if ending in _FOR_READERS:
+            _FOR_READERS[ending](file, rows, facts, metrics)
+        else:
+            _FOR_PROGRAMS[ending](file, rows, facts)
 
 
 def write_scores(path: str | os.PathLike, blocks: Iterable[Scores]) -> int:
@@ -127,8 +151,6 @@ def check_output(path: str | os.PathLike, endings: Iterable[str]) -> None:
 def _text(value: Any) -> str:
     if value is None:
         return ""
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_text(entry) or 'unknown'}" for name, entry in value.items())
     return number_name(value) if isinstance(value, float) else str(value)
 
 
@@ -153,25 +175,47 @@ def _json(file: BinaryIO, rows: Sequence[Row], facts: Facts) -> None:
     file.write(f"{text}\n".encode())
 
 
-def _markdown(file: BinaryIO, rows: Sequence[Row], facts: Facts) -> None:
-    def cell(row: Row, column: str) -> str:
-        value = row[column]
-        if column not in METRICS or value is None:
-            return to_markdown(_text(value))
-        low, high = (row.get(column + end) for end in ("_low", "_high"))
-        spread = "" if low is None else f" [{low:.4f}, {high:.4f}]"
-        return f"{value:.4f}{spread}"
-
-    ends = {metric + end for metric in METRICS for end in ("_low", "_high")}
-    columns = [column for column in rows[0] if column not in ends]
-    lines = [f"{name.replace('_', ' ')}: {_text(value)}\n" for name, value in facts.items()]
-    lines += [_pipes(columns), _pipes("--:" if c in METRICS else ":--" for c in columns)]
-    lines += [_pipes(cell(row, column) for column in columns) for row in rows]
+def _markdown(
+    file: BinaryIO, rows: Sequence[Row], facts: Facts, metrics: Sequence[str] | None
+) -> None:
+    lines = [f"{line}\n" for line in _facts_lines(facts)]
+    if is_evaluation(rows):
+        table = pivot(rows, metrics)
+        lines += [f"{_legend(table, 'Percent [95% interval]')}\n", *markdown_lines(table)]
+    else:
+        lines += [pipes([to_markdown(name) for name in rows[0]]), pipes([":--"] * len(rows[0]))]
+        lines += [pipes([to_markdown(_text(v)) for v in row.values()]) for row in rows]
     file.write(("\n".join(lines) + "\n").encode())
 
 
-def _pipes(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _latex(
+    file: BinaryIO, rows: Sequence[Row], facts: Facts, metrics: Sequence[str] | None
+) -> None:
+    if not is_evaluation(rows):
+        raise InvalidArgument("Expected rows of an evaluation for a .tex, got others.")
+    table = pivot(rows, metrics)
+    notes = [*_facts_lines(facts), _legend(table), "Needs \\usepackage{booktabs}."]
+    lines = [*(f"% {printable(note)}" for note in notes), *latex_lines(table)]
+    file.write(("\n".join(lines) + "\n").encode())
+
+
+def _facts_lines(facts: Facts) -> list[str]:
+    """Return what is known of the ID sets, a sentence each."""
+    shares = facts.get("id_accuracies") or {"": facts.get("id_accuracy")}
+    return [
+        f"ID accuracy{f' of {name}' if name else ''}: {percent(share)}%."
+        for name, share in shares.items()
+        if share is not None
+    ]
+
+
+def _legend(table: Pivot, unit: str = "Percent") -> str:
+    lower = [METRIC_NAMES[name] for name in table.metrics if name in LOWER_IS_BETTER]
+    higher = [METRIC_NAMES[name] for name in table.metrics if name not in LOWER_IS_BETTER]
+    parts = [unit]
+    parts += [f"higher {', '.join(higher)} is better"] if higher else []
+    parts += [f"lower {', '.join(lower)} is better"] if lower else []
+    return "; ".join(parts) + ". Best in bold."
 
 
 def _parquet(file: BinaryIO, rows: Sequence[Row], facts: Facts) -> None:
@@ -189,6 +233,10 @@ def _typed(pyarrow: Any, name: str, values: list) -> Any:
     whole = numbers and any(values) and not any(isinstance(value, float) for value in values)
     kind = pyarrow.int64() if whole else pyarrow.float64()
     return pyarrow.array(values, kind if numbers and not texts else pyarrow.string())
+
+
+_FOR_PROGRAMS = {".csv": _csv, ".json": _json, ".parquet": _parquet}
+_FOR_READERS = {".md": _markdown, ".tex": _latex}
 
 
 def _score_columns(block: Scores) -> dict[str, Any]:

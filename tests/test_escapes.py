@@ -109,14 +109,22 @@ def test_lists_and_written_scores_are_read_back_with_the_same_paths(tmp_path, en
 
 def test_tables_are_escaped_for_their_format(tmp_path):
     row = {"method": "=m", "layers": "a|b\\", "ood": "<b>\x1b\n", "p": -1.5}
-    facts = {"auroc": 0.5, "auroc_low": None, "auroc_high": None}
+    figures = dict.fromkeys(("auroc", "fpr95", "aupr_in", "aupr_out"), 0.5)
     write_rows(tmp_path / "t.csv", [row])
     assert (tmp_path / "t.csv").read_text() == (
         "method,layers,ood,p\n'=m,a|b\\,'<b>\\x1b\\n,-1.5\n"
     )
-    write_evaluation(tmp_path / "t.md", Evaluation(0.5, [row | facts]))
-    last = (tmp_path / "t.md").read_text().splitlines()[-1]
-    assert last == r"| =m | a\|b\\ | \<b\>\\x1b\\n | -1.5 | 0.5000 |"
+    write_evaluation(tmp_path / "t.md", Evaluation(0.5, [row | figures]))
+    head, _, last = (tmp_path / "t.md").read_text().splitlines()[-3:]
+    assert head == r"| method | \<b\>\\x1b\\n AUROC | \<b\>\\x1b\\n FPR95 |"
+    assert last == "| =m | 50.0 | 50.0 |"
+    write_rows(tmp_path / "u.md", [row])
+    assert (tmp_path / "u.md").read_text().splitlines()[-1] == (
+        r"| =m | a\|b\\ | \<b\>\\x1b\\n | -1.5 |"
+    )
+    write_evaluation(tmp_path / "t.tex", Evaluation(0.5, [row | figures]))
+    text = (tmp_path / "t.tex").read_text()
+    assert r"{\textless{}b\textgreater{}\textbackslash{}x1b\textbackslash{}n}" in text
     write_rows(tmp_path / "t.json", [row])
     assert (tmp_path / "t.json").read_text().isascii()
     assert json.loads((tmp_path / "t.json").read_text())["rows"] == [row]

@@ -29,12 +29,27 @@ _FIELD = re.compile(r"'([a-z]+)': ('[^']*'|\([^)]*\)|[^,}]+)")
 
 
 def print_table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1, title: str = ""
-) -> None:
+    columns: Sequence[str | tuple[str, ...]],
+    rows: Iterable[Sequence[str]],
+    *,
+    left: int = 1,
+    title: str = "",
+    droppable: Sequence[int] = (),
+) -> list[str]:
     """Print a table; the first ``left`` columns are text, the others are right-aligned numbers.
 
     In a terminal it fits the width, where that holds every number and the beginning of every
-    text. In a pipe or a file nothing is cut or wrapped.
+    text. In a pipe or a file nothing is cut, wrapped or left out.
+
+    Args:
+        columns: Headings; of several lines where they are tuples.
+        rows: Texts of the cells.
+        left: How many columns are text.
+        title: Stands above.
+        droppable: Places of columns that are left out in a narrow terminal, the first first.
+
+    Returns:
+        The headings of the columns that were left out.
     """
     from rich import box
     from rich.table import Table
@@ -42,22 +57,38 @@ def print_table(
     title = printable(title) or None
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
     rows = list(rows)
-    least = len(EDGES)
-    for place, column in enumerate(columns):
+    columns = [(column,) if isinstance(column, str) else column for column in columns]
+    lines = [[*map(printable, column)] for column in columns]
+    longest = [
+        max([*map(len, heading), *(len(printable(row[place])) for row in rows)])
+        for place, heading in enumerate(lines)
+    ]
+    least = [min(n, NARROWEST) if place < left else n for place, n in enumerate(longest)]
+    shown, dropped = list(range(len(columns))), []
+    for place in droppable:
+        if wide(_width(least[k] for k in shown)):
+            break
+        shown.remove(place)
+        dropped.append(" ".join(columns[place]))
+    for place in shown:
         text = place < left
-        longest = max(len(printable(cell)) for cell in (column, *(row[place] for row in rows)))
-        shown = min(longest, NARROWEST) if text else longest
-        least += shown + len(BETWEEN)
         table.add_column(
-            printable(column),
+            "\n".join(lines[place]),
             justify="left" if text else "right",
             overflow="fold",
             no_wrap=not text,
-            min_width=shown,
+            min_width=least[place],
         )
     for row in rows:
-        table.add_row(*map(printable, row))
-    _print(table, least - len(BETWEEN))
+        table.add_row(*(printable(row[place]) for place in shown))
+    _print(table, _width(least[place] for place in shown))
+    return dropped
+
+
+def _width(columns: Iterable[int]) -> int:
+    """Return the width of a table whose columns have these widths."""
+    widths = list(columns)
+    return len(EDGES) + sum(widths) + len(BETWEEN) * (len(widths) - 1)
 
 
 def print_facts(facts: Mapping[str, str]) -> None:

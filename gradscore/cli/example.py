@@ -7,9 +7,10 @@ import click
 
 from gradscore.cli.choosing import show_recommendation
 from gradscore.cli.console import Progress, say
+from gradscore.cli.evaluations import show_evaluation
 from gradscore.cli.extraction import EMBEDDED
 from gradscore.cli.options import quiet_option
-from gradscore.cli.results import choose_specs, notice_fits, show_evaluation
+from gradscore.cli.results import choose_specs, notice_fits
 
 
 @click.command(short_help="Run the whole job on an embedded example.")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from gradscore.choices import BACKENDS, FIGURE_ENDINGS, METHODS, TARGETS
+from gradscore.choices import BACKENDS, FIGURE_ENDINGS, METHODS, METRICS, TARGETS
 
 DEFAULT_RUN = "gradscore-run"
 
@@ -185,6 +185,13 @@ def repeatable(*names: str, help: str, **how: Any) -> Callable:
         **how,
     )
 
+
+metric_option = repeatable(
+    "--metric",
+    "metrics",
+    type=click.Choice(METRICS),
+    help="Figure that the terminal, .md and .tex show; default: auroc and fpr95.",
+)
 
 model_options = chained(
     click.option(

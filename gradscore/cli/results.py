@@ -7,18 +7,16 @@ from contextlib import closing, suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from gradscore.cli.console import notice, print_table, say, wide
+from gradscore.cli.console import notice, say
 from gradscore.cli.options import import_methods
 from gradscore.escapes import counted
 
 if TYPE_CHECKING:
-    from gradscore.evaluation import Evaluation, Row
+    from gradscore.evaluation import Row
     from gradscore.methods import RecordedRun, ScoreSpec
 
 ROWS = 256
 """How many rows of a set are looked at to judge its logits."""
-WIDTH_WITH_INTERVALS = 132
-FIGURES = {"AUROC": "auroc", "FPR95": "fpr95", "AUPR-in": "aupr_in", "AUPR-out": "aupr_out"}
 
 
 def choose_specs(
@@ -148,68 +146,3 @@ def hint_to_choose(rows: "Sequence[Row]", run_path: object) -> None:
             f"gradnorm ranks below msp here (mean AUROC {gradnorm:.1f} against {msp:.1f}): "
             f"`{command}` says which score to trust for this model."
         )
-
-
-def show_evaluation(evaluation: "Evaluation", *, title: str = "", full: bool = True) -> None:
-    """Print an evaluation: the ID accuracy first, then a row a method and OOD set.
-
-    In short, a row a method: the mean over the OOD sets, best AUROC first.
-    """
-    for name, accuracy in evaluation.accuracies.items():
-        say(accuracy_text(accuracy, name if len(evaluation.accuracies) > 1 else ""))
-    rows = evaluation.rows
-    if not full:
-        oods = {row["ood"] for row in rows}
-        shown = "mean" if len(oods) > 2 else min(oods - {"mean"})
-        rows = sorted((row for row in rows if row["ood"] == shown), key=lambda r: -r["auroc"])
-    show_rows(rows, title=title)
-
-
-def accuracy_text(accuracy: Any, name: str) -> str:
-    """Return an ID set's accuracy, and how many images it is of where some have no label."""
-    what = f"ID accuracy of {name}" if name else "ID accuracy"
-    if not accuracy.labelled:
-        return f"{what} unknown: no image has a label"
-    of = f" of the {accuracy.labelled:,} images with a label, {accuracy.images:,} in all"
-    return f"{what} {accuracy.share:.1%}{of if accuracy.labelled < accuracy.images else ''}"
-
-
-def show_rows(rows: "Sequence[Row]", *, lead: tuple[str, ...] = (), title: str = "") -> None:
-    """Print evaluation rows; settings are shown where they differ between rows.
-
-    Where there is but one OOD set, its row is the mean.
-    """
-    from gradscore.norms import number_name
-
-    if len({row["ood"] for row in rows}) == 2:
-        rows = [row for row in rows if row["ood"] != "mean"]
-
-    def text(value) -> str:
-        return number_name(value) if isinstance(value, float) else str(value or "")
-
-    settings = [
-        name
-        for name in ("layers", "p", "temperature", "target", "fit", "epsilon", "id")
-        if len({row.get(name) for row in rows if row.get(name) is not None}) > 1
-    ]
-    intervals = wide(WIDTH_WITH_INTERVALS) and any(row["auroc_low"] is not None for row in rows)
-
-    def figure(row, name: str) -> str:
-        value = f"{100 * row[name]:.2f}"
-        if not intervals or row[f"{name}_low"] is None:
-            return value
-        return f"{value} [{100 * row[f'{name}_low']:.1f}, {100 * row[f'{name}_high']:.1f}]"
-
-    words = (*lead, "method", *settings, "ood")
-    print_table(
-        (*words, *FIGURES),
-        [
-            tuple(text(row.get(word)) for word in words)
-            + tuple(figure(row, name) for name in FIGURES.values())
-            for row in rows
-        ],
-        left=len(words),
-        title=title,
-    )
-    if not intervals:
-        say("Percent. A wider terminal, a pipe or -o FILE also shows the 95% intervals.")

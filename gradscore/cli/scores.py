@@ -4,10 +4,12 @@ import click
 
 from gradscore.choices import ABLATIONS, ROW_ENDINGS, SCORE_ENDINGS
 from gradscore.cli.console import notice, print_table, say
+from gradscore.cli.evaluations import show_evaluation, show_rows
 from gradscore.cli.options import (
     backend_option,
     chained,
     import_methods,
+    metric_option,
     named_model_option,
     output_option,
     plot_option,
@@ -23,8 +25,6 @@ from gradscore.cli.results import (
     notice_fits,
     notice_outputs,
     notice_written,
-    show_evaluation,
-    show_rows,
 )
 
 SHOWN = 5
@@ -69,15 +69,16 @@ def score(run_path, model, sets, methods, backend, output, plot, quiet, **option
 
 @click.command(short_help="Print how well each score tells ID from OOD.")
 @chained(of_a_run, output_option(ROW_ENDINGS), plot_option, quiet_option)
-@click.option("--full", is_flag=True, help="Every OOD set, not only their mean.")
+@click.option("--full", is_flag=True, help="Show every OOD set, not only their mean.")
+@metric_option
 def evaluate(
-    run_path, model, sets, methods, backend, full, output, plot, quiet, **options
+    run_path, model, sets, methods, backend, full, metrics, output, plot, quiet, **options
 ) -> None:
     """Print ID accuracy, then AUROC, FPR95, AUPR-in and AUPR-out of each method in percent.
 
     One line a method, the mean over the OOD sets, best AUROC first; --full shows every set.
-    Intervals are 95% bootstrap percentiles. Files hold fractions, and every set. --plot draws
-    the ROC curves.
+    Intervals are 95% bootstrap percentiles. Files hold every set: .csv, .parquet and .json
+    fractions, .md and .tex methods x sets in percent. --plot draws the ROC curves.
     """
     from gradscore.evaluation import evaluate_run
     from gradscore.run import RunStore
@@ -88,14 +89,14 @@ def evaluate(
     evaluation = evaluate_run(run, specs, sets=sets or None, backend=backend)
     _notice_doubts(run, specs, evaluated_sets(evaluation.rows), quiet)
     if output:  # before it is printed: a pager that is closed must not take the file along
-        write_evaluation(output, evaluation)
+        write_evaluation(output, evaluation, metrics)
         notice_written(output, quiet=quiet)
     if plot:
         from gradscore.plots import plot_roc
 
         plot_roc(run, specs, plot, sets=sets or None)
         notice_written(plot, quiet=quiet)
-    show_evaluation(evaluation, full=full)
+    show_evaluation(evaluation, full=full, metrics=metrics)
     hint_to_choose(evaluation.rows, run_path)
 
 
@@ -103,7 +104,8 @@ def evaluate(
 @click.argument("kind", type=click.Choice(ABLATIONS))
 @chained(run_option, named_model_option, output_option(ROW_ENDINGS), plot_option, quiet_option)
 @click.option("--set", "sets", metavar="NAME", multiple=True, help="Only these sets.")
-def ablate(kind, run_path, model, sets, output, plot, quiet) -> None:
+@metric_option
+def ablate(kind, run_path, model, sets, metrics, output, plot, quiet) -> None:
     """Sweep one setting of GradNorm over a run, as the paper does.
 
     layers: Table 2. p: Figure 4. temperature: Figure 5. target: Figure 3. decomposition into U
@@ -116,13 +118,13 @@ def ablate(kind, run_path, model, sets, output, plot, quiet) -> None:
     run = RunStore(run_path, model)
     evaluation = sweep(run, kind, sets=sets or None)[kind]
     if output:
-        write_evaluation(output, evaluation)
+        write_evaluation(output, evaluation, metrics)
         notice_written(output, quiet=quiet)
     if plot:
         from gradscore.plots import plot_ablation
 
         notice_written(*plot_ablation(kind, run, evaluation, plot), quiet=quiet)
-    show_evaluation(evaluation)
+    show_evaluation(evaluation, metrics=metrics)
 
 
 @click.command(short_help="Evaluate several runs side by side.")
@@ -131,9 +133,12 @@ def ablate(kind, run_path, model, sets, output, plot, quiet) -> None:
 @click.option(
     "--model", "models", metavar="SPEC", multiple=True, help="As for score. May be repeated."
 )
-@chained(score_options, output_option(ROW_ENDINGS), plot_option, quiet_option)
-def compare(runs, named, models, sets, methods, output, plot, quiet, **options) -> None:
-    """Evaluate several runs side by side, such as one a model (Table 4)."""
+@chained(score_options, output_option(ROW_ENDINGS), plot_option, quiet_option, metric_option)
+def compare(runs, named, models, sets, methods, metrics, output, plot, quiet, **options) -> None:
+    """Evaluate several runs side by side, such as one a model (Table 4).
+
+    Each line says the run's ID accuracy, too.
+    """
     from gradscore.ablation import compare as side_by_side
     from gradscore.run import RunStore
     from gradscore.tables import write_rows
@@ -151,14 +156,14 @@ def compare(runs, named, models, sets, methods, output, plot, quiet, **options) 
     for store in stores:
         notice_outputs(store, seen, quiet=quiet)
     if output:
-        write_rows(output, rows)
+        write_rows(output, rows, metrics)
         notice_written(output, quiet=quiet)
     if plot:
         from gradscore.plots import plot_comparison
 
         plot_comparison(rows, plot)
         notice_written(plot, quiet=quiet)
-    show_rows(rows, lead=("run", "model"))
+    show_rows(rows, metrics=metrics)
 
 
 def _notice_doubts(run, specs, sets, quiet: bool) -> None:

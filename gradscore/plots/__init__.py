@@ -13,12 +13,12 @@ from gradscore.errors import InvalidArgument
 from gradscore.evaluation import Evaluation, Row, choose_sets
 from gradscore.methods import RecordedRun, ScoreSpec, column_names
 from gradscore.metrics import point_metrics
+from gradscore.naming import row_namer
 from gradscore.plots.bars import save_bars
 from gradscore.plots.canvas import check_figure
 from gradscore.plots.curves import save_lines, save_roc
 from gradscore.plots.distributions import save_densities
 from gradscore.plots.dots import save_scatter
-from gradscore.plots.style import row_namer
 from gradscore.recorded import Run, open_store
 from gradscore.scoring import Scores, score_sets
 

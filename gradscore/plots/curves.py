@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gradscore.evaluation import Row
 from gradscore.metrics import checked
+from gradscore.naming import setting_text
 from gradscore.plots import canvas
 from gradscore.plots.bars import has_intervals
 from gradscore.plots.style import (
@@ -17,7 +18,6 @@ from gradscore.plots.style import (
     SHADES,
     STYLES,
     as_text,
-    setting_text,
 )
 
 ENDS = ("_low", "_high")

@@ -38,3 +38,23 @@ def test_a_narrow_terminal_loses_nothing(capsys, monkeypatch, width):
 def test_a_wide_terminal_folds_nothing(capsys, monkeypatch):
     lines = shown(capsys, monkeypatch, 120)
     assert ROWS[0] == tuple(lines[3].split())
+
+
+@pytest.mark.parametrize(
+    ("width", "left_out"),
+    [(120, []), (62, ["75%"]), (52, ["75%", "median"]), (20, ["75%", "median", "25%"])],
+)
+def test_a_narrow_terminal_drops_columns_in_their_order(capsys, monkeypatch, width, left_out):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    assert print_table(COLUMNS, ROWS, left=2, droppable=(5, 4, 3)) == left_out
+    shown = capsys.readouterr().out
+    assert all((name in shown) == (name not in left_out) for name in COLUMNS)
+    assert "2,999" in shown
+
+
+def test_a_heading_may_have_two_lines(capsys):
+    print_table(("set\x1b", ("noise", "AUROC")), [("a", "97.8")])
+    first, second = capsys.readouterr().out.splitlines()[1:3]
+    assert (first.split(), second.split()) == (["noise"], [r"set\x1b", "AUROC"])

@@ -11,6 +11,7 @@ from gradscore.ablation import ABLATIONS, ablate, compare
 from gradscore.errors import InvalidArgument, RunError
 from gradscore.methods import ScoreSpec, make_specs
 from gradscore.metrics import auroc, fpr95
+from gradscore.naming import row_namer
 from gradscore.plots import (
     canvas,
     plot_ablation,
@@ -22,7 +23,6 @@ from gradscore.plots import (
     save_lines,
 )
 from gradscore.plots.curves import roc_points
-from gradscore.plots.style import row_namer
 from gradscore.recorded import Run
 from gradscore.scoring import score_sets
 

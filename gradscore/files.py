@@ -29,7 +29,7 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-_OF_A_RUN = ("run.json", "head.safetensors", ".lock")
+_OF_A_RUN = ("run.json", "head.safetensors", ".lock", ".journal")
 """What lies in a run's directory beside the folders of its sets and fits."""
 _RUN_DEPTH = 3
 """How many folders up from its files a run's directory may be."""

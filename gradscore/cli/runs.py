@@ -116,9 +116,9 @@ def merge(path, quiet) -> None:
 @quiet_option
 def remove(set_name, run_path, quiet) -> None:
     """Forget a set of a run, delete its files, and what methods learned from it."""
-    from gradscore.run import RunStore
+    from gradscore.run import RunStore, remove_set
 
     with RunStore.open_for_writing(run_path) as store:
-        others = store.remove_set(set_name)
+        others = remove_set(store, set_name)
     with_it = f", and with it {', '.join(others)}" if others else ""
     notice(f"{run_path}: set {set_name} removed{with_it}.", quiet=quiet)

@@ -12,13 +12,14 @@ from gradscore.errors import RunError
 from gradscore.extraction.resolved import Resolved
 from gradscore.extraction.settings import Settings
 from gradscore.run import RunStore
+from gradscore.run.changes import repair
 from gradscore.run.hints import merge_command
 from gradscore.run.identity import IDENTITY, require_equal
 from gradscore.run.layout import PartInfo, RunInfo
+from gradscore.run.lock import RunInUse
 from gradscore.run.names import PARTS, RUN_FILE
 from gradscore.run.parts import PartFolder, in_parts, next_attempt, part_folders
 from gradscore.run.reader import RunReader
-from gradscore.run.writer import RunInUse
 
 PART_UNIT = 64
 """Images at whose multiples parts are cut where the batch size is found by trying."""
@@ -59,7 +60,7 @@ def _open(
             require_equal(
                 f"The run {path}", field, getattr(store.info, field), getattr(info, field)
             )
-        store.repair(head)
+        repair(store, head)
     except BaseException:
         store.close()
         raise

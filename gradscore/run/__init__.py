@@ -3,6 +3,8 @@
 The only package that imports h5py.
 """
 
+from gradscore.run.changes import remove_set
+from gradscore.run.checking import Problem, check
 from gradscore.run.choice_file import ChoiceRecord, ScoreRecord
 from gradscore.run.contents import describe_fit, pass_field
 from gradscore.run.hints import (
@@ -29,7 +31,6 @@ from gradscore.run.layout import (
 )
 from gradscore.run.merging import Merged, merge
 from gradscore.run.names import mahalanobis_name, norms_name, odin_name
-from gradscore.run.reader import Problem, check
 from gradscore.run.store import RunStore
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "odin_options",
     "pass_field",
     "remove_command",
+    "remove_set",
     "require_newest",
     "require_openable",
 ]

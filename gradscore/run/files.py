@@ -32,6 +32,10 @@ class DamagedFile(RunError):
         self.path, self.fault = path, fault
 
 
+class Vanished(DamagedFile):
+    """A file of a run is missing."""
+
+
 def may_not_read(path: Path, error: OSError) -> RunError:
     """Return the error about a file that the system does not let us read; it may well be sound."""
     return RunError(f"Cannot read {path}: {error.strerror}.")
@@ -111,7 +115,7 @@ def _fault(place: Path, error: OSError) -> Exception:
     if place.is_symlink():
         return DamagedFile(place, "is a link, which is not followed")
     if error.errno == errno.ENOENT:
-        return DamagedFile(place, "is missing")
+        return Vanished(place, "is missing")
     return DamagedFile(place, f"cannot be read: {error.strerror}")
 
 

@@ -22,7 +22,15 @@ from gradscore.norms import number_name
 from gradscore.run.contents import FIT_ENDING
 from gradscore.run.files import DamagedFile
 from gradscore.run.layout import BLOCKS, FORMAT, FitInfo, PassInfo, RunInfo, SetInfo
-from gradscore.run.names import CHOICE_FILE, FITS, HEAD_FILE, SELECTION, SURROGATE, norms_name
+from gradscore.run.names import (
+    CHOICE_FILE,
+    FITS,
+    HEAD_FILE,
+    JOURNAL_FILE,
+    SELECTION,
+    SURROGATE,
+    norms_name,
+)
 
 Options = tuple[str, ...]
 ROLE_OPTIONS = {"id": "--id", "ood": "--ood", "fit": "--fit-set", None: "--data"}
@@ -164,6 +172,8 @@ def repair_commands(run: Path, info: RunInfo | None, file: str) -> str:
         file: The file below the run, or a folder: what makes all that is in it follows then.
     """
     folder, _, inner = file.partition("/")
+    if folder == JOURNAL_FILE:  # what it said is recorded again
+        return extract_command(run, *(naming_options(info) if info else ()))
     if info is None or folder not in (*info.sets, FITS, HEAD_FILE):
         return new_run_command(run)
     named = naming_options(info)

@@ -20,7 +20,9 @@ from gradscore.errors import RunError
 from gradscore.run import layout, names
 from gradscore.run.contents import shard_file
 from gradscore.run.files import DamagedFile
+from gradscore.run.journal import entries_of
 from gradscore.run.layout import PassInfo, RunInfo, SetInfo
+from gradscore.run.names import JOURNAL_FILE
 from gradscore.strict_json import Unexpected, parse, typed
 
 ABSENT = {1: ("class_names", "fits", "notice"), 2: ()}
@@ -39,11 +41,22 @@ def encode(info: RunInfo) -> bytes:
     return before + hashlib.sha256(blank).hexdigest().encode() + after
 
 
-def decode(content: bytes, path: Path) -> RunInfo:
-    """Return what ``run.json`` says.
+def checksum_of(content: bytes) -> str | None:
+    """Return the checksum that a ``run.json`` ends in; None where it does not."""
+    match = _CHECKSUM.search(content, max(0, len(content) - 100))
+    return match and match.group(1).decode()
+
+
+def decode(content: bytes, path: Path, journal: bytes = b"") -> RunInfo:
+    """Return what ``run.json`` says, and what its journal adds.
+
+    Args:
+        content: The bytes of ``run.json``.
+        path: What errors call it.
+        journal: The bytes of the journal beside it.
 
     Raises:
-        DamagedFile: If it is damaged, or says what no run could.
+        DamagedFile: If one of them is damaged, or says what no run could.
         RunError: If it is of a format that this version does not know.
     """
     match = _CHECKSUM.search(content, max(0, len(content) - 100))
@@ -69,6 +82,18 @@ def decode(content: bytes, path: Path) -> RunInfo:
         _check(info)
     except UnicodeDecodeError:
         raise DamagedFile(path, "is damaged: it is not UTF-8") from None
+    except Unexpected as error:
+        raise DamagedFile(path, f"is damaged: {error}") from None
+    return _with_journal(info, journal, match.group(1).decode(), path.with_name(JOURNAL_FILE))
+
+
+def _with_journal(info: RunInfo, journal: bytes, checksum: str, path: Path) -> RunInfo:
+    entries = entries_of(journal, checksum, path)
+    try:
+        for entry in entries:
+            entry.apply(info)
+        if entries:
+            _check(info)
     except Unexpected as error:
         raise DamagedFile(path, f"is damaged: {error}") from None
     return info

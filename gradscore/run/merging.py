@@ -18,11 +18,12 @@ from gradscore.run.hints import extract_command, naming_options, pass_options
 from gradscore.run.identity import IDENTITY, OF_PASS, OF_SET, require_equal
 from gradscore.run.index import encode
 from gradscore.run.layout import BASE, RunInfo, Shard
-from gradscore.run.names import HEAD_FILE, PARTS, RUN_FILE
+from gradscore.run.lock import RunInUse
+from gradscore.run.names import HEAD_FILE, JOURNAL_FILE, PARTS, RUN_FILE
 from gradscore.run.parts import PartFolder, part_folders
 from gradscore.run.reader import read_info
 from gradscore.run.shard import ShardReader
-from gradscore.run.writer import RunInUse, Writer
+from gradscore.run.writer import Writer
 
 SHOWN = 8
 """Parts that a message gives the command of."""
@@ -76,6 +77,7 @@ def merge(path: str | os.PathLike) -> Merged:
         for source, target in moves.items():
             writer.link(source, target)
         writer.write(RUN_FILE, encode(joined))
+        writer.delete(JOURNAL_FILE)
         named = {shard.file for shard in _shards(joined)}
         for shard in _shards(whole) if whole else ():
             if shard.file not in named:

@@ -8,6 +8,8 @@ from gradscore.errors import RunError
 from gradscore.norms import number_name
 
 RUN_FILE = "run.json"
+JOURNAL_FILE = ".journal"
+"""What was added to the run since ``run.json`` was written."""
 HEAD_FILE = "head.safetensors"
 LOCK_FILE = ".lock"
 FITS = "fits"

@@ -1,9 +1,10 @@
-"""A run as anyone reads it: what it holds, rows block by block, and whether it is sound."""
+"""A run as anyone reads it: what it holds, and rows block by block."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -11,24 +12,23 @@ from gradscore.errors import NotRecorded, RunError
 from gradscore.norms import number_name
 from gradscore.run.blocks import BASE_FIELDS, Block, Rows, ahead, read_blocks
 from gradscore.run.choice_file import ChoiceRecord, read_choice_file
-from gradscore.run.contents import Arrays, read_fit_file, read_head
-from gradscore.run.files import DamagedFile, read_below
+from gradscore.run.contents import Arrays, read_head
+from gradscore.run.files import Vanished, read_below
 from gradscore.run.hints import (
     extract_command,
     merge_command,
     new_run_command,
     norms_options,
     pass_options,
-    repair_commands,
     repair_hint,
 )
 from gradscore.run.index import decode
 from gradscore.run.layout import BASE, PassInfo, RunInfo, SetInfo
-from gradscore.run.names import PARTS, RUN_FILE
+from gradscore.run.names import JOURNAL_FILE, PARTS, RUN_FILE
 from gradscore.run.shard import ShardReader
 
-LARGEST_INDEX = 1 << 26
-"""Most bytes of a ``run.json``: more than a hundred thousand shards."""
+LARGEST_INDEX = 1 << 27
+"""Most bytes of a ``run.json``, and of its journal: more than two hundred thousand shards."""
 
 
 class RunReader:
@@ -223,76 +223,13 @@ def read_info(path: Path) -> RunInfo:
             )
         raise RunError(f"No run in {path}; make one with {new_run_command(path)}.")
     with repair_hint(path, None):
-        return decode(read_below(path, RUN_FILE, LARGEST_INDEX), file)
+        content, journal = read_below(path, RUN_FILE, LARGEST_INDEX), b""
+        if os.path.lexists(path / JOURNAL_FILE):
+            with suppress(Vanished):  # a writer has just written the whole
+                journal = read_below(path, JOURNAL_FILE, LARGEST_INDEX)
+        return decode(content, file, journal)
 
 
 def _what(name: str) -> str:
     """Return what a pass holds, in a word for messages."""
     return "features and logits" if name == BASE else name
-
-
-class Problem(NamedTuple):
-    """One fault: the file, relative to the run, what is wrong, and what makes it again.
-
-    Attributes:
-        repair: What to run after the file was deleted: commands between backticks.
-    """
-
-    file: str
-    reason: str
-    repair: str
-
-
-def check(path: str | Path) -> list[Problem]:
-    """Verify every byte that a run has finished, and that its files agree with each other.
-
-    Every file goes through what reads it elsewhere: what is sound here is read there, and what is
-    refused there is reported here. Unfinished passes are no fault. Memory does not grow with the
-    run.
-
-    Args:
-        path: The run's directory.
-
-    Returns:
-        All faults found, in the order of the files; empty for a sound run.
-
-    Raises:
-        RunError: If there is no run in ``path``, or a file may not be read.
-    """
-    root = Path(path)
-    try:
-        info = read_info(root)
-        faults = list(_faults(root, info))
-    except RunError as error:
-        if not isinstance(error.__cause__, DamagedFile):
-            raise
-        info, faults = None, [error.__cause__]
-    reported = ((fault.path.relative_to(root).as_posix(), fault.fault) for fault in faults)
-    return [
-        Problem(*fault, repair_commands(root, info, fault[0])) for fault in dict.fromkeys(reported)
-    ]
-
-
-def _faults(root: Path, info: RunInfo) -> Iterator[DamagedFile]:
-    if info.head.sha256 is not None:
-        yield from _fault(read_head, root, info)
-    for fit in info.fits.values():
-        yield from _fault(read_fit_file, root, info, fit)
-    yield from _fault(read_choice_file, root)
-    for entry in info.sets.values():
-        for name in entry.passes:
-            reader = ShardReader(root, info, entry, name)
-            faults = list(reader.range_faults())
-            yield from faults
-            reported = {fault.path for fault in faults}
-            for shard in reader.shards:
-                # Rows that are not those of the shard's range were reported already.
-                if root / shard.file not in reported:
-                    yield from _fault(reader.verify, shard)
-
-
-def _fault(read: Callable, *arguments: object) -> Iterator[DamagedFile]:
-    try:
-        read(*arguments)
-    except DamagedFile as fault:
-        yield fault

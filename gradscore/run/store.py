@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from gradscore.errors import RunError
 from gradscore.run.contents import Arrays, fit_file, read_fit_file, shard_file
 from gradscore.run.hints import repair_hint, require_newest
-from gradscore.run.index import encode
+from gradscore.run.index import checksum_of, encode
+from gradscore.run.journal import Journal
 from gradscore.run.layout import (
-    BASE,
     FailedRow,
     FitInfo,
     PassInfo,
@@ -23,9 +23,15 @@ from gradscore.run.layout import (
     SetInfo,
     Shard,
 )
-from gradscore.run.names import CHOICE_FILE, HEAD_FILE, RUN_FILE, check_name, check_set_name
+from gradscore.run.names import (
+    HEAD_FILE,
+    JOURNAL_FILE,
+    RUN_FILE,
+    check_name,
+    check_set_name,
+)
 from gradscore.run.reader import RunReader, read_info
-from gradscore.run.shard import ShardReader, build_shard
+from gradscore.run.shard import build_shard
 from gradscore.run.writer import Writer
 
 
@@ -58,6 +64,8 @@ class RunStore(RunReader):
         super().__init__(path, model)
         self._writer: Writer | None = None
         self.whole: RunReader | None = None
+        self._journal: Journal | None = None
+        self._rules = 0
 
     @classmethod
     def create(
@@ -100,6 +108,8 @@ class RunStore(RunReader):
     def _written_by(cls, writer: Writer) -> "RunStore":
         store = cls(writer.directory)
         store._writer = writer
+        if os.path.lexists(writer.directory / JOURNAL_FILE):
+            store.save()
         return store
 
     @property
@@ -114,8 +124,11 @@ class RunStore(RunReader):
         return self._writer
 
     def close(self) -> None:
-        """Release the lock, if held."""
+        """Release the lock, if held, with all that was added in ``run.json``."""
         if self._writer is not None:
+            if self._journal is not None and self._journal.begun:
+                with suppress(RunError):  # the journal says it as well
+                    self.save()
             self._writer.release()
             self._writer = None
 
@@ -147,10 +160,12 @@ class RunStore(RunReader):
 
     def add_set(self, entry: SetInfo) -> None:
         """Add a set without rows; part of the next written ``run.json``."""
+        self._journal = None
         self.info.sets[check_set_name(entry.name, entry.role)] = entry
 
     def add_pass(self, entry: PassInfo) -> None:
         """Add a pass without rows; part of the next written ``run.json``."""
+        self._journal = None
         self.info.passes[check_name(entry.name, "pass name")] = entry
 
     def add_shards(
@@ -161,9 +176,10 @@ class RunStore(RunReader):
         failed: Sequence[FailedRow] = (),
         settings: Mapping[str, object] | None = None,
     ) -> None:
-        """Write the next shard of one or more passes, then ``run.json``.
+        """Write the next shard of one or more passes, then a line of the journal.
 
-        Killed in between, the files are there but not named, and are written again.
+        Killed in between, the files are there but not named, and are written again. What a step
+        costs does not grow with the run.
 
         Args:
             set_name: A set that was added.
@@ -176,17 +192,26 @@ class RunStore(RunReader):
             RunError: If a file cannot be written, or the run was not opened for writing.
         """
         writer = self.writer
-        entry = self.info.sets[set_name]
+        entry, added = self.info.sets[set_name], {}
         for name, content in arrays.items():
-            shards = entry.passes.setdefault(name, [])
-            file = shard_file(set_name, name, len(shards))
+            file = shard_file(set_name, name, len(entry.passes.setdefault(name, [])))
             built = build_shard(content)
             writer.write(file, built)
             digest = hashlib.sha256(built).hexdigest()
             rows = len(content["index"])
-            shards.append(Shard(file, digest, *span, rows, dict(settings or {})))
+            added[name] = Shard(file, digest, *span, rows, dict(settings or {}))
+        for name, shard in added.items():
+            entry.passes[name].append(shard)
         entry.failed.extend(failed)
-        self.save()
+        if self._journal is None or self._rules != self._known_rules():
+            self.save()
+        else:
+            new = not self._journal.begun
+            writer.append(JOURNAL_FILE, self._journal.line(set_name, added, failed), new=new)
+
+    def _known_rules(self) -> int:
+        """Return how many parameters' rules are known: each pass's, once a batch was computed."""
+        return sum(len(entry.rules) for entry in self.info.passes.values())
 
     def read_fit(self, name: str) -> Arrays | None:
         """Return the arrays of a fit, or None where the run holds no such fit or its file is gone.
@@ -195,7 +220,7 @@ class RunStore(RunReader):
             RunError: If its file is damaged.
         """
         known = self.info.fits.get(name)
-        if known is None or not self._is_there(fit_file(name)):
+        if known is None or not self.is_there(fit_file(name)):
             return None
         with repair_hint(self.path, self.info):
             return read_fit_file(self.path, self.info, known)
@@ -220,70 +245,13 @@ class RunStore(RunReader):
             writer.write_fit(entry, arrays)
         self.info.fits[entry.name] = entry
 
-    def remove_set(self, name: str) -> list[str]:
-        """Forget a set, its surrogates, what was learned from it, and what rests on that.
-
-        Their files are deleted last: killed in between, files are left that nothing names.
-
-        Returns:
-            The fits and passes of other sets that went with it.
-
-        Raises:
-            RunError: If there is no such set, or the run was not opened for writing.
-        """
-        writer, info = self.writer, self.info
-        if name not in info.sets:
-            known = ", ".join(info.sets) or "no sets"
-            raise RunError(f"Expected a set of the run {self.path} ({known}), got {name!r}.")
-        names = {name, *(key for key in info.sets if key.startswith(f"{name}~"))}
-        fits = [key for key, fit in info.fits.items() if names & fit.sets.keys()]
-        resting = {key for key, entry in info.passes.items() if entry.details.get("fit") in fits}
-        files = [fit_file(key) for key in fits]
-        files += [CHOICE_FILE] if info.sets[name].role != "ood" else []
-        for entry in info.sets.values():
-            gone = entry.passes.keys() if entry.name in names else entry.passes.keys() & resting
-            files += [shard.file for key in sorted(gone) for shard in entry.passes[key]]
-            entry.passes = {key: entry.passes[key] for key in entry.passes if key not in gone}
-        info.sets = {key: entry for key, entry in info.sets.items() if key not in names}
-        info.fits = {key: fit for key, fit in info.fits.items() if key not in fits}
-        held = {key for entry in info.sets.values() for key in entry.passes}
-        info.passes = {key: entry for key, entry in info.passes.items() if key in held}
-        self.save()
-        for file in files:
-            writer.delete(file)
-        return [*fits, *sorted(resting)]
-
     def save(self) -> None:
-        """Write ``run.json``."""
-        self.writer.write(RUN_FILE, encode(self.info))
+        """Write ``run.json``, in place of the journal."""
+        content = encode(self.info)
+        self.writer.write(RUN_FILE, content)
+        self.writer.delete(JOURNAL_FILE)
+        self._journal, self._rules = Journal(checksum_of(content)), self._known_rules()
 
-    def repair(self, head: Mapping[str, NDArray]) -> None:
-        """Take what was deleted from the run for not recorded, so that it is recorded again.
-
-        A pass grows from the first image on: with a shard all that are behind it are forgotten.
-        Part of the next written ``run.json``.
-
-        Args:
-            head: The last layer's weights, written again if their file is gone.
-
-        Raises:
-            RunError: If the rows that are left are not those of the set's images.
-        """
-        if head and not self._is_there(HEAD_FILE):
-            self.info.head.sha256 = self.writer.write_arrays(HEAD_FILE, head)
-        for entry in self.info.sets.values():
-            # The rows say where to go on, before any of them is read.
-            with repair_hint(self.path, self.info):
-                for name in entry.passes:
-                    reader = ShardReader(self.path, self.info, entry, name)
-                    for fault in reader.range_faults(exactly=False):
-                        raise fault
-            for name, shards in entry.passes.items():
-                gone = [place for place, s in enumerate(shards) if not self._is_there(s.file)]
-                if gone and name == BASE:
-                    start = shards[gone[0]].start
-                    entry.failed = [row for row in entry.failed if row.index < start]
-                del shards[gone[0] if gone else len(shards) :]
-
-    def _is_there(self, file: str) -> bool:
+    def is_there(self, file: str) -> bool:
+        """Return whether a file of the run has not been deleted."""
         return os.path.lexists(self.path / file)

@@ -6,7 +6,6 @@ nothing outside of it is written, whatever the run holds and wherever it is move
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import stat
@@ -19,26 +18,10 @@ from numpy.typing import NDArray
 
 from gradscore.errors import RunError
 from gradscore.run.files import FOLDER, cannot_write
-from gradscore.run.names import LOCK_FILE
+from gradscore.run.lock import Lock
 
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 """What a disk without hard links says."""
-_held: set[int] = set()
-
-
-def _close_in_child() -> None:
-    """Drop a forked worker's copies of the locks, or it could outlive its parent holding them."""
-    for descriptor in _held:
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_close_in_child)
-
-
-class RunInUse(RunError):
-    """Another process writes the run."""
 
 
 class Writer:
@@ -53,34 +36,8 @@ class Writer:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        if directory.exists() and not directory.is_dir():
-            raise RunError(f"Expected a directory for the run, got the file {directory}.")
-        if "\0" in str(directory):
-            raise RunError(
-                f"Expected a directory for the run without NUL, got {str(directory)!r}."
-            )
-        lock = directory / LOCK_FILE
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            self._root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise cannot_write(lock, error) from error
-        try:
-            self._lock = _open_lock(self._root, lock)
-        except BaseException:
-            os.close(self._root)
-            raise
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            pid = os.read(self._lock, 20).decode(errors="replace").strip()
-            os.close(self._lock)
-            os.close(self._root)
-            raise _not_locked(directory, pid, error) from None
-        _held.update((self._lock, self._root))
-        with contextlib.suppress(OSError):  # a full disk must not keep the lock from being held
-            os.ftruncate(self._lock, 0)
-            os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        self._lock = Lock(directory)
+        self._root = self._lock.root
 
     def write(self, file: str, content: bytes) -> None:
         """Write a file so that after a crash at any moment it is whole, old or absent.
@@ -106,6 +63,42 @@ class Writer:
                         os.unlink(part, dir_fd=folder)
                     raise
                 os.fsync(folder)
+        except OSError as error:
+            raise cannot_write(self.directory / file, error) from error
+
+    def append(self, file: str, content: bytes, *, new: bool = False) -> None:
+        """Add bytes to a file of the run's directory itself.
+
+        What could not be added whole is taken off again, where the disk lets it.
+
+        Args:
+            file: Its name.
+            content: The bytes.
+            new: Whether they begin it: what has its name is removed first.
+
+        Raises:
+            RunError: As :meth:`write` does.
+        """
+        self.require_in_place()
+        how = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        how |= os.O_CREAT | os.O_EXCL if new else 0
+        try:
+            if new:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(file, dir_fd=self._root)
+            with open(os.open(file, how, 0o666, dir_fd=self._root), "ab", buffering=0) as opened:
+                before = os.fstat(opened.fileno()).st_size
+                try:
+                    left = memoryview(content)
+                    while left:
+                        left = left[opened.write(left) :]
+                    os.fsync(opened.fileno())
+                except OSError:
+                    with contextlib.suppress(OSError):
+                        os.ftruncate(opened.fileno(), before)
+                    raise
+            if new:
+                os.fsync(self._root)
         except OSError as error:
             raise cannot_write(self.directory / file, error) from error
 
@@ -192,14 +185,7 @@ class Writer:
 
     def release(self) -> None:
         """Let others write; more than once does no harm."""
-        if self._lock in _held:
-            _held.difference_update((self._lock, self._root))
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._lock, 0)
-            # Closing alone would leave it to a child that was forked a moment ago.
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
-            os.close(self._lock)
-            os.close(self._root)
+        self._lock.release()
 
     @contextmanager
     def _folder(self, parts: list[str], *, make: bool = True) -> Iterator[int]:
@@ -233,40 +219,6 @@ def _is_same(name: str, folder: int, other: str, there: int) -> bool:
         return os.path.samestat(ours, os.stat(other, dir_fd=there, follow_symlinks=False))
     except FileNotFoundError:
         return False
-
-
-def _not_locked(directory: Path, pid: str, error: OSError) -> RunError:
-    """Return why a lock was not had: another holds it, or the disk has none to give."""
-    if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-        return RunError(
-            f"The disk of {directory} gives no locks ({error.strerror}), so that two processes "
-            "might write one run; choose a directory on another disk."
-        )
-    who = f"another process (pid {pid})" if pid else "another process"
-    return RunInUse(
-        f"The run {directory} is being written by {who}; wait for it to end, or choose another "
-        "directory."
-    )
-
-
-def _open_lock(root: int, path: Path) -> int:
-    """Open the lock's file, which must be the run's own: its content is replaced."""
-    how = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        descriptor = os.open(LOCK_FILE, how, 0o644, dir_fd=root)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise RunError(
-                f"Expected the run's own lock, got the link {path}; delete it."
-            ) from None
-        raise cannot_write(path, error) from error
-    about = os.fstat(descriptor)
-    if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
-        os.close(descriptor)
-        raise RunError(
-            f"Expected the run's own lock, got {path}, which is no file of its own; delete it."
-        )
-    return descriptor
 
 
 def _write_new(folder: int, name: str, content: bytes) -> None:

@@ -15,7 +15,7 @@ from gradscore.choosing.choice import Row, find_warning
 from gradscore.errors import InvalidArgument, NotRecorded
 from gradscore.methods import METHODS, make_spec
 from gradscore.models.preprocessing import Preprocessing
-from gradscore.run import RunStore, check
+from gradscore.run import RunStore, check, remove_set
 
 SETS = {
     "digits": ("id", "digits:test"),
@@ -82,7 +82,7 @@ def test_no_ood_set_is_read(run, choice, tmp_path):
     shutil.copytree(run.path, copy)
     with RunStore.open_for_writing(copy) as store:
         for name in ("noise", "unseen"):
-            store.remove_set(name)
+            remove_set(store, name)
     shutil.rmtree(copy / "noise", ignore_errors=True)
     again = choose(copy)
     assert again.to_json() == choice.to_json()

@@ -9,7 +9,7 @@ from gradscore.choosing import choose, read_choice
 from gradscore.errors import NotRecorded, RunError
 from gradscore.methods import METHODS
 from gradscore.methods.custom import register_method
-from gradscore.run import RunStore, check
+from gradscore.run import RunStore, check, remove_set
 
 
 @pytest.fixture(autouse=True)
@@ -111,10 +111,10 @@ def test_a_link_is_not_followed(run, tmp_path):
 
 def test_a_removed_set_takes_the_choice_along_unless_it_is_ood(run):
     with RunStore.open_for_writing(run) as store:
-        store.remove_set("noise")
+        remove_set(store, "noise")
     assert read_choice(run) is not None
     with RunStore.open_for_writing(run) as store:
-        store.remove_set("digits")
+        remove_set(store, "digits")
     assert read_choice(run) is None
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 from gradscore.cli import cli
 from gradscore.errors import DataError, RunError
 from gradscore.recorded import Run, extract
-from gradscore.run import RunStore, check
+from gradscore.run import RunStore, check, remove_set
+from gradscore.run.changes import repair
 
 
 def folder(path, count=6, side=8, seed=0):
@@ -116,7 +117,7 @@ def test_a_set_that_is_not_there_is_named_with_those_that_are(two_sets):
         RunStore.open_for_writing(two_sets[0]) as store,
         pytest.raises(RunError, match=r"\(sound, other\), got 'third'"),
     ):
-        store.remove_set("third")
+        remove_set(store, "third")
 
 
 def test_a_larger_limit_extends_a_set_and_a_smaller_one_says_what_to_give(tmp_path):
@@ -149,7 +150,7 @@ def test_a_disk_without_locks_says_so(tmp_path, monkeypatch):
     def refuse(descriptor, how):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("gradscore.run.writer.fcntl.flock", refuse)
+    monkeypatch.setattr("gradscore.run.lock.fcntl.flock", refuse)
     with pytest.raises(RunError, match=r"gives no locks \(No locks available\)"):
         record(tmp_path / "run", sound=("id", folder(tmp_path / "sound")))
 
@@ -162,7 +163,7 @@ def test_a_shard_that_is_made_again_may_be_interrupted_once_more(tmp_path):
     extract("digits", sets, run, **how)
     (run / "images" / "base" / "shard-00000.h5").unlink()
     with RunStore.open_for_writing(run) as store:
-        store.repair({})
+        repair(store, {})
         store.save()
     extract("digits", sets, run, **how)
     assert not check(run)

@@ -29,6 +29,7 @@ from gradscore.run import (
     check,
     norms_name,
 )
+from gradscore.run.changes import repair
 from gradscore.run.shard import build_shard
 
 PASS = "norms-uniform-T0.5-pinf"
@@ -361,7 +362,7 @@ def test_ranges_beyond_a_set_end_before_they_are_gone_through(run):
         store.save()
     beyond = pytest.raises(RunError, match=rf"to {2**60} of 100; delete it, then make it again")
     with RunStore.open_for_writing(run) as store, beyond:
-        store.repair({})
+        repair(store, {})
 
 
 @pytest.mark.parametrize("gone", ["fits", "digits", f"digits/{PASS}"])

@@ -5,7 +5,8 @@ ruled by shifts that every score finds easy. Scores whose values differ by less 
 can tell are ties, and the cheapest of them is taken.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,14 +91,18 @@ def rank(shifts: Sequence[Shift], *, replicates: int = REPLICATES, seed: int = 0
     ]
 
 
-def recommended(ranking: Sequence[Ranked], costs: Sequence[float]) -> Ranked:
+def recommended(
+    ranking: Sequence[Ranked], costs: Mapping[int, float], least: float = -math.inf
+) -> Ranked:
     """Return the cheapest of the scores that tie with the best; of equal cost the better.
 
     Args:
         ranking: What :func:`rank` returned.
         costs: Of each score by its place; only their order counts.
+        least: Value that it must have, at most that of the best.
     """
-    return min((row for row in ranking if row.tied), key=lambda row: costs[row.place])
+    able = (row for row in ranking if row.tied and row.value >= least)
+    return min(able, key=lambda row: costs[row.place])
 
 
 def _aurocs(shift: Shift) -> NDArray[np.float64]:

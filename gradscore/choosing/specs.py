@@ -1,5 +1,7 @@
 """Which scores a choice compares, and what each costs beside the forward."""
 
+from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -14,11 +16,12 @@ ORDERS, TEMPERATURES = (0.5, 1.0, 2.0), (1.0, 2.0)
 BANKS = ("knn", "nnguide")
 
 
-def choice_specs(run: RecordedRun, fit: str | None = None) -> list[ScoreSpec]:
+def choice_specs(run: RecordedRun, notes: list[str], fit: str | None = None) -> list[ScoreSpec]:
     """Return every score that a run can give without another option than a set to fit to.
 
     Args:
         run: The run.
+        notes: Takes which methods are left out, and what was learned from.
         fit: The set that methods learn from; by default as they choose it.
     """
     specs = []
@@ -35,7 +38,49 @@ def choice_specs(run: RecordedRun, fit: str | None = None) -> list[ScoreSpec]:
     specs += [ScoreSpec("gradnorm", p=p, temperature=t) for p in ORDERS for t in TEMPERATURES]
     with suppress(NotRecorded):
         specs += [ScoreSpec("gradnorm", layers=layers) for layers in recorded_groups(run)]
-    return [spec for spec in dict.fromkeys(specs) if _can(spec, run)]
+    told: dict[str, dict[str, None]] = defaultdict(dict)
+    able = []
+    for spec in dict.fromkeys(specs):
+        try:
+            notice = spec.definition.plan(spec, run).notice
+            able.append(spec)
+        except GradScoreError as error:
+            notice = f"left out. {error}"
+        if notice and spec.definition.required != ("fit",):
+            told[notice.replace(spec.method, "METHOD")][spec.method] = None
+    for notice, methods in told.items():
+        names = ", ".join(methods)
+        end = "" if notice.endswith(".") else "."
+        notes.append(f"{names}: {notice.replace('METHOD', names)}{end}")
+    return able
+
+
+def fitting_specs(
+    run: RecordedRun, specs: Sequence[ScoreSpec], sets: Sequence[str], notes: list[str]
+) -> list[ScoreSpec]:
+    """Return the scores that every one of some sets can be given; others are told of.
+
+    Args:
+        run: The run.
+        specs: The scores.
+        sets: Names of ID sets and of their surrogates.
+        notes: Takes which scores are left out.
+    """
+    able, lacking = [], defaultdict(list)
+    for spec in specs:
+        passes = spec.definition.plan(spec, run).passes
+        without = [n for p in passes for n in sets if not run.sets[n].complete(p)]
+        if without:
+            lacking[passes, without[0]].append(spec)
+        else:
+            able.append(spec)
+    for (passes, name), left_out in lacking.items():
+        methods = ", ".join(dict.fromkeys(spec.method for spec in left_out))
+        notes.append(
+            f"{methods}: left out, {len(left_out)} of its scores need {', '.join(passes)}, which "
+            f"{name} lacks."
+        )
+    return able
 
 
 def cost(spec: ScoreSpec, run: RecordedRun) -> int:
@@ -49,13 +94,6 @@ def cost(spec: ScoreSpec, run: RecordedRun) -> int:
     if plan.passes:
         return 2 if plan.passes == (BLOCKS,) else 4
     return int("features" in plan.fields)
-
-
-def _can(spec: ScoreSpec, run: RecordedRun) -> bool:
-    with suppress(GradScoreError):
-        spec.definition.plan(spec, run)
-        return True
-    return False
 
 
 def _labelled_set(run: RecordedRun, fit: str | None) -> str | None:

@@ -7,6 +7,7 @@ from gradscore.data.loading import (
     first_readable,
     load_batches,
 )
+from gradscore.data.memory import first_in_memory, images_in_memory
 from gradscore.data.sources import ImageSet, open_set
 
 __all__ = [
@@ -14,7 +15,9 @@ __all__ = [
     "ImageSet",
     "batch_spans",
     "decoding_processes",
+    "first_in_memory",
     "first_readable",
+    "images_in_memory",
     "load_batches",
     "open_set",
 ]

@@ -72,7 +72,7 @@ class ImageSet:
 
 
 def open_set(
-    source: str | Path,
+    source: str | Path | ImageSet,
     *,
     class_names: ClassNames | None = None,
     classes: int | None = None,
@@ -87,7 +87,8 @@ def open_set(
             ``labels``, or ``FILE.npz#PART``; an .npy with its labels beside it; WebDataset .tar
             shards (one, or a pattern with ``*`` or ``{000..009}``); .parquet files with images in
             them (likewise);
-            ``torchvision:DATASET:SPLIT[@ROOT]``; ``digits:SPLIT``.
+            ``torchvision:DATASET:SPLIT[@ROOT]``; ``digits:SPLIT``. An open set is returned as it
+            is.
         class_names: The model's class names, in order or with their numbers; labels and
             sub-folders of these names are classes.
         classes: The number of the model's classes; as many names of labels or sub-folders are
@@ -100,6 +101,8 @@ def open_set(
     Raises:
         DataError: If there is no such set, it is empty, malformed or damaged.
     """
+    if isinstance(source, ImageSet):
+        return source
     text = str(source)
     for what, value in (("a limit of 1 or more images", limit), ("max_pixels > 0", max_pixels)):
         if value is not None and value < 1:

@@ -10,14 +10,15 @@ from typing import Any, Protocol
 from torch import nn
 
 from gradscore.choices import AUTO, DEVICES, GRADIENTS, ON_ERROR, PRECISIONS, RECORDED_METHODS
+from gradscore.data import ImageSet
 from gradscore.errors import InvalidArgument
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.objective import check_epsilon
 from gradscore.run import ROLES
 from gradscore.run.names import check_set_name
 
-Sets = Mapping[str, tuple[str | None, str | os.PathLike]]
-"""Set name to its role and where its images are."""
+Sets = Mapping[str, tuple[str | None, str | os.PathLike | ImageSet]]
+"""Set name to its role and where its images are, or the images themselves."""
 
 
 class Progress(Protocol):
@@ -142,7 +143,7 @@ def _check_sets(settings: Settings) -> None:
             got = f"{entry!r:.80}"
             raise InvalidArgument(f"Expected set {name!r} as ('id', 'PATH') or so, got {got}.")
         _one_of("role", entry[0], ROLES)
-        if not isinstance(entry[1], str | os.PathLike):
+        if not isinstance(entry[1], str | os.PathLike | ImageSet):
             raise InvalidArgument(
                 f"Expected the path of set {name!r}, got {_kind(entry[1])}; images in memory can "
                 "be saved with numpy.savez('FILE.npz', images=..., labels=...)."

@@ -109,8 +109,8 @@ def test_without_surrogates_the_near_table_decides(tmp_path):
     choice = gs.choose(run)
     assert choice.by == "near"
     assert choice.far == []
-    assert "record them with `gradscore extract" in choice.notes[0]
-    assert "--layers last --record surrogates" in choice.notes[0]
+    assert "record them with `gradscore extract" in choice.notes[1]
+    assert "--layers last --record surrogates" in choice.notes[1]
 
 
 def test_a_model_with_drawn_weights_is_warned_of(tmp_path):

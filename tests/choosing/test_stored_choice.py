@@ -14,7 +14,7 @@ from gradscore.run import RunStore, check, remove_set
 
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch):
-    monkeypatch.setattr("gradscore.choosing.choice.FEWEST_IMAGES", 3)
+    monkeypatch.setattr("gradscore.choosing.tables.FEWEST_IMAGES", 3)
 
 
 @pytest.fixture

@@ -1,0 +1,183 @@
+"""Chooses: every score of a run, or of a model, asked of ID images alone."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from gradscore.choosing.choice import Choice, find_warning
+from gradscore.choosing.ranking import recommended
+from gradscore.choosing.recording import FIT, ID, recorded_images
+from gradscore.choosing.specs import choice_specs, cost, fitting_specs
+from gradscore.choosing.tables import (
+    RECORD,
+    far_shifts,
+    near_shifts,
+    ranked_rows,
+    score_columns,
+    surrogates,
+)
+from gradscore.errors import InvalidArgument, NotRecorded, RunError
+from gradscore.methods import RecordedRun, ScoreSpec
+from gradscore.methods.fitted import repeated_images
+from gradscore.metrics import auroc
+from gradscore.models.preprocessing import Preprocessing
+from gradscore.recorded import Run, open_store
+from gradscore.run import BASE, RunStore, extract_command
+from gradscore.run.names import CHOICE_FILE
+from gradscore.scoring import known_sets, score_sets
+
+
+def choose(
+    run_or_model: Run | RecordedRun | nn.Module | str | os.PathLike,
+    images: Any = None,
+    *,
+    sets: Iterable[str] = (),
+    fit: Any = None,
+    keep: bool = True,
+    preprocessing: Preprocessing | Mapping[str, Any] | None = None,
+    layers: str = "last",
+    batch_size: int | str = 64,
+) -> Choice:
+    """Return which score to trust for a model, asked of its ID images alone.
+
+    Ask a run, or a model with ID images: these are then recorded in a temporary folder, with their
+    surrogates. No label is needed, and sets with the role ``ood`` are never read.
+
+    Args:
+        run_or_model: The run, or its directory; or, with ``images``, the model or its spec.
+        images: ID images of a model, which it was not trained on: a tensor ``[n, channels, height,
+            width]``, a data set of images, or a DataLoader of one, as the model takes them; or
+            pictures of PIL.
+        sets: Names of the run's ID sets; by default every set with that role.
+        fit: The run's set that methods learn from; by default as they choose it. With a model
+            further ID images; by default methods learn from half of ``images`` for the others.
+        keep: Whether the run keeps the choice, where it can be written.
+        preprocessing: With a model: how images are normalised, such as ``{'mean': M, 'std': D}``;
+            by default the model's own. Where it is not known there is no far table.
+        layers: With a model: whose gradient norms are compared, too.
+        batch_size: With a model: images at once.
+
+    Raises:
+        InvalidArgument: If a set is unknown or no ID set, or images and model do not go together.
+        NotRecorded: If there is neither a surrogate nor a class to hold out.
+        GradScoreError: As :func:`gradscore.recorded.extract`, with a model.
+    """
+    if images is None and isinstance(run_or_model, nn.Module):
+        raise InvalidArgument("Expected ID images with a model: `choose(model, images)`.")
+    if images is None:
+        store = open_store(run_or_model)
+        hint = f"record them with {extract_command(store, *RECORD)}"
+        return _chosen(store, known_sets(store, sets), fit, keep, hint)
+    if not isinstance(run_or_model, nn.Module | str):
+        raise InvalidArgument(
+            "Expected a model or its spec with images, got "
+            f"{type(run_or_model).__name__}; ask a run without them: `choose(run)`."
+        )
+    how = {"preprocessing": preprocessing, "layers": layers, "batch_size": batch_size}
+    with recorded_images(run_or_model, images, fit, **how) as store:
+        hint = "give how images are normalised, `preprocessing={'mean': M, 'std': D}`"
+        return _chosen(store, [ID], None if fit is None else FIT, False, hint)
+
+
+def _chosen(
+    store: RecordedRun, sets: Sequence[str], fit: str | None, keep: bool, hint: str
+) -> Choice:
+    """Return the choice of a run.
+
+    Args:
+        store: The run.
+        sets: Names of ID sets; none for all.
+        fit: Name of the set that methods learn from, or None.
+        keep: Whether the run keeps the choice.
+        hint: What to do where there are no surrogates.
+    """
+    names = list(sets) or [n for n, s in store.sets.items() if s.role == "id"]
+    if not names:
+        command = extract_command(store, "--id", "NAME=PATH")
+        raise NotRecorded(f"The run holds no ID set to choose by; add one with {command}.")
+    _require_id(store, names, fit)
+    notes: list[str] = []
+    specs = choice_specs(store, notes, fit)
+    scored_sets = [*names, *surrogates(store, names, notes)]
+    specs = fitting_specs(store, specs, scored_sets, notes)
+    notes += _repeated(store, specs, names)
+    scored = score_sets(store, scored_sets, specs)
+    shifts, blind = far_shifts(names, scored, notes)
+    far = ranked_rows(specs, shifts)
+    if not far:
+        notes.append(f"Without surrogates there is no far table; {hint}.")
+    near = ranked_rows(*near_shifts(store, names, specs, scored, notes))
+    table = far or near
+    if not table:
+        raise NotRecorded(" ".join(notes))
+    costs = {row.ranked.place: cost(row.spec, store) for row in table}
+    least = max(row.ranked.value for row in table if row.spec.method == "msp")
+    best = recommended([row.ranked for row in table], costs, least)
+    choice = Choice(
+        next(row.spec for row in table if row.ranked is best),
+        "far" if far else "near",
+        find_warning(far, near, blind),
+        far,
+        near,
+        tuple(notes),
+        tuple(names),
+    )
+    if keep:
+        # A run that is read-only, or being written by another process, can be asked all the same.
+        with suppress(RunError), RunStore.open_for_writing(store.path) as writable:
+            writable.writer.write(CHOICE_FILE, choice.to_json().encode())
+    return choice
+
+
+def _require_id(store: RecordedRun, names: Sequence[str], fit: str | None) -> None:
+    """Raise unless a choice is asked of ID sets, and learns from no OOD set.
+
+    Raises:
+        InvalidArgument: Naming the set and its role.
+    """
+    for name in names:
+        role = store.sets[name].role
+        if role != "id":
+            raise InvalidArgument(f"Expected ID sets to choose by, got {name!r} of role {role}.")
+    if fit is not None:
+        known_sets(store, [fit])
+        if store.sets[fit].role == "ood":
+            raise InvalidArgument(f"Expected ID images to fit to, got the OOD set {fit!r}.")
+
+
+def _repeated(
+    store: RecordedRun, specs: Sequence[ScoreSpec], names: Sequence[str]
+) -> Iterator[str]:
+    """Yield which ID sets share images with a set that scores learn from."""
+    fits = {name for spec in specs for name in spec.definition.plan(spec, store).learned_from}
+    for fit in sorted(fits - {*names}):
+        for name in names:
+            count = repeated_images(store, fit, name)
+            if count:
+                yield (
+                    f"{count:,} images of {name} are in {fit}, too: methods that learned from it "
+                    "know them."
+                )
+
+
+def ood_aurocs(run: RecordedRun, choice: Choice) -> dict[ScoreSpec, float]:
+    """Return the mean AUROC of each score over the run's OOD sets, to check a choice by.
+
+    Unfinished sets, and scores that a set lacks, are left out.
+
+    Returns:
+        Nothing where the run holds no OOD set.
+    """
+    oods = [n for n, entry in run.sets.items() if entry.role == "ood" and entry.complete(BASE)]
+    specs = fitting_specs(run, [row.spec for row in choice.far or choice.near], oods, [])
+    if not oods or not specs:
+        return {}
+    scored = score_sets(run, [*choice.sets, *oods], specs)
+    ids = score_columns(scored, choice.sets)
+    columns = [score_columns(scored, [name]) for name in oods]
+    each = [[auroc(*pair) for pair in zip(ids, ood, strict=True)] for ood in columns]
+    return dict(zip(specs, np.mean(each, axis=0).tolist(), strict=True))

@@ -42,8 +42,9 @@ def tables_of(subject: Subject, run: Path, output: Path) -> Tables:
     fits = dict.fromkeys(PLAIN) | subject.learning
     asked = [ScoreSpec(method, fit=fits[method]) for method in COMPARED if method in fits]
     evaluation = evaluate_run(run, asked)
+    (only,) = evaluation.accuracies.values()
     about = {"paper_model": subject.name, "model": subject.model, "weights": subject.weights.name}
-    tables: Tables = {"models": [about | {"id_accuracy": evaluation.id_accuracy}]}
+    tables: Tables = {"models": [about | {"id_accuracy": only.share}]}
     for table in sorted({"table1", "table3"} & {*subject.tables}):
         tables[table] = beside_the_paper(table, subject, evaluation.rows)
     if "table4" in subject.tables:

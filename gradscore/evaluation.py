@@ -102,16 +102,13 @@ class Evaluation:
     """What a run says about its OOD sets.
 
     Attributes:
-        id_accuracy: Share of labelled ID inputs whose largest logit is their label, all ID sets
-            together; None where none has a label. A low figure shows at once that labels or
-            preprocessing do not fit.
         rows: One row a spec and OOD set, and one with ``ood`` = ``mean`` a spec; keys are
             :data:`COLUMNS`, then ``epsilon`` and ``fit`` where a spec perturbs inputs or
             learns from a set; an option that the method does not honour is None.
-        accuracies: The accuracy of each ID set, by its name.
+        accuracies: The accuracy of each ID set, by its name; never of several together. A low
+            figure shows at once that labels or preprocessing do not fit.
     """
 
-    id_accuracy: float | None
     rows: list[Row]
     accuracies: Mapping[str, Accuracy] = field(default_factory=dict)
 
@@ -164,7 +161,7 @@ def evaluate_run(
         backend: As of :func:`gradscore.scoring.iterate_scores`.
 
     Returns:
-        The ID accuracy and the rows, by spec in the order given, then by ID and OOD set in
+        The ID accuracies and the rows, by spec in the order given, then by ID and OOD set in
         the order of their names.
 
     Raises:
@@ -188,8 +185,7 @@ def evaluate_run(
                 more = {option: getattr(spec, option) for option in options}
                 rows.append(Row(spec, _columns(spec, name, ood, of_ood) | more))
     accuracies = {name: accuracy(scored[name]) for name in ids}
-    together = Accuracy(*map(sum, zip(*accuracies.values(), strict=True)))
-    return Evaluation(together.share, rows, accuracies)
+    return Evaluation(rows, accuracies)
 
 
 def choose_sets(

@@ -40,7 +40,7 @@ Facts = dict[str, Any]
 def write_evaluation(
     path: str | os.PathLike, evaluation: Evaluation, metrics: Sequence[str] | None = None
 ) -> None:
-    """Write an evaluation's rows; all but .csv and .parquet say the ID accuracy too.
+    """Write an evaluation's rows; all but .csv and .parquet say each ID set's accuracy.
 
     Args:
         path: Where to; the ending chooses the format, of :data:`ROW_ENDINGS`.
@@ -52,11 +52,8 @@ def write_evaluation(
         InvalidArgument: If the ending is unknown.
         RunError: If the file cannot be written.
     """
-    facts: Facts = {"id_accuracy": evaluation.id_accuracy}
-    if len(evaluation.accuracies) > 1:
-        shares = {name: accuracy.share for name, accuracy in evaluation.accuracies.items()}
-        facts["id_accuracies"] = shares
-    write_rows(path, evaluation.rows, metrics, **facts)
+    shares = {name: accuracy.share for name, accuracy in evaluation.accuracies.items()}
+    write_rows(path, evaluation.rows, metrics, id_accuracy=shares)
 
 
 def write_rows(
@@ -201,9 +198,9 @@ def _latex(
 
 def _facts_lines(facts: Facts) -> list[str]:
     """Return what is known of the ID sets, a sentence each."""
-    shares = facts.get("id_accuracies") or {"": facts.get("id_accuracy")}
+    shares = facts.get("id_accuracy", {})
     return [
-        f"ID accuracy{f' of {name}' if name else ''}: {percent(share)}%."
+        f"ID accuracy{f' of {name}' if len(shares) > 1 else ''}: {percent(share)}%."
         for name, share in shares.items()
         if share is not None
     ]

@@ -114,7 +114,7 @@ def test_tables_are_escaped_for_their_format(tmp_path):
     assert (tmp_path / "t.csv").read_text() == (
         "method,layers,ood,p\n'=m,a|b\\,'<b>\\x1b\\n,-1.5\n"
     )
-    write_evaluation(tmp_path / "t.md", Evaluation(0.5, [row | figures]))
+    write_evaluation(tmp_path / "t.md", Evaluation([row | figures]))
     head, _, last = (tmp_path / "t.md").read_text().splitlines()[-3:]
     assert head == r"| method | \<b\>\\x1b\\n AUROC | \<b\>\\x1b\\n FPR95 |"
     assert last == "| =m | 50.0 | 50.0 |"
@@ -122,7 +122,7 @@ def test_tables_are_escaped_for_their_format(tmp_path):
     assert (tmp_path / "u.md").read_text().splitlines()[-1] == (
         r"| =m | a\|b\\ | \<b\>\\x1b\\n | -1.5 |"
     )
-    write_evaluation(tmp_path / "t.tex", Evaluation(0.5, [row | figures]))
+    write_evaluation(tmp_path / "t.tex", Evaluation([row | figures]))
     text = (tmp_path / "t.tex").read_text()
     assert r"{\textless{}b\textgreater{}\textbackslash{}x1b\textbackslash{}n}" in text
     write_rows(tmp_path / "t.json", [row])

@@ -95,15 +95,24 @@ def _why(choice) -> str:
     return f"best against {of}{cheapest}"
 
 
+def _figure(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}"  # never -0.00
+
+
 def _show_table(title: str, rows, checks) -> None:
     columns = ["score", "", "value", "AUROC", *rows[0].ranked.aurocs]
     columns += ["OOD sets"] if checks else []
     cells = []
     for row in rows:
-        value = f"{row.ranked.value:.2f} [{row.ranked.low:.2f}, {row.ranked.high:.2f}]"
+        value, low, high = map(_figure, (row.ranked.value, row.ranked.low, row.ranked.high))
         mark = "*" if row.ranked.tied else "<" if row.spec.method in MARKED else ""
         figures = [row.ranked.auroc, *row.ranked.aurocs.values()]
-        cell = [score_name(row.spec), mark, value, *(f"{100 * a:.1f}" for a in figures)]
+        cell = [
+            score_name(row.spec),
+            mark,
+            f"{value} [{low}, {high}]",
+            *(f"{100 * a:.1f}" for a in figures),
+        ]
         cells.append(cell + ([f"{100 * checks[row.spec]:.1f}"] if row.spec in checks else []))
     print_table(columns, cells, left=2, title=title)
     say("* best, or tied with it; < energy, msp and gradnorm. value: mean logit AUROC.")

@@ -3,10 +3,15 @@
 import json
 import shlex
 
+import click
 import pytest
 from click.testing import CliRunner
 
+from gradscore.choosing.choice import Row
+from gradscore.choosing.ranking import Ranked
 from gradscore.cli import cli
+from gradscore.cli.choosing import _show_table
+from gradscore.methods import ScoreSpec
 
 
 def invoke(*words):
@@ -36,16 +41,31 @@ def test_choose_shows_both_tables_and_the_command_that_uses_the_choice(run, tmp_
     assert invoke("run", "check", run).exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"), [(-0.004, "0.00"), (0.004, "0.00"), (-0.006, "-0.01"), (1.005, "1.00")]
+)
+def test_a_value_of_nothing_has_no_sign(value, shown):
+    ranked = Ranked(0, value, value, value, {"phase": 0.5}, tied=True)
+    result = CliRunner().invoke(click.command()(lambda: _show_table("far", [row(ranked)], {})))
+    assert f"{shown} [{shown}, {shown}]" in result.output
+
+
+def row(ranked):
+    return Row(ScoreSpec("msp"), ranked)
+
+
 def test_evaluate_is_one_line_a_method_best_first_and_full_shows_every_set(run, tmp_path):
     short = invoke("evaluate", "--run", run, "-o", tmp_path / "short.csv")
     full = invoke("evaluate", "--run", run, "--full", "-o", tmp_path / "full.csv")
-    rows = [line.split() for line in short.stdout.splitlines() if " mean " in line]
-    methods = [row[0] for row in rows]
+    head, _, *rows = short.stdout.partition("\n\n")[2].partition("\n\n")[0].splitlines()
+    assert head.split()[:2] == ["method", "AUROC"]
+    methods = [row.split()[0] for row in rows]
     assert len(set(methods)) == len(methods) > 15
-    figures = [float(next(w for w in row if "." in w)) for row in rows]
+    figures = [float(row.split()[1]) for row in rows]
     assert figures == sorted(figures, reverse=True)
+    assert "OOD: mean of noise, photos, unseen;" in short.stdout
     for name in ("noise", "photos", "unseen"):
-        assert f" {name} " not in short.stdout
+        assert f" {name} " not in "".join((head, *rows))
         assert f" {name} " in full.stdout
     assert (tmp_path / "short.csv").read_bytes() == (tmp_path / "full.csv").read_bytes()
 

@@ -101,7 +101,7 @@ def test_evaluate_prints_the_accuracy_first_and_writes_every_method(run, tmp_pat
     first = capsys.readouterr().out.splitlines()[0]
     accuracy = float(first.removeprefix("ID accuracy ").removesuffix("%")) / 100
     result = json.loads((tmp_path / "e.json").read_text())
-    assert result["id_accuracy"] == pytest.approx(accuracy, abs=1e-3)
+    assert result["id_accuracy"] == {"digits": pytest.approx(accuracy, abs=1e-3)}
     assert accuracy > 0.95
     methods = {row["method"] for row in result["rows"]}
     assert {"gradnorm", "u", "v", "kl", "msp", "max_logit", "energy"} <= methods

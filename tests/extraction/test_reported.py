@@ -140,7 +140,7 @@ def test_each_id_set_has_its_own_accuracy(tmp_path):
     first, second = done.output.splitlines()[:2]
     assert re.fullmatch(r"ID accuracy of a \d+\.\d%", first)
     assert second == "ID accuracy of b unknown: no image has a label"
-    shares = json.loads(table.read_text())["id_accuracies"]
+    shares = json.loads(table.read_text())["id_accuracy"]
     assert shares["b"] is None
     assert f"{shares['a']:.1%}" in first
 

@@ -40,7 +40,7 @@ def test_a_run_of_format_1_is_read_and_scored_as_it_was():
     stored = run.score("unseen", "mahalanobis", fit="digits")
     np.testing.assert_allclose(stored[:3], MAHALANOBIS, rtol=1e-5)
     evaluation = evaluate_run(run, [ScoreSpec("gradnorm")], replicates=0)
-    assert evaluation.id_accuracy == 1.0
+    assert [accuracy.share for accuracy in evaluation.accuracies.values()] == [1.0]
     assert evaluation.rows[0]["auroc"] == 1.0
 
 

@@ -1,5 +1,6 @@
 """The choice of a score: all scores ranked by ID images alone, and what that is worth."""
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -58,9 +59,9 @@ def draw_choice(record: ChoiceRecord | None, store: RunStore) -> Markup:
     parts += [note(text) for text in record.notes]
     parts.append(
         note(
-            "No OOD image was read for this ranking. The mark shows the mean AUROC over all kinds "
-            "of such images: 100% tells all of them apart, 50% is a coin toss. The order follows "
-            "the mean of log-odds, which counts hard kinds more."
+            "No OOD image was read for this ranking. AUROC: 100% tells all images apart, 50% is a "
+            "coin toss. It is averaged over the kinds as log-odds: 99% against 98% counts as much "
+            "as 66% against 50%."
         )
     )
     return joined(*parts)
@@ -71,7 +72,7 @@ def _table(which: str, rows: Sequence[ScoreRecord], record: ChoiceRecord) -> Mar
     axis = Axis(0.5, 1.0)
     cells = []
     for place, row in enumerate(rows):
-        mean = sum(row.aurocs.values()) / len(row.aurocs)
+        mean, low, high = map(_auroc, (row.value, row.value_low, row.value_high))
         chosen = which == record.by and (row.method, row.options) == (
             record.method,
             record.options,
@@ -87,23 +88,31 @@ def _table(which: str, rows: Sequence[ScoreRecord], record: ChoiceRecord) -> Mar
                     tag("span", mark, class_="mark") if mark else None,
                 ),
                 f"{100 * mean:.1f}%",
-                tag("td", _bar(axis.share(mean), chosen), class_="bar"),
+                tag("td", _bar(*map(axis.share, (mean, low, high)), chosen), class_="bar"),
+                f"{100 * low:.1f}% to {100 * high:.1f}%",
                 *figures,
             ]
         )
-    columns = ["Score", "Mean AUROC", "50% to 100%", *rows[0].aurocs]
+    columns = ["Score", "AUROC", "50% to 100%", "95% interval", *rows[0].aurocs]
     shown = table(title, columns, cells[:SHOWN])
     more = cells[SHOWN:]
     rest = details(f"{len(more)} more scores", table(title, columns, more)) if more else None
     return joined(tag("h3", title), tag("p", told), shown, rest)
 
 
-def _bar(share: float, chosen: bool) -> Markup:
+def _auroc(value: float) -> float:
+    """Return the AUROC whose log-odds are a score's value."""
+    return 1 / (1 + math.exp(-value))
+
+
+def _bar(share: float, low: float, high: float, chosen: bool) -> Markup:
     width = f"{100 * share:.1f}%"
+    ends = {"x1": f"{100 * low:.1f}%", "x2": f"{100 * high:.1f}%"}
     return tag(
         "svg",
         tag("rect", x=0, y=3, width="100%", height=8, class_="track"),
         tag("rect", x=0, y=3, width=width, height=8, class_="fill"),
+        tag("line", **ends, y1=7, y2=7, class_="spread"),
         class_="chosen" if chosen else None,
         width="100%",
         height=14,

@@ -11,7 +11,7 @@ from gradscore.reporting.scales import WIDTH, percent, quantiles, short, stairs
 from gradscore.reporting.scored import ScoredSet
 from gradscore.reporting.words import role_class, set_label
 
-BINS = 100
+BINS = 64
 """Of each distribution; never more than 512."""
 TOP, TITLE, HEIGHT, GAP, FOOT = 26, 20, 46, 16, 24
 """Pixels: above all, of a set's line of text, of its curve, below it, and of the axis."""

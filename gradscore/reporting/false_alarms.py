@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradscore.detector.threshold import share_interval
 from gradscore.reporting.basis import Cut
@@ -34,9 +35,9 @@ def draw_false_alarms(ids: Sequence[ScoredSet], cut: Cut, about: RunInfo) -> Mar
     ]
     overall = percent(tenths(int(flagged.sum()), len(flagged)))
     told = (
-        f"At the report's threshold {overall} of all ID images are flagged. A class that is "
-        "flagged far more often is one that the score takes for unknown: with other shares of the "
-        f"classes the whole figure changes. Classes of fewer than {FEW} images stand last."
+        f"At the report's threshold {overall} of all ID images are flagged. Where one class is "
+        "flagged far more often than others, that share holds for this mix of classes alone. "
+        f"{_about_few(images[seen])}"
     )
     columns = ["Predicted class", "Images", "Flagged", "Share", "95% interval", "0% to 100%"]
     caption = "False alarms by predicted class"
@@ -46,6 +47,12 @@ def draw_false_alarms(ids: Sequence[ScoredSet], cut: Cut, about: RunInfo) -> Mar
     hidden = len(seen) - len(rows)
     cut_off = note(f"{hidden:,} more classes are not listed.") if hidden else None
     return joined(tag("p", told), shown, more, cut_off)
+
+
+def _about_few(images: NDArray[np.int64]) -> str:
+    if (images < FEW).all():
+        return f"No class has {FEW} images: the shares below say next to nothing."
+    return f"Classes of fewer than {FEW} images stand last." if (images < FEW).any() else ""
 
 
 def _row(name: str, wrong: int, images: int) -> list[object]:

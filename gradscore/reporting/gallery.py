@@ -141,5 +141,6 @@ def _picture(thumbnail: Thumbnail, path: str) -> Iterator[Markup]:
 
 
 def _shortened(path: str) -> str:
-    """Return the end of a name, which tells images of one folder apart."""
-    return path if len(path) <= NAME else f"...{path[-NAME:]}"
+    """Return the last part of a name, and of a long one its end."""
+    name = path.rstrip("/").rpartition("/")[2]
+    return name if len(name) <= NAME else f"...{name[-NAME:]}"

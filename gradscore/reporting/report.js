@@ -14,12 +14,11 @@
     count: (set, at) => set.flagged[at].toLocaleString("en-US"),
     flagged: (set, at) => percent(set.share[at]),
     kept: (set, at) => percent(1000 - set.share[at]),
-    right: (set, at, role) => {
-      const [share, low, high] =
-        role === "id"
-          ? [1000 - set.share[at], 1000 - set.high[at], 1000 - set.low[at]]
-          : [set.share[at], set.low[at], set.high[at]];
-      return `${percent(share)} (${percent(low)} to ${percent(high)})`;
+    right: (set, at, role) => percent(role === "id" ? 1000 - set.share[at] : set.share[at]),
+    interval: (set, at, role) => {
+      const ends = [set.low[at], set.high[at]];
+      const [low, high] = role === "id" ? ends.reverse().map((end) => 1000 - end) : ends;
+      return `${percent(low)} to ${percent(high)}`;
     },
   };
 
@@ -51,11 +50,9 @@
       dot.setAttribute("cx", 100 * (1 - set.flagged[at] / set.n));
       dot.setAttribute("cy", 100 * (data.known.flagged[at] / data.known.n));
     }
-    const kept = data.known ? `, keeps ${percent(1000 - tenths(data.known, at))} of ID images` : "";
+    const kept = data.known ? `, keeps ${percent(1000 - data.known.share[at])} of ID images` : "";
     slider.setAttribute("aria-valuetext", `${data.thresholds[at]}${kept}`);
   }
-
-  const tenths = (set, at) => set.share[at];
 
   function move(at) {
     slider.value = at;
@@ -78,11 +75,13 @@
     };
     figure.addEventListener("pointerdown", (event) => {
       if (event.button) return;
-      figure.setPointerCapture(event.pointerId);
-      move(nearest(event));
-    });
-    figure.addEventListener("pointermove", (event) => {
-      if (figure.hasPointerCapture(event.pointerId)) move(nearest(event));
+      const drag = (moved) => move(nearest(moved));
+      const end = new AbortController();
+      drag(event);
+      addEventListener("pointermove", drag, end);
+      for (const name of ["pointerup", "pointercancel"]) {
+        addEventListener(name, () => end.abort(), end);
+      }
     });
   }
 

@@ -44,30 +44,34 @@ def draw_shares(sets: Sequence[ScoredSet], shares: Sequence[Shares], grid: Grid)
         rows.append(
             [
                 set_label(one.info),
-                _right(place, one.role, share, low, high),
+                *_right(place, one.role, share, low, high),
                 _cell(place, "flagged", percent(share)),
                 _cell(place, "kept", percent(1000 - share)),
                 _cell(place, "count", f"{known.flagged[at]:,}"),
                 f"{known.images:,}",
             ]
         )
-    columns = ["Set", "Handled right", "Flagged", "Kept", "Images flagged", "Images"]
+    columns = ["Set", "Handled right", "95% interval", "Flagged", "Kept", "Images flagged"]
+    columns.append("Images")
     told = (
-        "Handled right: ID images that are kept, OOD images that are flagged. The range behind it "
-        "is a 95% confidence interval: few images leave much room."
+        "Handled right: ID images that are kept, OOD images that are flagged. The interval says "
+        "how far that may be off for other images like these: few images leave much room."
     )
     caption = "What this threshold does to each set"
     return joined(table(caption, columns, rows, id="shares"), note(told))
 
 
-def _right(place: int, role: str | None, share: int, low: int, high: int) -> Markup:
+def _right(place: int, role: str | None, share: int, low: int, high: int) -> list[Markup]:
     """Return the share that is handled right; of a set without a role nobody knows."""
     if role not in ("id", "ood"):
-        return tag("td", "unknown")
+        return [tag("td", "unknown"), tag("td")]
     if role == "id":
         share, low, high = 1000 - share, 1000 - high, 1000 - low
-    told = f"{percent(share)} ({percent(low)} to {percent(high)})"
-    return tag("td", told, data_set=place, data_show="right", data_role=role, class_="strong")
+    how, interval = {"data_set": place, "data_role": role}, f"{percent(low)} to {percent(high)}"
+    return [
+        tag("td", percent(share), data_show="right", class_="strong", **how),
+        tag("td", interval, data_show="interval", **how),
+    ]
 
 
 def _cell(place: int, what: str, text: str) -> Markup:

@@ -153,7 +153,7 @@ def _page(found: Findings, moved: Mapping[str, str] | None, progress: Progress) 
         Section("run", "The run", facts),
         Section("choice", "Which score to trust", draw_choice(found.basis.choice, store)),
         Section("scores", "Scores and threshold", _scores(found, name)),
-        Section("curves", "Telling ID from OOD at any threshold", _curves(found)),
+        Section("curves", "ROC: ID against OOD at any threshold", _curves(found)),
         Section("images", "Images to look at", _images(found, moved, progress)),
         Section("classes", "False alarms by class", _classes(found)),
         Section("layers", "Layers", _layers(found)),

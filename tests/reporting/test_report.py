@@ -72,7 +72,8 @@ def test_the_table_says_what_the_threshold_does(page):
         share = 100 * flagged / len(scores)
         assert abs(float(row["Flagged"].rstrip("%")) - share) <= 0.05
         assert abs(float(row["Kept"].rstrip("%")) - (100 - share)) <= 0.05
-    assert rows["digits (ID)"]["Handled right"] == "95.0% (83.0% to 99.4%)"
+    assert rows["digits (ID)"]["Handled right"] == "95.0%"
+    assert rows["digits (ID)"]["95% interval"] == "83.0% to 99.4%"
     assert rows["train (no role)"]["Handled right"] == "unknown"
 
 

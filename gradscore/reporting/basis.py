@@ -88,6 +88,7 @@ def find_basis(
         info, _ = read_detector(detector)
         require_same_model(store, info, detector)
         own = make_spec(info.method, **info.settings)
+        notices = (*notices, *info.notices, *_seen(store, info))
         return Basis(own, "detector", info, Path(detector).name, choice, notices)
     if method is not None:
         own = method if isinstance(method, ScoreSpec) else make_spec(method)
@@ -123,6 +124,19 @@ def require_same_model(store: RunStore, info: DetectorInfo, path: str | os.PathL
                 f"{what} {its} there, {run} in the run {store.path}; calibrate one with "
                 f"{command('calibrate', store.path)}."
             )
+
+
+def _seen(store: RunStore, info: DetectorInfo) -> list[str]:
+    """Return which images of the run a detector knows already."""
+    told = []
+    for source, what in ((info.calibration, "its threshold"), (info.fit, "its score")):
+        entry = store.sets.get(source.name) if source is not None else None
+        if entry is not None and entry.manifest_sha256 == source.manifest_sha256:
+            told.append(
+                f"The detector took {what} from {len(source.rows):,} of the {entry.rows:,} images "
+                f"of {source.name}: what is shown of them is no test."
+            )
+    return told
 
 
 def find_cut(

@@ -1,6 +1,6 @@
 """The head of a report: what ran on which images, and what makes its figures doubtful."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gradscore.escapes import counted
 from gradscore.evaluation import chance_cause
@@ -62,15 +62,39 @@ def draw_facts(
         "Features, classes": f"{about.features:,}, {about.classes:,}",
         "Recorded with": ", ".join(f"{k} {v}" for k, v in about.versions.items()),
     }
-    listed = [part for k, v in facts.items() if v for part in (tag("dt", k), tag("dd", v))]
     return joined(
         *_warnings(about, sets),
         *(note(text) for text in basis.notices),
         _sets(store, sets),
         *_skipped(store),
         *_left_out(store, left),
-        details("The model and its run", tag("dl", *listed, class_="facts")),
+        _detector(basis),
+        details("The model and its run", _listed(facts)),
     )
+
+
+def _listed(facts: Mapping[str, str]) -> Markup:
+    """Return names and what they stand for; empty ones are left out."""
+    parts = [part for k, v in facts.items() if v for part in (tag("dt", k), tag("dd", v))]
+    return tag("dl", *parts, class_="facts")
+
+
+def _detector(basis: Basis) -> Markup | None:
+    """Return what the detector's file says, where there is one."""
+    info = basis.detector
+    if info is None:
+        return None
+    threshold = info.threshold
+    facts = {
+        "File": basis.detector_path,
+        "Score": score_name(basis.spec),
+        "Threshold": f"{threshold.value:.6g}; images with a lower score are flagged",
+        "Promise": threshold.promise(),
+        "Rests on": f"{counted(threshold.images, 'ID image')}, of which {threshold.flagged:,} "
+        "lie below the threshold",
+        "ID accuracy": "" if info.id_accuracy is None else f"{info.id_accuracy:.1%}",
+    }
+    return details("The detector", _listed(facts))
 
 
 def _warnings(about: RunInfo, sets: Sequence[ScoredSet]) -> list[Markup]:

@@ -4,6 +4,7 @@ import numpy as np
 
 import gradscore as gs
 from gradscore.run import RunStore, SetInfo
+from gradscore.run.changes import remove_set
 from helpers.recorded_run import make_run
 
 EMBEDDED = {
@@ -19,7 +20,7 @@ def drawn_run(path, *, keep=None, roles=None, sources=None, **how):
     with RunStore.open_for_writing(path) as store:
         for name in list(store.sets):
             if keep is not None and name not in keep:
-                store.remove_set(name)
+                remove_set(store, name)
         for name, role in (roles or {}).items():
             store.sets[name].role = role
         for name, source in (sources or {}).items():

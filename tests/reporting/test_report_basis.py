@@ -1,0 +1,168 @@
+"""Which score and threshold a report shows: a detector's, a method's, the choice's, or energy."""
+
+import json
+
+import numpy as np
+import pytest
+from helpers.pages import Page, table_of
+from helpers.report_runs import drawn_run
+
+import gradscore as gs
+from gradscore.detector.file import DetectorInfo, Source, write_detector
+from gradscore.detector.threshold import Threshold
+from gradscore.errors import DetectorError, InvalidArgument, RunError
+from gradscore.run import RunStore
+from gradscore.run.names import CHOICE_FILE
+
+ROW = {"value": 2.0, "value_low": 1.5, "value_high": 2.5, "aurocs": {"shuffle4": 0.9}}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return drawn_run(tmp_path_factory.mktemp("report") / "run")
+
+
+def choose(path, *, method="msp", warning=None, **change):
+    """Keep a choice in a run that no images made."""
+    far = [{"method": method, "options": {}, "tied": True, **ROW}]
+    far.append({"method": "kl", "options": {"temperature": 2.0}, "tied": False, **ROW})
+    said = {
+        "recommended": {"method": method},
+        **{"by": "far", "warning": warning, "notes": ["A note."], "id": ["digits"]},
+        **{"far": far, "near": []},
+    } | change
+    with RunStore.open_for_writing(path) as store:
+        store.writer.write(CHOICE_FILE, json.dumps(said).encode())
+    return path
+
+
+def detector(path, run, **change):
+    """Write a detector of energy, calibrated on the drawn ID images."""
+    scores = gs.Run(run).score("digits", "energy").sort().values.numpy()
+    threshold = Threshold.of(scores, "0.9", guarantee="marginal")
+    about = RunStore(run).info
+    fields = {
+        **{"method": "energy", "settings": {}, "threshold": threshold, "model": about.model},
+        **{"weights": None, "weights_sha256": about.weights_sha256, "head_sha256": ""},
+        **{"preprocessing": {}, "precision": "float32", "input_shape": (1, 8, 8), "classes": 5},
+        "calibration": Source("digits", "drawn", "a" * 64, tuple(range(40))),
+    } | change
+    arrays = {"scores": scores, "predicted": np.zeros(len(scores), np.int64)}
+    write_detector(path, DetectorInfo(**fields), arrays)
+    return path, threshold
+
+
+def test_without_a_choice_energy_is_shown_with_the_command_that_makes_one(run, tmp_path):
+    page = Page(gs.report(run, tmp_path / "a.html", images=False))
+    assert page.root.one("dl", class_="cards").all("div")[0].text == (
+        "Score energy by default: no score was chosen"
+    )
+    assert page.section("choice").one("code").text == f"gradscore choose --run {run}"
+    assert page.section("scores").one("code").text == f"gradscore calibrate --run {run}"
+
+
+def test_the_choice_is_shown_and_its_score_taken(tmp_path):
+    run = choose(drawn_run(tmp_path / "run"))
+    page = Page(gs.report(run, tmp_path / "a.html", images=False))
+    assert page.root.one("dl", class_="cards").all("div")[0].text == (
+        "Score msp as chosen for this model"
+    )
+    first, second = table_of(page.section("choice"))
+    assert first == {
+        "Score": "1. msp recommended",
+        "AUROC": "88.1%",  # of log-odds 2
+        "50% to 100%": "",
+        "95% interval": "81.8% to 92.4%",
+        "shuffle4": "90.0%",
+    }
+    assert second["Score"] == "2. kl (temperature 2)"
+    assert "A note." in page.section("choice").text
+    assert not page.section("choice").all("p", class_="warning")
+
+
+def test_a_choice_that_trusts_no_score_says_so(tmp_path):
+    run = choose(drawn_run(tmp_path / "run"), warning="No score is to be trusted here.")
+    page = Page(gs.report(run, tmp_path / "a.html", images=False))
+    warning = page.section("choice").one("p", class_="warning")
+    assert warning.text == "Warning. No score is to be trusted here."
+
+
+def test_a_choice_that_the_run_cannot_give_falls_back_and_says_so(tmp_path):
+    run = choose(drawn_run(tmp_path / "run"), method="laplace_energy_blocks")
+    page = Page(gs.report(run, tmp_path / "a.html", images=False))
+    assert "laplace_energy_blocks was chosen, but cannot be shown" in page.section("run").text
+    assert "energy by default" in page.root.one("header").text
+    with pytest.raises(RunError, match="block means"):
+        gs.report(run, tmp_path / "b.html", method="laplace_energy_blocks")
+
+
+def test_a_damaged_choice_is_refused(tmp_path):
+    run = choose(drawn_run(tmp_path / "run"), by="luck")
+    with pytest.raises(RunError, match="expected far or near as by, got 'luck'"):
+        gs.report(run, tmp_path / "a.html")
+
+
+def test_a_method_goes_before_the_choice(tmp_path):
+    run = choose(drawn_run(tmp_path / "run"))
+    page = Page(gs.report(run, tmp_path / "a.html", images=False, method="gradnorm"))
+    assert "Score gradnorm as asked" in page.root.one("header").text
+    assert "1. msp recommended" in page.section("choice").text
+
+
+def test_a_detectors_threshold_is_shown_with_its_promise(run, tmp_path):
+    file, threshold = detector(tmp_path / "d.safetensors", run)
+    page = Page(gs.report(run, tmp_path / "a.html", images=False, detector=file))
+    assert "Score energy of the detector" in page.root.one("header").text
+    text = page.section("scores").text
+    assert "on average at most 10% of images like these are flagged" in text
+    assert "gradscore calibrate" not in text
+    at = page.data["start"]
+    assert page.data["thresholds"][at] == f"{threshold.value:.4g}"
+    assert page.data["sets"][0]["flagged"][at] == threshold.flagged == 3
+    assert (
+        "The detector took its threshold from 40 of the 40 images of digits: what is shown of "
+        "them is no test."
+    ) in page.section("run").text
+    assert "d.safetensors" in page.section("run").text
+
+
+def test_a_threshold_beyond_all_scores_is_on_the_axis(run, tmp_path):
+    scores = np.sort(1000 + np.arange(40.0))
+    threshold = Threshold.of(scores, "0.9", guarantee="marginal")
+    file = tmp_path / "d.safetensors"
+    _, _ = detector(file, run)
+    about = RunStore(run).info
+    info = DetectorInfo(
+        *("energy", {}, threshold, about.model, None, about.weights_sha256, "", {}, "float32"),
+        *((1, 8, 8), 5),
+    )
+    write_detector(file, info, {"scores": scores, "predicted": np.zeros(40, np.int64)})
+    page = Page(gs.report(run, tmp_path / "a.html", images=False, detector=file))
+    at = page.data["start"]
+    assert page.data["at"][at] == 1000
+    assert {of_set["share"][at] for of_set in page.data["sets"]} == {1000}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            {"weights_sha256": "b" * 64},
+            f"weights of SHA-256 {'b' * 64} there, {'a' * 64} in the run",
+        ),
+        ({"precision": "float16"}, "precision float16 there, float32 in the run"),
+        ({"preprocessing": {"crop": 8}}, "preprocessing {'crop': 8} there, {} in the run"),
+    ],
+)
+def test_a_detector_of_another_model_is_refused(run, tmp_path, change, told):
+    file, _ = detector(tmp_path / "d.safetensors", run, **change)
+    with pytest.raises(DetectorError, match="Expected a detector of the run") as refused:
+        gs.report(run, tmp_path / "a.html", detector=file)
+    assert told in str(refused.value)
+    assert "gradscore calibrate --run" in str(refused.value)
+
+
+def test_a_detector_and_a_method_are_one_too_many(run, tmp_path):
+    file, _ = detector(tmp_path / "d.safetensors", run)
+    with pytest.raises(InvalidArgument, match="Expected a detector or a method, got both"):
+        gs.report(run, tmp_path / "a.html", detector=file, method="msp")

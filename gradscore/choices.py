@@ -39,7 +39,7 @@ KEPT_TYPES = ("float32", "float16")
 ON_ERROR = ("fail", "skip")
 """What an extraction does at an image that cannot be read."""
 
-BACKENDS = ("auto", "torch", "triton")
+BACKENDS = ("auto", "torch", "numba", "triton")
 """What computes the closed form; ``auto``: the fastest there is."""
 
 METRICS = ("auroc", "fpr95", "aupr_in", "aupr_out")

@@ -56,7 +56,8 @@ def iterate_scores(
         sets: Names of the sets.
         specs: What to score by; equal ones are computed once.
         backend: ``triton`` takes the rows to a CUDA device for ``gradnorm`` of the last layer;
-            ``torch`` and ``auto`` do not: reading them takes longer than scoring them here.
+            the others do not: reading them takes longer than scoring them here. There, ``auto``
+            is ``numba`` where that can be had, else ``torch``.
 
     Yields:
         Scores of consecutive rows.
@@ -73,6 +74,7 @@ def iterate_scores(
     names = known_sets(run, sets)
     plans = [spec.definition.plan(spec, run) for spec in specs]
     device = _kernel_device(backend, plans)
+    here = "auto" if backend == "triton" else backend
     states = [plan.fit() if plan.fit else None for plan in plans]
     columns = column_names(specs)
     fields = ("index", "path", "label", "logits") + (
@@ -87,7 +89,7 @@ def iterate_scores(
         run.require_complete(name, ("base", *passes))
     for name in names:
         for arrays in run.blocks(name, fields=fields, norms=passes, rows=rows):
-            block = Block(arrays, orders, deviations, device)
+            block = Block(arrays, orders, deviations, device, here)
             with _torch_threads(threads):
                 _check_finite(block, name, fields, passes)
                 scored = {
@@ -171,7 +173,7 @@ def _empty(like: Scores, rows: int) -> Scores:
 
 
 def _kernel_device(backend: str, plans: Sequence[Plan]) -> str | None:
-    """Return where the Triton kernels shall score the last layer; None for torch, here.
+    """Return where the Triton kernels shall score the last layer; None for here.
 
     Raises:
         InvalidArgument: If the backend is unknown, or triton cannot run or has nothing to do.

@@ -112,7 +112,8 @@ backend_option = click.option(
     type=click.Choice(BACKENDS),
     default="auto",
     show_default=True,
-    help="What computes the closed form. triton: on CUDA; auto: torch, as fast as rows are read.",
+    help="What computes the closed form. numba: on a CPU; triton: on CUDA; torch: anywhere; "
+    "auto: numba where it runs, else torch.",
 )
 
 

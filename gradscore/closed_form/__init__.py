@@ -10,11 +10,9 @@ backward pass is needed: ``S = U V / (C T)`` with ``U = |x|_p`` and ``V = |1 - C
 With ``p = 1`` this is the GradNorm score, Eq. 9 of Huang, Geng & Li, "On the Importance of
 Gradients for Detecting Distributional Shifts in the Wild", NeurIPS 2021.
 
-What is here checks inputs and results and chooses who computes:
-:mod:`gradscore.closed_form.blockwise` in torch, block by block in the inputs' own type;
-:mod:`gradscore.closed_form.sweeps`, many settings at once;
-:mod:`gradscore.closed_form.cuda` in Triton; and :mod:`gradscore.closed_form.plain`, the few lines
-that a graph can follow.
+What is here checks inputs and results and chooses who computes: :mod:`gradscore.closed_form.cpu`,
+loops compiled by numba; :mod:`gradscore.closed_form.cuda`, kernels compiled by Triton; and
+:mod:`gradscore.closed_form.plain`, a few lines of torch that serve everywhere, in graphs too.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from gradscore.closed_form import blockwise, plain, sweeps
+from gradscore.closed_form import cpu, plain
 from gradscore.closed_form.checks import check_finite, check_head, check_matrix
 from gradscore.closed_form.cuda import use_triton
 from gradscore.errors import InvalidArgument
@@ -67,7 +65,8 @@ def last_layer_score(
             paper's Fig. 4, though below 1 the result is no norm.
         temperature: Softmax temperature ``T``, positive and without unit.
         target: ``uniform`` or ``one-hot``.
-        backend: ``torch``, ``triton`` (CUDA, up to float32), or ``auto``: triton where it runs.
+        backend: ``numba`` (CPU), ``triton`` (CUDA, up to float32), ``torch`` (anywhere), or
+            ``auto``: the first of these that serves the inputs.
 
     Returns:
         Scores in nats per unit of weight, shape ``[batch]``, without gradient, in float64 if the
@@ -75,8 +74,8 @@ def last_layer_score(
 
     Raises:
         InvalidArgument: If the shapes disagree, ``temperature`` or ``p`` is not positive,
-            ``target`` or ``backend`` is unknown, triton cannot serve the inputs, or a row of the
-            inputs is not finite. A logit of minus infinity is a class of probability zero.
+            ``target`` or ``backend`` is unknown, the backend cannot serve the inputs, or a row of
+            the inputs is not finite. A logit of minus infinity is a class of probability zero.
     """
     if features.ndim != 2 or logits.ndim != 2 or features.shape[0] != logits.shape[0]:
         raise InvalidArgument(
@@ -111,14 +110,14 @@ def head_score(
         p: Order of the norm, positive.
         temperature: Softmax temperature ``T``, positive.
         target: ``uniform`` or ``one-hot``.
-        backend: ``torch``, ``triton`` or ``auto``.
+        backend: As of :func:`last_layer_score`.
 
     Returns:
         Scores as of :func:`last_layer_score`, shape ``[batch]``.
 
     Raises:
-        InvalidArgument: If shapes or types disagree, a setting is out of range, triton cannot
-            serve the inputs, or a row's features or logits are not finite.
+        InvalidArgument: If shapes or types disagree, a setting is out of range, the backend
+            cannot serve the inputs, or a row's features or logits are not finite.
     """
     check_head(features, weight, bias)
     objective = Objective(p, temperature, target)
@@ -150,9 +149,7 @@ def feature_norm(features: Tensor, *, p: float = 1.0) -> Tensor:
     Raises:
         InvalidArgument: If ``features`` is not a matrix or ``p`` is not positive.
     """
-    p = check_order(p)
-    check_matrix(features, "features [batch, in_features]")
-    return _feature_norm(features, p)
+    return feature_norms(features, [check_order(p)])[0].to(_raised(features))
 
 
 @torch.no_grad()
@@ -175,53 +172,68 @@ def deviation_norm(
         InvalidArgument: If ``logits`` is not a matrix, ``p`` or ``temperature`` is not positive,
             or ``target`` is unknown.
     """
-    objective = Objective(p, temperature, target)
-    check_matrix(logits, "logits [batch, classes]")
-    return _deviation_norm(logits, objective)
+    return deviation_norms(logits, [Objective(p, temperature, target)])[0].to(_raised(logits))
 
 
 @torch.no_grad()
-def feature_norms(features: Tensor, orders: Sequence[float]) -> Tensor:
-    """Return ``U = |x|_p`` for each order; orders share their powers.
+def feature_norms(features: Tensor, orders: Sequence[float], *, backend: str = "auto") -> Tensor:
+    """Return ``U = |x|_p`` for each order, from one pass over the features.
 
     Args:
         features: Input ``x`` of the last layer, shape ``[batch, in_features]``.
         orders: Orders of the norm, positive.
+        backend: ``numba``, ``torch`` or ``auto``.
 
     Returns:
         Norms in units of the features, shape ``[orders, batch]``, in float64 (on devices that
         have it).
 
     Raises:
-        InvalidArgument: If ``features`` is not a matrix.
+        InvalidArgument: If ``features`` is not a matrix, or the backend cannot serve it.
     """
     check_matrix(features, "features [batch, in_features]")
-    return (plain if _in_plain(features) else sweeps).feature_norms(features, orders)
+    return (cpu if _in_numba(backend, features) else plain).feature_norms(features, orders)
 
 
 @torch.no_grad()
-def deviation_norms(logits: Tensor, objectives: Sequence[Objective]) -> Tensor:
-    """Return V for each order, temperature and target; orders share deviations and powers.
+def deviation_norms(
+    logits: Tensor, objectives: Sequence[Objective], *, backend: str = "auto"
+) -> Tensor:
+    """Return V for each order, temperature and target, from one pass over the logits.
 
     In float64: confident samples differ in V by less than float32 tells apart.
 
     Args:
         logits: Network outputs ``f``, shape ``[batch, classes]``.
         objectives: What to answer.
+        backend: ``numba``, ``torch`` or ``auto``.
 
     Returns:
         Norms without unit, shape ``[objectives, batch]``, in float64 (on devices that have it).
 
     Raises:
-        InvalidArgument: If ``logits`` is not a matrix.
+        InvalidArgument: If ``logits`` is not a matrix, or the backend cannot serve it.
     """
     check_matrix(logits, "logits [batch, classes]")
-    return (plain if _in_plain(logits) else sweeps).deviation_norms(logits, objectives)
+    return (cpu if _in_numba(backend, logits) else plain).deviation_norms(logits, objectives)
 
 
-def _in_plain(tensor: Tensor) -> bool:
-    """Say whether the plain form serves: in a graph, and where there is no float64."""
-    return torch.compiler.is_compiling() or tensor.device.type == "mps"
+def _in_numba(backend: str, *tensors: Tensor) -> bool:
+    """Return whether the loops compiled by numba shall serve.
+
+    Raises:
+        InvalidArgument: If ``backend`` is ``numba`` and they cannot.
+    """
+    if backend not in ("auto", "numba"):
+        return False
+    serves = cpu.serves(*tensors)
+    if backend == "numba" and not serves:
+        kinds = ", ".join(f"{tensor.dtype} on {tensor.device}" for tensor in tensors)
+        raise InvalidArgument(
+            "Expected inputs that backend 'numba' can serve, floating point on a CPU outside of "
+            f"graphs, and the package numba, got {kinds}; choose `backend='auto'`."
+        )
+    return serves
 
 
 def _score(features: Tensor, logits: Tensor, objective: Objective, backend: str) -> Tensor:
@@ -233,22 +245,13 @@ def _score(features: Tensor, logits: Tensor, objective: Objective, backend: str)
         from gradscore.closed_form.cuda import from_logits
 
         return from_logits(features, logits, **asdict(objective))
-    u, v = _feature_norm(features, objective.p), _deviation_norm(logits, objective)
+    if _in_numba(backend, features, logits):
+        return cpu.score(features, logits, objective)
+    u = plain.feature_norms(features, [objective.p])[0]
+    v = plain.deviation_norms(logits, [objective])[0]
     sign = logits.shape[1] if objective.target == "uniform" else -1
     score = u * v / (sign * objective.temperature)
     return score.to(torch.promote_types(_raised(features), logits.dtype))
-
-
-def _feature_norm(features: Tensor, p: float) -> Tensor:
-    if _in_plain(features):
-        return plain.feature_norms(features, [p])[0].to(_raised(features))
-    return blockwise.feature_norm(features, p)
-
-
-def _deviation_norm(logits: Tensor, objective: Objective) -> Tensor:
-    if _in_plain(logits):
-        return plain.deviation_norms(logits, [objective])[0].to(_raised(logits))
-    return blockwise.deviation_norm(logits, objective)
 
 
 def _raised(tensor: Tensor) -> torch.dtype:

@@ -37,8 +37,8 @@ def use_triton(backend: str, *tensors: Tensor) -> bool:
     """Return whether the Triton kernels shall serve these inputs.
 
     Args:
-        backend: ``torch``, ``triton``, or ``auto``: triton for CUDA tensors wherever it can run,
-            which is tried once a device, and told once where it cannot.
+        backend: ``torch``, ``numba``, ``triton``, or ``auto``: triton for CUDA tensors wherever
+            it can run, which is tried once a device, and told once where it cannot.
         tensors: The inputs, all on one device.
 
     Returns:
@@ -49,7 +49,7 @@ def use_triton(backend: str, *tensors: Tensor) -> bool:
     """
     if backend not in BACKENDS:
         raise InvalidArgument(f"Expected backend {', '.join(BACKENDS)}, got {backend!r}.")
-    if backend == "torch":
+    if backend in ("torch", "numba"):
         return False
     obstacle = _obstacle(tensors)
     if backend == "triton":

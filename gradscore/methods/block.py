@@ -17,7 +17,8 @@ class Block:
         arrays: The recorded arrays by name, as read from the run; each ``[rows, ...]``.
         feature_orders: Orders of the norms of the features that scores will want.
         deviations: Objectives of the softmax deviations whose norms scores will want.
-        device: Where the Triton kernels shall score the last layer; None for torch, here.
+        device: Where the Triton kernels shall score the last layer; None for here.
+        backend: What computes the norms here: ``numba``, ``torch`` or ``auto``.
     """
 
     def __init__(
@@ -26,9 +27,11 @@ class Block:
         feature_orders: Iterable[float] = (),
         deviations: Iterable[Objective] = (),
         device: str | None = None,
+        backend: str = "auto",
     ) -> None:
         self.arrays = arrays
         self.device = device
+        self._backend = backend
         self._orders, self._deviations = list(feature_orders), list(deviations)
         self._norms: dict[float | Objective, Tensor] = {}
 
@@ -60,7 +63,7 @@ class Block:
             Norms, shape ``[rows]``, float64.
         """
         if order not in self._norms:
-            norms = feature_norms(self.features, self._orders)
+            norms = feature_norms(self.features, self._orders, backend=self._backend)
             self._norms.update(zip(self._orders, norms, strict=True))
         return self._norms[order]
 
@@ -74,6 +77,6 @@ class Block:
             Norms, shape ``[rows]``, float64.
         """
         if objective not in self._norms:
-            norms = deviation_norms(self.logits, self._deviations)
+            norms = deviation_norms(self.logits, self._deviations, backend=self._backend)
             self._norms.update(zip(self._deviations, norms, strict=True))
         return self._norms[objective]

@@ -71,15 +71,17 @@ def column(path, name):
 @pytest.mark.parametrize("how", [(), ("-p", "2", "-T", "4"), ("--target", "one-hot")], ids=str)
 def test_the_kernels_score_as_torch_does(gradscore, run, tmp_path, how):
     found = {}
-    for backend in ("torch", "triton", "auto"):
+    for backend in ("torch", "numba", "triton", "auto"):
         output = tmp_path / f"{backend}.csv"
         command = ("score", "--run", run, *how, "--backend", backend, "-o", output)
         code, errors = gradscore(*command, interpret="1")
         assert code == 0, errors
         assert errors[-1] == str(backend == "triton")
         found[backend] = column(output, "gradnorm")
-    assert found["auto"] == found["torch"] != found["triton"]
+    assert found["auto"] == found["numba"]
+    assert found["numba"] == pytest.approx(found["torch"], rel=2e-6)
     assert found["triton"] == pytest.approx(found["torch"], rel=2e-5)
+    assert len({*map(tuple, (found["torch"], found["numba"], found["triton"]))}) > 1
 
 
 def test_evaluate_asks_them_too(gradscore, run, tmp_path):

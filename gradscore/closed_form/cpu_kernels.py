@@ -1,0 +1,112 @@
+"""The compiled functions that :mod:`gradscore.closed_form.cpu` calls: each row is read once.
+
+Whatever is asked of a row is answered while it is in cache. Memory does not grow with the rows.
+"""
+
+import hashlib
+import math
+from pathlib import Path
+
+import numpy as np
+from numba import njit
+from numba.core.dispatcher import Dispatcher
+
+from gradscore.closed_form import elementary, float32_rows, row_norms, side_by_side
+from gradscore.closed_form.elementary import F, borrowed
+from gradscore.closed_form.float32_rows import VECTOR, deviation_norms32, fill
+from gradscore.closed_form.row_norms import below_zero, norm_of, settle
+from gradscore.closed_form.side_by_side import LANES, NARROW, norms_side_by_side, prepare
+
+called = njit(error_model="numpy", nogil=True)
+COMPILED = (elementary, row_norms, float32_rows, side_by_side)
+SOURCES = hashlib.sha256(
+    b"".join(Path(module.__file__).read_bytes() for module in COMPILED)
+).hexdigest()
+
+
+def _functions(sources: str) -> tuple[Dispatcher, Dispatcher]:
+    """Return ``feature_norms`` and ``deviation_norms``, not yet compiled.
+
+    Args:
+        sources: Stands for all that they call: of what a function closes over, the cache on disk
+            knows the values; of other files it knows nothing.
+    """
+
+    @called
+    def feature_norms(x, orders, out):
+        """Fill ``out [orders, batch]`` with the norms of the rows of ``x``, float32 or float64."""
+        sources  # noqa: B018
+        kept = np.empty(x.shape[1])
+        x, orders, out, logs = borrowed(x), borrowed(orders), borrowed(out), borrowed(kept)
+        for i in range(len(x)):
+            known = False
+            for s in range(len(orders)):
+                out[s, i] = norm_of(x[i], orders[s], logs, known)
+                known = known or orders[s] not in (1.0, 2.0, math.inf)
+        kept[0] = 0  # it was needed until here
+
+    @called
+    def deviation_norms(f, temperatures, one_hot, begins, orders, out):
+        """Fill ``out [settings, batch]`` with V of the rows of ``f``.
+
+        Args:
+            f: Logits, ``[batch, classes]``, float32 or float64.
+            temperatures: One for each group of settings that share their deviations.
+            one_hot: Whether the target of a group is one-hot.
+            begins: Where the orders of a group begin, and the number of all.
+            orders: Of the norms, group by group.
+            out: What is filled, float64.
+        """
+        sources  # noqa: B018
+        n = f.shape[1]
+        space = np.zeros((2 + len(orders), max(n, LANES)))
+        lanes = np.zeros((3 * n + 5 if n <= NARROW else 1, LANES))
+        float32s = np.empty((2, n + VECTOR), F)
+        f, out, orders = borrowed(f), borrowed(out), borrowed(orders)
+        e, logs, found = (
+            borrowed(space)[0, :n],
+            borrowed(space)[1, :n],
+            borrowed(space)[2:, :LANES],
+        )
+        columns, top, work = borrowed(lanes)[:n], borrowed(lanes)[n], borrowed(lanes)[n + 1 :]
+        single = borrowed(float32s)[0, : n + VECTOR - 1 - (n - 1) % VECTOR]
+        tail = borrowed(float32s)[1, :VECTOR]
+        step = LANES if n <= NARROW else 1
+        for first in range(0, len(f), step):
+            rows = f[first : first + step]
+            if n <= NARROW:
+                prepare(rows, columns, top)
+            for g in range(len(temperatures)):
+                a, b, t = begins[g], begins[g + 1], temperatures[g]
+                asked, norms = orders[a:b], found[a:b]
+                if n <= NARROW:
+                    norms_side_by_side(columns, top, t, one_hot[g], asked, norms, work)
+                else:
+                    fill(norms[:, 0], -1.0)
+                    if f.itemsize == 4:
+                        deviation_norms32(rows[0], t, one_hot[g], asked, norms[:, 0], tail, single)
+                for k in range(len(rows)):
+                    if below_zero(norms[:, k]):
+                        settle(rows[k], t, one_hot[g], asked, e, logs, norms[:, k])
+            for s in range(len(orders)):
+                for k in range(len(rows)):
+                    out[s, first + k] = found[s, k]
+        space[0, 0], lanes[0, 0], float32s[0, 0] = 0, 0, 0  # they were needed until here
+
+    return feature_norms, deviation_norms
+
+
+def make_kernels(*, cached: bool) -> tuple[Dispatcher, Dispatcher]:
+    """Return ``feature_norms`` and ``deviation_norms``, compiled at their first call.
+
+    Args:
+        cached: Whether what is compiled is kept on disk, and taken from there.
+
+    Raises:
+        RuntimeError: If it shall be, and no folder can be written.
+    """
+    kernels = _functions(SOURCES)
+    if cached:
+        for kernel in kernels:
+            kernel.enable_caching()
+    return kernels

@@ -1,0 +1,115 @@
+"""Elementary functions for compiled loops, written so that they are vectorised.
+
+The library functions that a compiler would call take one number at a time.
+"""
+
+import math
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+F, BITS = np.float32, np.int32
+
+compiled = njit(error_model="numpy")
+inlined = njit(error_model="numpy", forceinline=True)
+summed = njit(error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+"""A sum's terms may change their order. Numbers that are not finite have to reach the result."""
+
+
+@intrinsic
+def reinterpret(typing, value):
+    """Return the bits of a float as an integer of its size, or the other way round."""
+    kinds = (types.float32, types.int32), (types.float64, types.int64)
+    other = {**dict(kinds), **{whole: real for real, whole in kinds}}[value]
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], context.get_value_type(other))
+
+    return other(value), generate
+
+
+@intrinsic
+def fma(typing, a, b, c):
+    """Return ``a b + c``, rounded once where the processor can."""
+
+    def generate(context, builder, signature, arguments):
+        kind = arguments[0].type
+        function = ir.FunctionType(kind, (kind, kind, kind))
+        return builder.call(
+            builder.module.declare_intrinsic("llvm.fmuladd", (kind,), function), arguments
+        )
+
+    return a(a, a, a), generate
+
+
+@intrinsic
+def borrowed(typing, array):
+    """Return an array that owns nothing: its slices cost no counting of references.
+
+    The array that it was made of has to be kept until the last use.
+    """
+
+    def generate(context, builder, signature, arguments):
+        bare = context.make_array(array)(context, builder, arguments[0])
+        bare.meminfo = cgutils.get_null_value(bare.meminfo.type)
+        bare.parent = cgutils.get_null_value(bare.parent.type)
+        return bare._getvalue()
+
+    return array(array), generate
+
+
+@inlined
+def exp32(d, inverse, correction, floor, less):
+    """Return ``exp(d / T) - less`` for ``d`` up to 88 T, ``1 / T = inverse + correction``.
+
+    ``exp z = 2^k (1 + q)`` with ``q = exp(z - k log 2) - 1`` by a polynomial. Adding the large
+    number rounds to ``k``, and leaves it in the bits that make a float32 of ``2^k``.
+    """
+    d = floor if d < floor else d
+    rounded = fma(d, inverse * F(1.4426950408889634), F(12583039.0))
+    k = rounded - F(12583039.0)
+    r = fma(d, inverse, k * F(-0.693359375))
+    r = fma(k, F(2.12194440e-4), fma(d, correction, r))
+    q = fma(F(1.388239564e-3), r, F(8.367180867e-3))
+    q = fma(fma(q, r, F(4.166722127e-2)), r, F(1.666653868e-1))
+    q = fma(fma(q, r, F(4.999999804e-1)), r * r, r)
+    power = reinterpret(BITS(reinterpret(rounded) << BITS(23)))
+    return fma(power, q, power - less)
+
+
+@inlined
+def exp64(z, less):
+    """Return ``exp z - less`` for ``z`` up to 709, likewise; below -708.7 ``exp z`` is 0."""
+    z = -709.4 if z < -709.4 else z
+    rounded = fma(z, 1.4426950408889634, 6755399441056767.0)
+    k = rounded - 6755399441056767.0
+    r = fma(k, -1.90821492927058770002e-10, fma(k, -6.93147180369123816490e-01, z))
+    q = fma(1 / 6227020800, r, 1 / 479001600)
+    q = fma(fma(q, r, 1 / 39916800), r, 1 / 3628800)
+    q = fma(fma(q, r, 1 / 362880), r, 1 / 40320)
+    q = fma(fma(q, r, 1 / 5040), r, 1 / 720)
+    q = fma(fma(q, r, 1 / 120), r, 1 / 24)
+    q = fma(fma(q, r, 1 / 6), r, 0.5)
+    q = fma(q, r * r, r)
+    power = reinterpret(reinterpret(rounded) << 52)
+    return fma(power, q, power - less)
+
+
+@inlined
+def log64(x):
+    """Return ``log x`` for ``0 <= x <= 1``, by the series of the inverse hyperbolic tangent."""
+    bits = reinterpret(x)
+    k = (bits - 0x3FE6A09E667F3BCD) >> 52
+    m = reinterpret(bits - (k << 52))
+    s = (m - 1) / (m + 1)
+    t = s * s
+    a = fma(fma(1 / 21, t, 1 / 19), t, 1 / 17)
+    a = fma(fma(a, t, 1 / 15), t, 1 / 13)
+    a = fma(fma(a, t, 1 / 11), t, 1 / 9)
+    a = fma(fma(a, t, 1 / 7), t, 1 / 5)
+    a = fma(fma(a, t, 1 / 3), t, 1.0)
+    value = fma(2 * s, a, k * 1.90821492927058770002e-10) + k * 6.93147180369123816490e-01
+    return (-math.inf if x < 2.3e-308 else value) + (x - x)

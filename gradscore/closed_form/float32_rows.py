@@ -1,0 +1,233 @@
+"""Norms of a row's deviations in float32, for orders 1, 2 and infinity: compiled loops.
+
+Sums of 512 entries are added up in float64, and the largest class is left out of them: its 1 would
+swallow the others of a confident row. Small deviations are computed around the row's mean by
+``exp - 1``, which subtracts nothing. The end of a row is padded to whole vectors: a single entry
+costs as much as a vector of them. What float32 cannot hold is left to float64.
+"""
+
+import math
+
+import numpy as np
+
+from gradscore.closed_form.elementary import BITS, F, compiled, exp32, inlined, reinterpret, summed
+from gradscore.closed_form.row_norms import PART
+
+VECTOR = 64
+
+NEAR = 0.5
+"""Below this power mean of the deviations, subtracting 1 costs float32 its digits."""
+
+LEAST_NORM, LEAST_OTHERS, LEAST_ROOT = 1e-15, 1e-28, 1e-15
+"""Smaller norms, shares of the other classes, and roots of their squares are left to float64."""
+
+
+@inlined
+def key(bits):
+    """Return a whole number that is larger the larger the float of these bits; its own inverse."""
+    return BITS(bits ^ ((bits >> BITS(31)) & BITS(0x7FFFFFFF)))
+
+
+@compiled
+def fill(x, value):
+    """Set all entries."""
+    for j in range(len(x)):
+        x[j] = value
+
+
+@compiled
+def copy(source, target):
+    """Copy to the beginning of ``target``, in float32."""
+    for j in range(len(source)):
+        target[j] = F(source[j])
+
+
+@compiled
+def extremes(x, most, least):
+    """Return the largest and smallest of two keys and those of ``x``; NaN is the largest."""
+    for j in range(len(x)):
+        value = key(reinterpret(F(x[j])))
+        most = value if value > most else most
+        least = value if value < least else least
+    return most, least
+
+
+@summed
+def exponentials32(f, top, how, e):
+    """Fill ``e``, zero at the largest class; return its sum and the number of other classes."""
+    inverse, correction, floor = how
+    total, others = F(0), F(0)
+    for j in range(len(e)):
+        d = F(f[j]) - top
+        other = F(1) if d < F(0) else F(0)
+        value = exp32(d, inverse, correction, floor, F(0)) * other
+        e[j] = value
+        total += value
+        others += other
+    return total, others
+
+
+@compiled
+def less_one(f, centre, how, e):
+    """Fill ``e`` with ``exp((f - centre) / T) - 1``."""
+    inverse, correction, floor = how
+    for j in range(len(e)):
+        e[j] = exp32(F(f[j]) - centre, inverse, correction, floor, F(1))
+
+
+@summed
+def sum_of_part(e):
+    """Return the sum of one part."""
+    total = F(0)
+    for j in range(len(e)):
+        total += e[j]
+    return total
+
+
+@summed
+def above(e, centre):
+    """Return what the entries of one part exceed ``centre`` by, in all."""
+    total = F(0)
+    for j in range(len(e)):
+        value = e[j] - centre
+        total += value if value > F(0) else F(0)
+    return total
+
+
+@summed
+def squares_of_part(e, centre):
+    """Return the sum of squares of one part, less ``centre``."""
+    total = F(0)
+    for j in range(len(e)):
+        value = e[j] - centre
+        total += value * value
+    return total
+
+
+@compiled
+def in_parts(e, kind, centre):
+    """Return the sum (kind 0), what is above ``centre`` (1) or the squares (2) of all parts."""
+    total = 0.0
+    for start in range(0, len(e), PART):
+        part = e[start : start + PART]
+        if kind == 0:
+            total += sum_of_part(part)
+        elif kind == 1:
+            total += above(part, centre)
+        else:
+            total += squares_of_part(part, centre)
+    return total
+
+
+@compiled
+def exponentiate(row, tail, top, how, e):
+    """Return how many classes are the largest, and the sum of the others, that one being 1."""
+    body = len(row) - len(row) % VECTOR
+    total, others = 0.0, 0.0
+    for start in range(0, body, PART):
+        stop = min(start + PART, body)
+        part = exponentials32(row[start:stop], F(top), how, e[start:stop])
+        total += part[0]
+        others += part[1]
+    if body < len(row):
+        part = exponentials32(tail, F(top), how, e[body:])
+        total += part[0]
+        others += part[1] - (body + VECTOR - len(row))
+    return len(row) - others, total
+
+
+@compiled
+def mean_of(row):
+    """Return the mean of a row."""
+    total = 0.0
+    for start in range(0, len(row), PART):
+        total += sum_of_part(row[start : start + PART])
+    return total / len(row)
+
+
+@compiled
+def centred32(row, tail, centre, ends, how, orders, found, e):
+    """Norms of deviations that are small, around ``centre``: ``exp - 1`` subtracts nothing."""
+    n = len(row)
+    body = n - n % VECTOR
+    less_one(row[:body], F(centre), how, e[:body])
+    if body < n:
+        less_one(tail, F(centre), how, e[body:])
+    fill(e[n:], F(0))
+    mean = in_parts(e, 0, F(0)) / n
+    fill(e[n:], F(mean))
+    for k in range(len(orders)):
+        if orders[k] == 1:
+            norm = 2 * in_parts(e, 1, F(mean))
+        elif orders[k] == 2:
+            norm = math.sqrt(in_parts(e, 2, F(mean)))
+        elif orders[k] == math.inf:
+            norm = max(math.expm1(ends[1]) - mean, mean - math.expm1(ends[0]))
+        else:
+            continue
+        found[k] = norm / (1 + mean) if norm > LEAST_NORM else -1.0
+
+
+@compiled
+def uniform32(row, tail, ends, temperature, how, orders, found, e):
+    """Norms of ``C softmax(f/T) - 1``, or -1 where float32 is not enough."""
+    n = len(row)
+    low, top = ends
+    near = flat = top - low <= temperature
+    centre = mean_of(row) if flat else top
+    if not flat:
+        ties, total = exponentiate(row, tail, top, how, e)
+        mean = (ties + total) / n
+        for k in range(len(orders)):
+            if orders[k] == 1:  # deviations sum to zero: those above it are half
+                norm = 2 * (ties * (1 - mean) + in_parts(e, 1, F(mean))) / mean
+                near = near or norm < NEAR * n
+            elif orders[k] == 2:
+                squares = (ties + in_parts(e, 2, F(0))) / mean**2 - n
+                norm = math.sqrt(max(squares, 0.0))
+                near = near or squares < NEAR**2 * n
+            elif orders[k] == math.inf:
+                norm = max(1 / mean - 1, 1 - math.exp((low - top) / temperature) / mean)
+                near = near or norm < NEAR
+            else:
+                continue
+            found[k] = norm if norm > LEAST_NORM else -1.0
+        if near:
+            centre = top + temperature * math.log(mean)
+    if near:
+        ends = (low - F(centre)) / temperature, (top - F(centre)) / temperature
+        centred32(row, tail, centre, ends, how, orders, found, e)
+
+
+@compiled
+def one_hot32(row, tail, ends, how, orders, found, e):
+    """Norms of ``softmax(f/T) - e_y``, or -1 where float32 is not enough."""
+    ties, total = exponentiate(row, tail, ends[1], how, e)
+    others = ties - 1 + total  # in units of the largest class
+    for k in range(len(orders)):
+        if orders[k] == 2:
+            norm = math.sqrt(others**2 + (ties - 1) + in_parts(e, 2, F(0)))
+            found[k] = norm / (1 + others) if norm > LEAST_ROOT else -1.0
+        elif orders[k] in (1.0, math.inf):
+            norm = 2 * others if orders[k] == 1 else others
+            found[k] = norm / (1 + others) if others > LEAST_OTHERS else -1.0
+
+
+@compiled
+def deviation_norms32(row, temperature, one_hot, orders, found, tail, e):
+    """Fill ``found`` where float32 is enough, and leave what is below zero elsewhere."""
+    if not 1e-30 < temperature < 1e30:
+        return
+    body = len(row) - len(row) % VECTOR
+    fill(tail, F(row[0]))
+    copy(row[body:], tail)
+    most, least = extremes(row[:body], BITS(-0x80000000), BITS(0x7FFFFFFF))
+    most, least = extremes(tail, most, least)
+    fill(tail[len(row) - body :], F(-math.inf))
+    ends = np.float64(reinterpret(key(least))), np.float64(reinterpret(key(most)))
+    inverse = F(1 / temperature)
+    how = inverse, F(1 / temperature - np.float64(inverse)), F(-88.0 * temperature)
+    if one_hot:
+        one_hot32(row, tail, ends, how, orders, found, e)
+    else:
+        uniform32(row, tail, ends, temperature, how, orders, found, e)

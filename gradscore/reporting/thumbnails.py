@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from gradscore.data import ImageSet
-from gradscore.data.pictures import Picture
+from gradscore.data.pictures import Files, Picture
 from gradscore.errors import DataError, RunError
 from gradscore.extraction.sets import Opener
 from gradscore.run import ROLE_OPTIONS, RunInfo, SetInfo
@@ -28,6 +28,7 @@ SIDE = 128
 SMALL = 64
 """Pictures up to this side are kept as they are, without loss."""
 QUALITY = 80
+GONE = "moved or removed"
 CHANGED = (
     "The list of these images has changed since it was recorded. The images below have the "
     "recorded names; whether they still are the same nobody knows."
@@ -54,13 +55,15 @@ class Source:
     """Where the images of a set are read from.
 
     Attributes:
-        images: The images, or None where there are none to be had.
+        images: The images, or None where they are files below ``folder``, or not to be had.
         places: Name of an image to its place, where the list is another than the recorded one.
+        folder: Where the files are.
         notice: What the reader should know, or empty.
     """
 
-    images: ImageSet | None
+    images: ImageSet | None = None
     places: Mapping[str, int] | None = None
+    folder: Path | None = None
     notice: str = ""
 
     def thumbnail(self, index: int, path: str) -> Thumbnail:
@@ -70,12 +73,14 @@ class Source:
             index: Its place in the recorded list.
             path: Its name there.
         """
-        if self.images is None:
+        if self.folder is None and self.images is None:
             return Thumbnail(reason="not found")
-        place = index if self.places is None else self.places.get(path)
-        if place is None:
-            return Thumbnail(reason="moved or removed")
         try:
+            if self.folder is not None:
+                return make_thumbnail(_below(self.folder, path))
+            place = index if self.places is None else self.places.get(path)
+            if place is None:
+                return Thumbnail(reason=GONE)
             return make_thumbnail(self.images[place])
         except DataError as error:
             return Thumbnail(reason=str(error).removeprefix(f"{path}: "))
@@ -95,15 +100,30 @@ def open_source(about: RunInfo, run: Path, entry: SetInfo, moved: str | None = N
     try:
         if moved is None:
             require_openable(run, entry, "--data")
+        if os.path.isdir(source):
+            return Source(folder=Path(source))  # not listed: only what is shown is looked for
         images = opener(source, entry.role, entry.rows)
         if images.sha256 == entry.manifest_sha256:
             return Source(images)
         images = opener(source, entry.role)
     except (DataError, RunError) as error:
         hint = "" if moved is not None else _hint(entry, source)
-        return Source(None, notice=f"{error}{hint}")
+        return Source(notice=f"{error}{hint}")
     places = {path: place for place, path in enumerate(images.paths)}
-    return Source(images, places, "" if moved is not None else CHANGED)
+    return Source(images, places, notice="" if moved is not None else CHANGED)
+
+
+def _below(folder: Path, path: str) -> Picture:
+    """Return the picture in a file below a folder.
+
+    Raises:
+        DataError: If the name leads elsewhere, or the file is gone or no picture.
+    """
+    if os.path.isabs(path) or ".." in path.split("/") or "\0" in path:
+        raise DataError("its name leads out of the folder")
+    if not os.path.lexists(folder / path):
+        raise DataError(GONE)
+    return Files(folder, [path]).read(0)
 
 
 def make_thumbnail(picture: Picture) -> Thumbnail:

@@ -108,7 +108,6 @@ def test_images_of_a_folder_are_shown_and_moved_ones_told(folder, tmp_path):
     gone = page.root.all("img")[0].attributes["alt"]
     (folder / "id" / gone).unlink()
     page = Page(gs.report(run, tmp_path / "b.html", **ENERGY))
-    assert "The list of these images has changed" in page.section("images").text
     (absent,) = page.root.all("div", class_="absent")
     assert absent.text == "moved or removed"
     shutil.move(folder, tmp_path / "elsewhere")
@@ -137,6 +136,40 @@ def test_a_file_that_has_changed_is_told_where_the_list_has_digests(folder, tmp_
     page = Page(gs.report(run, tmp_path / "b.html", **ENERGY))
     (absent,) = page.root.all("div", class_="absent")
     assert "its SHA-256 is not the one in the manifest" in absent.text
+
+
+def test_a_list_that_has_changed_is_told_and_its_images_found_by_name(folder, tmp_path):
+    files = sorted((folder / "id").rglob("*.png"))
+    names = [file.relative_to(folder).as_posix() for file in files]
+    listed = tmp_path / "list.txt"
+    listed.write_text("".join(f"{name} 0\n" for name in names))
+    sets = {"id": ("id", f"{listed}@{folder}")}
+    run = gs.extract("digits", sets, tmp_path / "run", layers="last")
+    before = {
+        image.attributes["alt"]: image.attributes["src"]
+        for image in Page(gs.report(run, tmp_path / "a.html", **ENERGY)).root.all("img")
+    }
+    first = next(iter(before))
+    listed.write_text("".join(f"{name} 0\n" for name in reversed(names) if name != first))
+    page = Page(gs.report(run, tmp_path / "b.html", **ENERGY))
+    assert "The list of these images has changed" in page.section("images").text
+    after = {image.attributes["alt"]: image.attributes["src"] for image in page.root.all("img")}
+    assert after == {name: source for name, source in before.items() if name != first}
+
+
+def test_names_that_lead_out_of_a_folder_are_not_followed(tmp_path):
+    def elsewhere(name, arrays):
+        paths = ["../secret.png", str(tmp_path / "secret.png"), "a\0b", "x/../../secret.png"]
+        arrays["path"] = np.array([paths[k % 4] for k in arrays["index"]], dtype=object)
+
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "secret.png")
+    run = drawn_run(tmp_path / "run", change=elsewhere, sources={"digits": inside})
+    page = Page(gs.report(run, tmp_path / "report.html", sets=["digits"]))
+    assert not page.root.all("img")
+    told = {absent.text for absent in page.root.all("div", class_="absent")}
+    assert told == {"its name leads out of the folder"}
 
 
 @pytest.mark.parametrize("kind", ["npz", "npy", "tar"])

@@ -59,32 +59,21 @@ def show_choice(choice, checks, run_path) -> None:
 
 def show_recommendation(choice, run_path) -> None:
     """Print the recommendation, the warning, and the command that uses it."""
-    say(f"Recommended: {score_name(choice.spec)} ({_why(choice)}).")
+    say(f"Recommended: {choice.spec.title()} ({_why(choice)}).")
     if choice.warning:
         say(f"Warning: {choice.warning}")
     say(f"Use it: {use_command(choice.spec, run_path)}")
 
 
-def score_name(spec) -> str:
-    """Return a method with the settings that are not its defaults."""
-    words = [f"{name} {text}" for name, text in spec.settings().items() if _is_given(spec, name)]
-    return f"{spec.method} ({', '.join(words)})" if words else spec.method
-
-
 def use_command(spec, run_path) -> str:
     """Return the command that scores a run by a score."""
     options = []
-    for name, text in spec.settings().items():
-        if _is_given(spec, name):
-            option = FLAGS.get(name, f"--{name.replace('_', '-')}")
-            options += [option] if text == "yes" else [option, text]
+    for name, text in spec.changed().items():
+        option = FLAGS.get(name, f"--{name.replace('_', '-')}")
+        options += [option] if text == "yes" else [option, text]
     return shlex.join(
         ("gradscore", "score", "--run", str(run_path), "--method", spec.method, *options)
     )
-
-
-def _is_given(spec, name: str) -> bool:
-    return getattr(spec, name) != spec.definition.options.get(name)
 
 
 def _why(choice) -> str:
@@ -108,7 +97,7 @@ def _show_table(title: str, rows, checks) -> None:
         mark = "*" if row.ranked.tied else "<" if row.spec.method in MARKED else ""
         figures = [row.ranked.auroc, *row.ranked.aurocs.values()]
         cell = [
-            score_name(row.spec),
+            row.spec.title(),
             mark,
             f"{value} [{low}, {high}]",
             *(f"{100 * a:.1f}" for a in figures),

@@ -171,6 +171,24 @@ class ScoreSpec:
                 texts[option] = value if isinstance(value, str) else number_name(value)
         return texts
 
+    def changed(self) -> dict[str, str]:
+        """Return those settings that are not the method's defaults, as :meth:`settings` does."""
+        usual = self.definition.options
+        texts = self.settings().items()
+        return {name: text for name, text in texts if getattr(self, name) != usual.get(name)}
+
+    def title(self) -> str:
+        """Return the method with the settings that are not its defaults.
+
+        >>> ScoreSpec("gradnorm", p=2).title(), ScoreSpec("energy").title()
+        ('gradnorm (p 2)', 'energy')
+        """
+        words = [
+            name.replace("_", "-") if text == "yes" else f"{name} {text}"
+            for name, text in self.changed().items()
+        ]
+        return f"{self.method} ({', '.join(words)})" if words else self.method
+
     def fit_sets(self) -> tuple[str, ...]:
         """Return the names of the sets that the method learns from; most learn from none."""
         fit_sets = self.definition.fit_sets

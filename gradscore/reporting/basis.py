@@ -1,7 +1,7 @@
 """What a report rests on: the score that its figures show, and the threshold that cuts it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscore.choosing import read_choice
-from gradscore.detector.file import DetectorInfo, read_detector
+from gradscore.detector.file import FIT, DetectorInfo, read_detector
 from gradscore.errors import DetectorError, InvalidArgument, NotRecorded
 from gradscore.methods import ScoreSpec, make_spec
 from gradscore.run import ChoiceRecord, RunStore
@@ -85,8 +85,9 @@ def find_basis(
     except NotRecorded as error:
         notices = (str(error),)
     if detector is not None:
-        info, _ = read_detector(detector)
+        info, arrays = read_detector(detector)
         require_same_model(store, info, detector)
+        _require_unlearned(info, arrays, detector)
         own = make_spec(info.method, **info.settings)
         notices = (*notices, *info.notices, *_seen(store, info))
         return Basis(own, "detector", info, Path(detector).name, choice, notices)
@@ -124,6 +125,22 @@ def require_same_model(store: RunStore, info: DetectorInfo, path: str | os.PathL
                 f"{what} {its} there, {run} in the run {store.path}; calibrate one with "
                 f"{command('calibrate', store.path)}."
             )
+
+
+def _require_unlearned(
+    info: DetectorInfo, arrays: Mapping[str, NDArray], path: str | os.PathLike
+) -> None:
+    """Raise where a detector's score learned from images: a run would teach it otherwise.
+
+    Raises:
+        DetectorError: Naming what shows the score all the same.
+    """
+    if any(name.startswith(FIT) for name in arrays):
+        raise DetectorError(
+            f"Expected a detector whose score learns nothing, got {os.fspath(path)!r} of "
+            f"{info.method}, which learned from images of its own; give `method={info.method!r}` "
+            "in its place: it then learns from the run's images."
+        )
 
 
 def _seen(store: RunStore, info: DetectorInfo) -> list[str]:

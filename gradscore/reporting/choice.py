@@ -17,7 +17,6 @@ from gradscore.reporting.markup import (
     tag,
 )
 from gradscore.reporting.scales import Axis
-from gradscore.reporting.words import score_name
 from gradscore.run import ChoiceRecord, RunStore, ScoreRecord
 from gradscore.run.hints import command as command_text
 
@@ -123,5 +122,5 @@ def _bar(share: float, low: float, high: float, chosen: bool) -> Markup:
 def _name(method: str, options: dict[str, object]) -> str:
     """Return what a score is called; one that is not known here by what its record says."""
     with suppress(GradScoreError):
-        return score_name(spec_of(method, options))
+        return spec_of(method, options).title()
     return method

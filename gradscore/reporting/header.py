@@ -9,7 +9,7 @@ from gradscore.reporting.markup import Markup, breakable, details, joined, note,
 from gradscore.reporting.operating import Grid, Shares
 from gradscore.reporting.scales import percent, tenths
 from gradscore.reporting.scored import Left, ScoredSet, surrogates
-from gradscore.reporting.words import ROLES, score_name
+from gradscore.reporting.words import ROLES
 from gradscore.run import BASE, RunInfo, RunStore
 from gradscore.run.description import preprocessing_text, weights_text
 
@@ -27,12 +27,13 @@ def draw_cards(
     basis: Basis, sets: Sequence[ScoredSet], shares: Sequence[Shares], grid: Grid | None
 ) -> Markup:
     """Return the figures that matter most, at the report's own threshold."""
-    cards = [("Score", breakable(score_name(basis.spec)), _SOURCES[basis.source])]
-    accuracy = [one.accuracy for one in sets if one.role == "id"]
-    labelled = sum(one.labelled for one in accuracy)
-    if labelled:
-        share = percent(tenths(sum(one.right for one in accuracy), labelled))
-        cards.append(("ID accuracy", share, f"of {counted(labelled, 'labelled image')}"))
+    cards = [("Score", breakable(basis.spec.title()), _SOURCES[basis.source])]
+    known = [one.accuracy for one in sets if one.role == "id" and one.accuracy.labelled]
+    if known:
+        right = _range([tenths(one.right, one.labelled) for one in known])
+        images = counted(sum(one.labelled for one in known), "labelled image")
+        about = f"of {images}" if len(known) == 1 else f"of {len(known)} ID sets"
+        cards.append(("ID accuracy", right, about))
     if grid is not None:
         pairs = list(zip(sets, (known.share[grid.start] for known in shares), strict=True))
         kept = [1000 - share for one, share in pairs if one.role == "id"]
@@ -87,7 +88,7 @@ def _detector(basis: Basis) -> Markup | None:
     threshold = info.threshold
     facts = {
         "File": basis.detector_path,
-        "Score": score_name(basis.spec),
+        "Score": basis.spec.title(),
         "Threshold": f"{threshold.value:.6g}; images with a lower score are flagged",
         "Promise": threshold.promise(),
         "Rests on": f"{counted(threshold.images, 'ID image')}, of which {threshold.flagged:,} "
@@ -123,12 +124,12 @@ def _sets(store: RunStore, sets: Sequence[ScoredSet]) -> Markup | None:
             [
                 entry.name,
                 ROLES[entry.role],
-                f"{entry.done(BASE) - len(entry.failed):,} of {entry.rows:,}",
                 _accuracy(scored) if scored else "",
+                f"{entry.done(BASE) - len(entry.failed):,} of {entry.rows:,}",
                 entry.source,
             ]
         )
-    columns = ["Set", "Role", "Images recorded", "Accuracy", "Images from"]
+    columns = ["Set", "Role", "Accuracy", "Images recorded", "Images from"]
     return table("The sets of images", columns, rows)
 
 

@@ -29,7 +29,6 @@ from gradscore.reporting.roc import draw_curves
 from gradscore.reporting.scored import Left, ScoredSet, score_for_report, shown_sets
 from gradscore.reporting.threshold import draw_shares, draw_slider
 from gradscore.reporting.thumbnails import wanted_of
-from gradscore.reporting.words import score_name
 from gradscore.run import RunStore, extract_command
 from gradscore.run.hints import command as command_text
 from gradscore.tables import check_output
@@ -143,7 +142,7 @@ def find(
 
 
 def _page(found: Findings, moved: Mapping[str, str] | None, progress: Progress) -> bytes:
-    store, name = found.store, score_name(found.basis.spec)
+    store, name = found.store, found.basis.spec.title()
     lead = joined(
         tag("p", _sentence(found, name)),
         draw_cards(found.basis, found.sets, found.shares, found.grid),

@@ -36,7 +36,7 @@ def choose(path, *, method="msp", warning=None, **change):
     return path
 
 
-def detector(path, run, **change):
+def detector(path, run, more=None, **change):
     """Write a detector of energy, calibrated on the drawn ID images."""
     scores = gs.Run(run).score("digits", "energy").sort().values.numpy()
     threshold = Threshold.of(scores, "0.9", guarantee="marginal")
@@ -48,7 +48,7 @@ def detector(path, run, **change):
         "calibration": Source("digits", "drawn", "a" * 64, tuple(range(40))),
     } | change
     arrays = {"scores": scores, "predicted": np.zeros(len(scores), np.int64)}
-    write_detector(path, DetectorInfo(**fields), arrays)
+    write_detector(path, DetectorInfo(**fields), arrays | (more or {}))
     return path, threshold
 
 
@@ -160,6 +160,14 @@ def test_a_detector_of_another_model_is_refused(run, tmp_path, change, told):
         gs.report(run, tmp_path / "a.html", detector=file)
     assert told in str(refused.value)
     assert "gradscore calibrate --run" in str(refused.value)
+
+
+def test_a_detector_whose_score_learned_is_refused(run, tmp_path):
+    file, _ = detector(tmp_path / "d.safetensors", run, more={"fit.bank": np.zeros((2, 4))})
+    with pytest.raises(
+        DetectorError, match="of energy, which learned from images of its own; give"
+    ):
+        gs.report(run, tmp_path / "a.html", detector=file)
 
 
 def test_a_detector_and_a_method_are_one_too_many(run, tmp_path):

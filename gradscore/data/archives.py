@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from gradscore.data.folders import MACOS, counted, ending, folder_labels, paths_of
@@ -14,6 +16,7 @@ from gradscore.data.labels import Wanted, class_numbers
 from gradscore.data.manifest_formats import IMAGE_SUFFIXES
 from gradscore.data.pictures import LARGEST_FILE, Opened, decode_image
 from gradscore.data.tar_members import open_archive, sound_members
+from gradscore.data.texts import Texts
 from gradscore.errors import DataError
 from gradscore.files import SCARCE, open_regular
 
@@ -32,15 +35,21 @@ class Members:
     held in memory, once a process.
 
     Args:
-        places: Archive, place of the first byte, and number of bytes of each image.
+        archives: The archives.
+        places: Of each image the place of its archive among these, of its first byte in it, and
+            its number of bytes, ``[n, 3]``.
         names: What errors call the images.
         packed: Whether the archives are compressed.
     """
 
     def __init__(
-        self, places: Sequence[tuple[Path, int, int]], names: Sequence[str], packed: bool
+        self,
+        archives: Sequence[Path],
+        places: NDArray[np.int64],
+        names: Sequence[str],
+        packed: bool,
     ) -> None:
-        self.places, self.names, self.packed = places, names, packed
+        self.archives, self.places, self.names, self.packed = archives, places, names, packed
         self._contents: dict[tuple[Path, int], bytes] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -49,7 +58,8 @@ class Members:
 
     def read(self, place: int) -> Image.Image:
         """Return the picture in a member."""
-        path, offset, size = self.places[place]
+        number, offset, size = self.places[place].tolist()
+        path = self.archives[number]
         name = f"{path}:{self.names[place]}"
         if size > LARGEST_FILE:
             raise DataError(f"{name}: expected at most {LARGEST_FILE:,} bytes, got {size:,}.")
@@ -68,7 +78,8 @@ class Members:
         return self._contents[path, offset]
 
     def _unpack(self, path: Path) -> None:
-        wanted = {offset for there, offset, _ in self.places if there == path}
+        of_path = self.places[:, 0] == self.archives.index(path)
+        wanted = set(self.places[of_path, 1].tolist())
         try:
             with open_archive(path) as archive:
                 for member in sound_members(archive, path):
@@ -133,17 +144,19 @@ def open_archives(text: str, wanted: Wanted) -> Opened:
         DataError: If an archive is absent or damaged, or none holds an image.
     """
     places, names, labels, packed, others = [], [], [], False, Counter()
-    for path in paths_of(text, "archive"):
+    paths = paths_of(text, "archive")
+    for number, path in enumerate(paths):
         try:
             with open_archive(path) as archive:
                 packed = packed or _is_packed(path)
                 images, found = _sorted_out(archive, path, others)
         except Exception as error:  # each kind of packing has its own for damage
             raise DataError(f"Cannot read the archive {str(path)!r}: {error}") from error
-        places += [(path, member.offset_data, member.size) for member in images]
+        found_at = [(number, member.offset_data, member.size) for member in images]
+        places.append(np.array(found_at, np.int64).reshape(-1, 3))
         names += [member.name.removeprefix("./") for member in images]
         labels += [found.of(member.name) for member in images] if found else [None] * len(images)
-    if not places:
+    if not names:
         there = f"; there are {counted(others)}" if others else ""
         raise DataError(f"No images in the archive {text!r}{there}.")
     if any(label is not None for label in labels):
@@ -153,15 +166,17 @@ def open_archives(text: str, wanted: Wanted) -> Opened:
     else:
         numbers, notice = None, ""
     notices = [notice, f"passed over: {counted(others)}" if others else ""]
-    sizes = [str(size) for _, _, size in places]
-    total = sum(size for _, _, size in places)
+    where = np.concatenate(places)
+    sizes, total = map(str, where[:, 2].tolist()), int(where[:, 2].sum())
     if packed and total > PACKED_BYTES:
         raise DataError(
             f"Expected a compressed archive of at most {PACKED_BYTES >> 30} GiB of images, got "
             f"{total / (1 << 30):.1f} GiB in {text!r}: unpack it to a .tar (gunzip, unxz), which "
             "is read in place."
         )
-    return Opened(names, numbers, Members(places, names, packed), contents=sizes, notices=notices)
+    held = Texts.of(names)
+    reader = Members(paths, where, held, packed)
+    return Opened(held, numbers, reader, contents=Texts.of(sizes), notices=notices)
 
 
 def _sorted_out(

@@ -23,6 +23,7 @@ from gradscore.data.labels import (
 )
 from gradscore.data.manifest_formats import IMAGE_SUFFIXES
 from gradscore.data.pictures import Files, Opened
+from gradscore.data.texts import Texts
 from gradscore.errors import DataError
 
 MACOS = "__MACOSX"
@@ -58,7 +59,8 @@ def open_folder(text: str, wanted: Wanted) -> Opened:
     labels, notice = None, ""
     if wanted.labelled:
         labels, notice = folder_labels(paths, wanted.class_names, wanted.classes)
-    return Opened(paths, labels, Files(Path(text), paths), notices=[notice, passed_over])
+    held = Texts.of(paths)
+    return Opened(held, labels, Files(Path(text), held), notices=[notice, passed_over])
 
 
 def find_images(folder: str | Path) -> Listing:
@@ -198,7 +200,12 @@ def folder_labels(
         class_names: The model's class names in order, or each name's number; or None.
         classes: The number of its classes, or None.
     """
-    tops = [path.partition("/")[0] if "/" in path else "" for path in paths]
+    # One text a folder, however many images are in it.
+    names: dict[str, str] = {"": ""}
+    tops = [
+        names.setdefault(top, top)
+        for top in (path.partition("/")[0] if "/" in path else "" for path in paths)
+    ]
     folders = sorted({*tops} - {""})
     outside = tops.count("")
     if not folders:

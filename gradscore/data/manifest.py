@@ -12,14 +12,17 @@ import csv
 import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradscore.data.labels import ClassNames, Wanted, class_numbers
+from gradscore.data.long_lists import Unclear, plain_paths, read_long
 from gradscore.data.manifest_formats import IMAGE_SUFFIXES, READERS, WRITERS, Columns
 from gradscore.data.pictures import Files, Opened
 from gradscore.errors import DataError
@@ -66,7 +69,7 @@ def open_list(text: str, wanted: Wanted) -> Opened:
         DataError: As :func:`read_manifest` does.
     """
     listed = read_manifest(text, wanted.class_names, wanted.classes)
-    reader = Files(listed.root, listed.paths, listed.sha256)
+    reader = Files(listed.root, listed.paths, listed.sha256, inside=True)
     notices = [listed.notice]
     return Opened(listed.paths, listed.labels, reader, contents=listed.sha256, notices=notices)
 
@@ -98,6 +101,9 @@ def read_manifest(
         raise DataError(f"No folder {str(root)!r} for the images of {str(path)!r}.")
     try:
         with open_regular(path) as file:
+            with suppress(Unclear):
+                return _read_long(file, path, root, class_names, classes)
+            file.seek(0)
             rows = list(READERS[suffix](file, path))
     except (UnicodeError, csv.Error, OSError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -114,6 +120,30 @@ def read_manifest(
     except DataError as error:
         raise DataError(f"{str(path)!r}: {error}") from None
     return Manifest(root, paths, numbers, digests if any(digests) else (), notice)
+
+
+def _read_long(
+    file: BinaryIO,
+    path: Path,
+    root: Path,
+    class_names: ClassNames | None,
+    classes: int | None,
+) -> Manifest:
+    """Return what a long list holds, checked a column at a time.
+
+    Raises:
+        Unclear: If it is short, or anything about it is not plain: then the rows are read one by
+            one, and errors name the first at fault.
+    """
+    listed = read_long(file, path, os.fstat(file.fileno()).st_size)
+    try:
+        numbers, notice = class_numbers(listed.known, class_names, classes)
+    except DataError as error:
+        raise Unclear from error
+    if len(listed.digests) and not listed.digests.lengths.all():
+        raise Unclear
+    paths = plain_paths(listed.paths, root)
+    return Manifest(root, paths, numbers[listed.labels], listed.digests, notice)
 
 
 def write_manifest(path: str | Path, manifest: Manifest) -> None:
@@ -149,16 +179,6 @@ def file_sha256(path: Path) -> str:
             return digest.hexdigest()
     except OSError as error:
         raise DataError(f"Cannot read {str(path)!r}: {error.strerror}.") from error
-
-
-def rows_sha256(paths: Sequence[str], labels: NDArray, extra: Sequence[str] = ()) -> str:
-    """Return the SHA-256 of a list itself: paths, labels and what else identifies the images."""
-    digest = hashlib.sha256()
-    for path, label in zip(paths, labels.tolist(), strict=True):
-        digest.update(f"{path}\0{label}\n".encode(errors="surrogateescape"))
-    for text in extra:
-        digest.update(f"{text}\n".encode())
-    return digest.hexdigest()
 
 
 def _relative(paths: Sequence[str], root: Path) -> Sequence[str]:

@@ -85,7 +85,7 @@ def _lines(file: BinaryIO, path: Path) -> Iterator[str]:
             yield line
 
 
-def _chosen_columns(names: Sequence[str], path: Path) -> dict[str, str]:
+def chosen_columns(names: Sequence[str], path: Path) -> dict[str, str]:
     """Return which columns hold path, label and SHA-256, of those that are there.
 
     Raises:
@@ -110,7 +110,7 @@ def _read_csv(file: BinaryIO, path: Path) -> Iterator[Row]:
     rows = csv.DictReader(
         chain([header], lines), delimiter=delimiter, skipinitialspace=", " in header
     )
-    columns = _chosen_columns(rows.fieldnames or (), path)
+    columns = chosen_columns(rows.fieldnames or (), path)
     for entry in rows:
         where = f"line {rows.line_num} of {str(path)!r}"
         values = {what: entry[name] or "" for what, name in columns.items()}
@@ -154,9 +154,8 @@ def _read_parquet(file: BinaryIO, path: Path) -> Iterator[Row]:
     try:
         facts = pq.read_metadata(file)
         schema = facts.schema.to_arrow_schema()
-        columns = _chosen_columns(schema.names, path)
-        kinds = _kinds(schema, columns, path)
-        check_unfolded(facts, kinds, os.fstat(file.fileno()).st_size, path)
+        columns = chosen_columns(schema.names, path)
+        kinds = parquet_kinds(facts, schema, columns, os.fstat(file.fileno()).st_size, path)
         # Texts stay a dictionary: one long text a million times over is then one text.
         texts = [name for name, kind in kinds.items() if kind == "string"]
         source = pq.ParquetFile(file, read_dictionary=texts, pre_buffer=False)
@@ -173,11 +172,21 @@ def _read_parquet(file: BinaryIO, path: Path) -> Iterator[Row]:
         raise DataError(f"Cannot read the manifest {str(path)!r}: {error}.") from error
 
 
-def _kinds(schema: Any, columns: dict[str, str], path: Path) -> dict[str, str]:
-    """Return the kind of each column that is wanted.
+def parquet_kinds(
+    facts: Any, schema: Any, columns: dict[str, str], size: int, path: Path
+) -> dict[str, str]:
+    """Return the kind of each column of a .parquet that is wanted.
+
+    Args:
+        facts: What the file says of its rows.
+        schema: Its columns.
+        columns: Which of them are wanted, as :func:`chosen_columns` returns them.
+        size: Its bytes.
+        path: Its path.
 
     Raises:
-        DataError: If one comes twice, or its kind is another.
+        DataError: If one comes twice, its kind is another, or they would unfold to far more than
+            the file.
     """
     import pyarrow as pa
 
@@ -195,6 +204,7 @@ def _kinds(schema: Any, columns: dict[str, str], path: Path) -> dict[str, str]:
                 f"Expected one column {name} of {' or '.join(accepted)} in {str(path)!r}, "
                 f"got {', '.join(str(one)[:40] for one in found)}."
             )
+    check_unfolded(facts, kinds, size, path)
     return kinds
 
 

@@ -188,14 +188,34 @@ class Reader(Protocol):
 
 
 class Files:
-    """Image files below a folder; each is checked against its SHA-256 where the list has one."""
+    """Image files below a folder; each is checked against its SHA-256 where the list has one.
 
-    def __init__(self, root: Path, paths: Sequence[str], sha256: Sequence[str] = ()) -> None:
-        self.root, self.paths, self.sha256 = root, paths, sha256
+    Args:
+        root: The folder.
+        paths: Paths below it.
+        sha256: Digest of each, or empty.
+        inside: Whether links that lead out of the folder are refused.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        paths: Sequence[str],
+        sha256: Sequence[str] = (),
+        *,
+        inside: bool = False,
+    ) -> None:
+        self.root, self.paths, self.sha256, self.inside = root, paths, sha256, inside
 
     def read(self, place: int) -> Image.Image:
         """Return the picture in a file."""
         path = self.root / self.paths[place]
+        if self.inside and os.path.islink(path):
+            top = os.path.join(os.path.realpath(self.root), "")
+            if not os.path.realpath(path).startswith(top):
+                raise DataError(
+                    f"{path}: expected a file inside {self.root}, got a link out of it."
+                )
         content = read_image_file(path)
         if self.sha256 and hashlib.sha256(content).hexdigest() != self.sha256[place]:
             raise DataError(f"{path}: its SHA-256 is not the one in the manifest.")

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from gradscore.data import archives, arrays, named, tables
 from gradscore.data.folders import open_folder
+from gradscore.data.identity import rows_sha256
 from gradscore.data.labels import UNKNOWN, ClassNames, Wanted
-from gradscore.data.manifest import SUFFIXES, open_list, rows_sha256, split_root
+from gradscore.data.manifest import SUFFIXES, open_list, split_root
 from gradscore.data.pictures import Opened, Picture, Reader, pixels_up_to
+from gradscore.data.texts import some_of
 from gradscore.errors import DataError
 
 SEED = 0
@@ -55,8 +57,10 @@ class ImageSet:
 
     def beginning_sha256(self, count: int) -> str:
         """Return the identity of a list of the first ``count`` images alone."""
-        extra = [*self.contents[:count], *self.whole]
-        return rows_sha256(self.paths[:count], self.labels[:count], extra)
+        paths, labels, contents = (
+            listed[:count] for listed in (self.paths, self.labels, self.contents)
+        )
+        return rows_sha256(paths, labels, contents, self.whole)
 
     def __getitem__(self, place: int) -> Picture:
         """Return an image: a picture of mode ``L`` or ``RGB``, or floats ``[c, h, w]``.
@@ -115,12 +119,9 @@ def open_set(
     if limit is not None and limit < len(paths):
         chosen, how = choose(paths, labels, limit)
         notices.append(f"{limit:,} of {len(paths):,} images, {how}")
-        paths, contents = (
-            [listed[place] for place in chosen.tolist()] if listed else listed
-            for listed in (paths, contents)
-        )
+        paths, contents = (some_of(listed, chosen) for listed in (paths, contents))
         labels, reader = labels[chosen], Chosen(reader, chosen)
-    digest = rows_sha256(paths, labels, [*contents, *opened.whole])
+    digest = rows_sha256(paths, labels, contents, opened.whole)
     notice = "; ".join(filter(None, notices))
     return ImageSet(
         text, paths, labels, reader, digest, notice, max_pixels, contents, opened.whole

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from gradscore.data.identity import rows_sha256
 from gradscore.data.labels import UNKNOWN
-from gradscore.data.manifest import rows_sha256
 from gradscore.data.pictures import Picture
 from gradscore.data.sources import Chosen, ImageSet, choose
 
@@ -155,7 +155,7 @@ def surrogate_set(name: str, images: ImageSet, pixels: Callable[[Picture], Tenso
     paths = [images.paths[place] for place in chosen]
     contents = [images.contents[place] for place in chosen] if images.contents else ()
     labels, whole = np.full(len(paths), UNKNOWN, np.int64), (*images.whole, f"surrogate {name}")
-    digest = rows_sha256(paths, labels, [*contents, *whole])
+    digest = rows_sha256(paths, labels, contents, whole)
     reader = _Surrogates(name, images, places, pixels)
     return ImageSet(
         images.source, paths, labels, reader, digest, "", images.max_pixels, contents, whole

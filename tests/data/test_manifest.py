@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from gradscore.data.folders import find_images
+from gradscore.data.identity import rows_sha256
 from gradscore.data.manifest import (
     Manifest,
     file_sha256,
     read_manifest,
-    rows_sha256,
     write_manifest,
 )
 from gradscore.errors import DataError

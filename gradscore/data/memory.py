@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
+from gradscore.data.identity import rows_sha256
 from gradscore.data.labels import UNKNOWN
-from gradscore.data.manifest import rows_sha256
 from gradscore.data.pictures import Picture
 from gradscore.data.sources import SEED, Chosen, ImageSet
 from gradscore.errors import DataError, InvalidArgument

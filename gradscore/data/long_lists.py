@@ -128,13 +128,15 @@ def _csv(file: BinaryIO, path: Path, size: int) -> Iterator[tuple[Any, Any, Any]
     from pyarrow import csv
 
     header = file.readline(BLOCK)
+    if any(mark in header for mark in MARKS) or not header.endswith(b"\n"):
+        raise Unclear
     try:
         line = header.decode("ascii").rstrip("\r\n")
     except UnicodeDecodeError:
         raise Unclear from None
     delimiter = next((mark for mark in ",;\t" if mark in line), ",")
     names = line.split(delimiter)
-    if ", " in line or '"' in line or len(set(names)) < len(names) or "\r" in line:
+    if ", " in line or len(set(names)) < len(names) or "\r" in line:
         raise Unclear
     columns = chosen_columns(names, path)
     source = csv.open_csv(

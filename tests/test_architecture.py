@@ -21,6 +21,7 @@ FLOORS = (
     "methods",
     "scoring recorded evaluation ablation naming pivot tables",
     "choosing",
+    "interop",
     "detector",
     "plots",
     "reporting",
@@ -34,6 +35,7 @@ SOLE_IMPORTERS = {
     "numba": "closed_form",
     "click": "cli",
     "matplotlib": "plots",
+    "pytorch_ood": "interop",
 }
 HEAVY = ("torch", "h5py", "timm", "matplotlib", "torchvision", "sklearn", "numpy", "pyarrow")
 MODULES = sorted(PACKAGE.rglob("*.py"))

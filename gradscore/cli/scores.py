@@ -70,6 +70,18 @@ def score(run_path, model, sets, methods, backend, output, plot, quiet, **option
 @click.command(short_help="Print how well each score tells ID from OOD.")
 @chained(of_a_run, output_option(ROW_ENDINGS), plot_option, quiet_option)
 @click.option("--full", is_flag=True, help="Show every OOD set, not only their mean.")
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(("openood",)),
+    help="Write the .csv of -o in the columns of OpenOOD's leaderboard.",
+)
+@click.option(
+    "--near",
+    metavar="SET",
+    multiple=True,
+    help="OOD set that OpenOOD's columns count as near; the others are far. May be repeated.",
+)
 @metric_option
 def evaluate(
     run_path, model, sets, methods, backend, full, metrics, output, plot, quiet, **options
@@ -81,15 +93,24 @@ def evaluate(
     fractions, .md and .tex methods x sets in percent. --plot draws the ROC curves.
     """
     from gradscore.evaluation import evaluate_run
+    from gradscore.interop.openood import write_leaderboard
     from gradscore.run import RunStore
     from gradscore.tables import write_evaluation
 
+    layout, near = options.pop("layout"), options.pop("near")
+    if layout and not (output and output.lower().endswith(".csv")):
+        raise click.UsageError("Expected -o FILE.csv with --format openood.")
+    if near and not layout:
+        raise click.UsageError("Expected --near with --format openood only.")
     run = RunStore(run_path, model)
     specs = choose_specs(run, methods, options, quiet=quiet)
     evaluation = evaluate_run(run, specs, sets=sets or None, backend=backend)
     _notice_doubts(run, specs, evaluated_sets(evaluation.rows), quiet)
     if output:  # before it is printed: a pager that is closed must not take the file along
-        write_evaluation(output, evaluation, metrics)
+        if layout:
+            write_leaderboard(output, evaluation, near=near, model=run.info.model)
+        else:
+            write_evaluation(output, evaluation, metrics)
         notice_written(output, quiet=quiet)
     if plot:
         from gradscore.plots import plot_roc

@@ -241,7 +241,7 @@ def measure(name: str, data: Path, folder: Path) -> list[dict]:
           f"{chosen:.1f}, energy {energy:.1f}; warning: {choice.warning}")  # fmt: skip
     runs = split_runs(run, bool(subject.fit))
     oods = list(subject.oods)
-    specs = [spec for spec in choice_specs(runs[0]) if spec.method != "mahalanobis"]
+    specs = [spec for spec in choice_specs(runs[0], []) if spec.method != "mahalanobis"]
     found = [figures(part, specs, oods) for part in runs]
     beside = [peers(part, oods) for part in runs]
     values = {title: {row.spec: row.ranked.value for row in table}
@@ -266,13 +266,13 @@ def text(value: object, digits: int) -> str:
     return f"{value:.{digits}f}" if isinstance(value, float) else str(value or "")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure the models, print and write their tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of models and sets")
     parser.add_argument("--model", action="append", choices=SUBJECTS)
     parser.add_argument("-o", "--output", type=Path, help="CSV file")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in options.model or SUBJECTS:

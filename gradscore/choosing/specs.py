@@ -42,12 +42,16 @@ def choice_specs(run: RecordedRun, notes: list[str], fit: str | None = None) -> 
     able = []
     for spec in dict.fromkeys(specs):
         try:
-            notice = spec.definition.plan(spec, run).notice
+            plan = spec.definition.plan(spec, run)
+            if plan.learned_from:
+                plan.fit()  # what cannot be learned must not take the other scores along
+            remarks = (plan.notice, *plan.find_remarks())
             able.append(spec)
         except GradScoreError as error:
-            notice = f"left out. {error}"
-        if notice and spec.definition.required != ("fit",):
-            told[notice.replace(spec.method, "METHOD")][spec.method] = None
+            remarks = (f"left out. {error}",)
+        for remark in remarks if spec.definition.required != ("fit",) else ():
+            told[remark.replace(spec.method, "METHOD")][spec.method] = None
+    told.pop("", None)
     for notice, methods in told.items():
         names = ", ".join(methods)
         end = "" if notice.endswith(".") else "."

@@ -38,14 +38,28 @@ def choose_specs(
     specs, left_out = [], defaultdict(dict)
     for spec in make_specs(possible, **options):
         try:
-            spec.definition.plan(spec, run)
-            specs.append(spec)
+            plan = spec.definition.plan(spec, run)
+            if _can_learn(plan, left_out, spec):
+                specs.append(spec)
         except (ModelError, NotRecorded) as error:
             left_out[str(error).replace(spec.method, "METHOD")][spec.method] = str(error)
     for methods in left_out.values():
         *_, error = methods.values()
         notice(f"Left out {', '.join(methods)}. {error}", quiet=quiet)
     return specs
+
+
+def _can_learn(plan: Any, left_out: dict[str, dict[str, str]], spec: "ScoreSpec") -> bool:
+    """Say whether a score can be learned; else note why it is left out."""
+    from gradscore.errors import InvalidArgument
+
+    try:
+        if plan.learned_from:
+            plan.fit()
+    except InvalidArgument as error:
+        left_out[str(error)][spec.method] = str(error)
+        return False
+    return True
 
 
 def notice_outputs(run: "RecordedRun", sets: Collection[str], *, quiet: bool = False) -> None:
@@ -86,8 +100,10 @@ def notice_fits(
 ) -> None:
     """Say what methods learned from, and which of ``sets`` one knows better than any others."""
     learned_how = defaultdict(dict)
-    for spec in specs:
-        learned_how[spec.definition.plan(spec, run).notice][spec.method] = None
+    for spec in specs if not quiet else ():
+        plan = spec.definition.plan(spec, run)
+        for how in (plan.notice, *plan.find_remarks()):
+            learned_how[how][spec.method] = None
     for how, methods in learned_how.items():
         if how:
             notice(f"{', '.join(methods)}: {how}.", quiet=quiet)

@@ -221,6 +221,7 @@ class Plan:
         rows: Most rows to read at once.
         notice: What the user should know of how the score was learned, or empty.
         learned_from: Names of the sets that are learned from without their labels.
+        remarks: What the user should know of a state, a clause each.
     """
 
     score: Callable[[Any, Block], Tensor]
@@ -232,6 +233,11 @@ class Plan:
     rows: int = ROWS
     notice: str = ""
     learned_from: tuple[str, ...] = ()
+    remarks: Callable[[Any], Sequence[str]] | None = None
+
+    def find_remarks(self) -> Sequence[str]:
+        """Return what the user should know of what was learned, a clause each."""
+        return self.remarks(self.fit()) if self.remarks and self.fit else ()
 
 
 @dataclass(frozen=True)

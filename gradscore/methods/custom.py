@@ -2,15 +2,15 @@
 
 import importlib
 import re
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradscore.errors import InvalidArgument, RunError
+from gradscore.errors import GradScoreError, InvalidArgument, RunError
 from gradscore.methods import METHODS
 from gradscore.methods.base import Method, Plan, RecordedRun, ScoreSpec
 from gradscore.methods.block import Block
@@ -104,7 +104,7 @@ def _fits(
     arrays = run.read_fit(entry.name) if mark else None
     if arrays is None:
         folds = range(sets.folds) if sets.folds > 1 else (None,)
-        fits = [_learned(fit, head, run, sets, fold) for fold in folds]
+        fits = [_learned(spec, fit, head, run, sets, fold) for fold in folds]
         arrays = pack(fits) if mark else None
         if arrays is None:
             return fits
@@ -120,13 +120,14 @@ def _fits(
 
 
 def _learned(
-    fit: Learn, head: LastLayer, run: RecordedRun, sets: FitSets, fold: int | None
+    spec: ScoreSpec, fit: Learn, head: LastLayer, run: RecordedRun, sets: FitSets, fold: int | None
 ) -> Any:
     read = [partial(run.fit_blocks, name, fields=FIELDS) for name in sets.names]
     parts = list(read_rows(read, fold))
     features, logits = (torch.cat([getattr(p, n) for p in parts]) for n in FIELDS[1:])
     check_fit_size(len(logits))
-    return fit(features, logits, head)
+    with _named(spec, "fit"):
+        return fit(features, logits, head)
 
 
 def _score(
@@ -135,9 +136,27 @@ def _score(
     head, fits = state
 
     def scores(rows: Rows, learned: tuple) -> Tensor:
-        return _checked(spec, score(rows.features, rows.logits, head, *learned), len(rows))
+        with _named(spec, "score"):
+            found = score(rows.features, rows.logits, head, *learned)
+            return _checked(spec, found, len(rows))
 
     return score_by_fold(block, fits, scores)
+
+
+@contextmanager
+def _named(spec: ScoreSpec, what: str) -> Iterator[None]:
+    """Tell an error within a user's function as one of the method.
+
+    Raises:
+        InvalidArgument: In its place; the error itself is its cause.
+    """
+    try:
+        yield
+    except (GradScoreError, MemoryError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InvalidArgument(f"The {what} of method {spec.method} failed: {reason}") from error
 
 
 def _checked(spec: ScoreSpec, scores: Any, rows: int) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gradscore.errors import InvalidArgument
+from gradscore.escapes import listed
 from gradscore.methods.moments import Moments, inverse_root, percentile, shrunk
 from gradscore.methods.rows import (
     FOLDS,
@@ -58,7 +59,7 @@ def fit_laplace(
         ``count``.
 
     Raises:
-        InvalidArgument: If there are too few rows, or none of the features varies.
+        InvalidArgument: If there are too few rows, or no feature or no stage's output varies.
     """
     fit: Fit = {}
     if clip is not None:
@@ -125,6 +126,24 @@ def fitted_stages(fit: Fit) -> list[str]:
     return sorted(names, key=lambda name: (len(name), name))
 
 
+def left_out(fit: Fit, stages: Sequence[str]) -> list[str]:
+    """Return which classes and stages do not count, a clause each.
+
+    Args:
+        fit: What :func:`fit_laplace` learned.
+        stages: Names of the stages that were to count.
+    """
+    masked = (fit["kept"] == 0).nonzero().flatten().tolist()
+    still = [stage for stage in stages if stage not in fitted_stages(fit)]
+    clauses = []
+    if masked:
+        far = f"whose logits mostly lie more than {MASKED:,.0f} below the others"
+        clauses.append(f"left out of the evidence, as masked: classes {listed(masked)}, {far}")
+    if still:
+        clauses.append(f"left out, as their outputs never vary: {listed(still)}")
+    return clauses
+
+
 def _divided(evidence: Tensor, distance: Tensor) -> Tensor:
     """Return a score that falls with the distance and rises with the evidence, whatever its sign.
 
@@ -171,6 +190,11 @@ def _fit_distances(source: Source, stages: Sequence[str]) -> Fit:
     fit: Fit = {"mean": features.mean, "root": inverse_root(covariance + ridge)}
     deviations = {stage: moments.deviation for stage, moments in blocks.items()}
     varying = [stage for stage, deviation in deviations.items() if deviation.any()]
+    if stages and not varying:
+        raise InvalidArgument(
+            "Expected stages whose outputs vary over the images to fit to, got none; "
+            "laplace_energy needs none."
+        )
     for stage in varying:
         fit[f"{stage}.mean"] = blocks[stage].mean
         fit[f"{stage}.deviation"] = deviations[stage]
@@ -206,9 +230,7 @@ def _floors(source: Source, stages: Sequence[str]) -> Fit:
         fit = _fit_distances(in_fold(source, fold, inside=False), stages)
         for rows in in_fold(source, fold, inside=True)():
             heads.append(head_distance(rows.features, fit))
-            if fitted_stages(fit):
+            if stages:
                 blocks.append(stage_distance(rows, fit))
     floors = {"features.floor": torch.cat(heads).median()}
-    if blocks:
-        floors["blocks.floor"] = torch.cat(blocks).median()
-    return floors
+    return floors | ({"blocks.floor": torch.cat(blocks).median()} if stages else {})

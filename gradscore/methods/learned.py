@@ -13,7 +13,7 @@ from gradscore.methods.activation import (
 )
 from gradscore.methods.base import Method
 from gradscore.methods.boundary import fdbd, fit_fdbd
-from gradscore.methods.laplace import fit_laplace, laplace_energy, laplace_energy_blocks
+from gradscore.methods.laplace import fit_laplace, laplace_energy, laplace_energy_blocks, left_out
 from gradscore.methods.learner import Learner
 from gradscore.methods.neighbours import NEIGHBOURS, fit_knn, fit_nnguide, knn, nnguide
 from gradscore.methods.subspace import fit_vim, vim
@@ -91,6 +91,7 @@ LEARNED = (
             lambda rows, fit, head, spec: laplace_energy(rows, fit, head=head),
             lambda source, head, spec, stages: fit_laplace(source, clip=spec.clip, head=head),
             ("clip",),
+            remarks=left_out,
         ),
         clip=None,
     ),
@@ -106,6 +107,7 @@ LEARNED = (
             ),
             ("clip",),
             blocks=True,
+            remarks=left_out,
         ),
         two_sided=False,
         clip=None,

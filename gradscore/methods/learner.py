@@ -39,12 +39,14 @@ class Learner:
         learn: ``(source, last layer, spec, stages) -> fit``; None where nothing is learned.
         depends: Options of the spec that the fit depends on.
         blocks: Whether block means are read.
+        remarks: ``(fit, stages) -> clauses``: what the user should know of a fit.
     """
 
     score: Callable[[Rows, Fit, LastLayer, ScoreSpec], Tensor]
     learn: Callable[[Source, LastLayer, ScoreSpec, list[str]], Fit] | None = None
     depends: tuple[str, ...] = ()
     blocks: bool = False
+    remarks: Callable[[Fit, list[str]], list[str]] | None = None
 
     def plan(self, spec: ScoreSpec, run: RecordedRun) -> Plan:
         """Return how the score follows from a run.
@@ -59,6 +61,8 @@ class Learner:
         sets = find_fit_sets(spec, run) if self.learn else FitSets()
         fit = partial(self._fit, spec, run, sets, passes)
         how = {"fit": fit, "notice": sets.notice, "learned_from": sets.names}
+        if self.remarks:
+            how["remarks"] = partial(self._remarks, self._stages(run))
         return Plan(partial(self._score, spec), FIELDS[1:], passes, **how)
 
     def _fit(
@@ -70,12 +74,18 @@ class Learner:
             if self.learn is None:
                 return head, [{}]
             settings = {option: getattr(spec, option) for option in self.depends}
-            stages = list(run.info.passes[BLOCKS].details["channels"]) if self.blocks else []
             settings["folds"] = sets.folds
-            learn = partial(self._learn, spec, head, stages, sets.folds)
+            learn = partial(self._learn, spec, head, self._stages(run), sets.folds)
             how = {"settings": settings, "fields": FIELDS, "passes": passes}
             arrays = fitted(run, spec.method, sets.names, learn, **how)
             return head, _unpacked(arrays, sets.folds)
+
+    def _stages(self, run: RecordedRun) -> list[str]:
+        return list(run.info.passes[BLOCKS].details["channels"]) if self.blocks else []
+
+    def _remarks(self, stages: list[str], state: State) -> list[str]:
+        clauses = (clause for fit in state[1] for clause in self.remarks(fit, stages))
+        return list(dict.fromkeys(clauses))
 
     def _learn(
         self, spec: ScoreSpec, head: LastLayer, stages: list[str], folds: int, *sets: ArraySource

@@ -12,6 +12,7 @@ from torch import nn
 import gradscore as gs
 from gradscore.choosing import choose, ood_aurocs
 from gradscore.choosing.choice import Row, find_warning
+from gradscore.data import open_set
 from gradscore.errors import InvalidArgument, NotRecorded
 from gradscore.methods import METHODS, make_spec
 from gradscore.models.preprocessing import Preprocessing
@@ -77,6 +78,41 @@ def test_the_recommended_score_ties_with_the_best_and_ranks_above_msp(choice):
     assert choice.by == "far"
 
 
+def test_a_damaged_ood_set_does_not_matter(run, choice, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run.path, copy)
+    for name in ("noise", "unseen"):
+        for shard in copy.glob(f"{name}/*/*.h5"):
+            shard.write_bytes(b"damaged")
+    assert choose(copy).to_json() == choice.to_json()
+
+
+def test_only_id_sets_are_asked_and_no_ood_set_is_learned_from(run):
+    with pytest.raises(InvalidArgument, match="Expected ID sets to choose by, got 'noise' of rol"):
+        choose(run, sets=["digits", "noise"])
+    with pytest.raises(InvalidArgument, match="got 'digits~phase' of role surrogate"):
+        choose(run, sets=["digits~phase"])
+    with pytest.raises(InvalidArgument, match="ID images to fit to, got the OOD set 'noise'"):
+        choose(run, fit="noise")
+    with pytest.raises(InvalidArgument, match="Unknown set 'absent'"):
+        choose(run, fit="absent")
+
+
+def test_what_some_surrogates_lack_is_left_out_and_told(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run.path, copy)
+    with RunStore.open_for_writing(copy) as store:
+        del store.sets["digits~phase"].passes["norms-uniform-T1-p1"]
+        del store.sets["digits~inverted"].passes["base"][-1:]
+        store.save()
+    choice = choose(copy)
+    assert {row.spec.layers for row in choice.far} == {None, "last"}
+    assert set(choice.far[0].ranked.aurocs) == FAR - {"inverted"}
+    told = " ".join(choice.notes)
+    assert "need norms-uniform-T1-p1, which digits~phase lacks" in told
+    assert "Surrogate digits~inverted was left out: 0 of 200 images are recorded; go on" in told
+
+
 def test_no_ood_set_is_read(run, choice, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run.path, copy)
@@ -132,6 +168,24 @@ def test_a_model_that_separates_little_is_warned_of(choice):
     assert "images of classes that the head lacks" in find_warning(choice.far, low, False)
 
 
+def test_a_model_that_learned_shuffled_labels_is_warned_of():
+    model = gs.create_model("digits")
+    images = open_set("digits:train")
+    inputs = torch.stack([model.preprocessing(images[k]) for k in range(len(images))])
+    torch.manual_seed(0)
+    labels = torch.from_numpy(images.labels)[torch.randperm(len(inputs))]
+    optimizer = torch.optim.SGD(model.train().parameters(), lr=0.1, momentum=0.9)
+    for _ in range(3):
+        for part in torch.randperm(len(inputs)).split(64):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs[part]), labels[part]).backward()
+            optimizer.step()
+    tested = open_set("digits:test")
+    inputs = torch.stack([model.preprocessing(tested[k]) for k in range(200)])
+    choice = choose(model.eval(), inputs)
+    assert choice.warning.startswith("No score is to be trusted here: ")
+
+
 def test_a_set_to_fit_to_is_used(tmp_path):
     sets = {"digits": SETS["digits"], "train": ("fit", "digits:train")}
     run = gs.extract(
@@ -172,7 +226,7 @@ def test_surrogates_do_not_depend_on_the_limit(tmp_path):
     torch.testing.assert_close(*found)
 
 
-@pytest.mark.parametrize("classes", [2, 3, 6])
+@pytest.mark.parametrize("classes", [2, 3, 6, 10, 1000])
 def test_images_without_labels_and_any_number_of_classes(tmp_path, classes):
     torch.manual_seed(0)
     layers = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Flatten()]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gradscore.choosing.ranking import Shift, rank, recommended
+from gradscore.choosing.ranking import Ranked, Shift, rank, recommended
 from gradscore.errors import InvalidArgument
 from gradscore.metrics import auroc
 
@@ -43,6 +43,16 @@ def test_scores_that_the_bootstrap_cannot_tell_apart_tie_and_the_cheapest_is_tak
     assert tied == {1, 2, 3}
     assert recommended(ranking, [0, 3, 2, 1]).place == 3
     assert recommended(ranking, [0, 1, 1, 1]) is ranking[0]
+
+
+def test_what_is_recommended_has_the_value_that_it_must_have():
+    best, middle, noisy = (
+        Ranked(place, value, value, value, {"a": 0.5}, tied)
+        for place, (value, tied) in enumerate([(3.0, True), (2.0, False), (1.0, True)])
+    )
+    costs = {0: 2, 1: 0, 2: 1}
+    assert recommended([best, middle, noisy], costs) is noisy
+    assert recommended([best, middle, noisy], costs, least=2.0) is best
 
 
 def test_the_ranking_is_the_same_every_time():

@@ -138,6 +138,21 @@ def test_a_name_that_is_taken_or_none_is_refused(name):
         gs.register_method(name, lambda *a: None)
 
 
+def test_an_error_within_a_function_names_the_method(own_run):
+    def broken(features, logits, head, *learned):
+        raise KeyError("mine")
+
+    gs.register_method("broken", broken)
+    gs.register_method("broken_fit", lambda f, z, head, learned: z[:, 0], broken)
+    gs.register_method("no_scores", lambda features, logits, head: None)
+    with pytest.raises(InvalidArgument, match="The score of method broken failed: KeyError: 'm"):
+        column(own_run, "noise", "broken")
+    with pytest.raises(InvalidArgument, match="The fit of method broken_fit failed: KeyError"):
+        column(own_run, "noise", "broken_fit", fit="train")
+    with pytest.raises(InvalidArgument, match="The score of method no_scores failed: "):
+        column(own_run, "noise", "no_scores")
+
+
 def test_another_number_of_scores_is_refused(run):
     gs.register_method("short", lambda features, logits, head: logits[:1, 0])
     with pytest.raises(InvalidArgument, match=r"short to return scores \[16\], got \[1\]"):

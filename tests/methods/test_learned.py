@@ -187,6 +187,35 @@ def test_what_is_learned_from_little_or_from_the_id_set_itself_is_told(tmp_path,
     assert bool(plan.notice) == bool(notice)
 
 
+@pytest.mark.parametrize("count", [30, 100, 300])
+@pytest.mark.parametrize("method", LEARNING)
+def test_few_and_many_images_to_fit_to(tmp_path, method, count):
+    run = make_run(tmp_path / "run", {"mine": "id", "train": ("fit", count)})
+    wanted = expected(method, drawn("mine", 80), drawn("train", count))
+    np.testing.assert_allclose(score(run, "mine", method), wanted, rtol=2e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("stages", [["block1"], ["block1", "block2"]])
+def test_what_never_varies_or_is_masked_is_told(tmp_path, monkeypatch, stages):
+    arrays = drawn("mine", 80)
+    for stage in stages:
+        arrays[stage] = np.ones_like(arrays[stage])
+    arrays["logits"] = np.where(np.arange(CLASSES) == 3, np.float32(-1e9), arrays["logits"])
+    monkeypatch.setitem(globals(), "drawn", lambda name, rows: arrays)
+    run = make_run(tmp_path / "run", {"mine": "id"})
+    plan = ScoreSpec("laplace_energy").definition.plan(ScoreSpec("laplace_energy"), run)
+    (masked,) = plan.find_remarks()
+    assert masked.startswith("left out of the evidence, as masked: classes 3, whose logits mostly")
+    spec = ScoreSpec("laplace_energy_blocks")
+    plan = spec.definition.plan(spec, run)
+    if len(stages) == 2:
+        with pytest.raises(InvalidArgument, match=r"stages whose outputs vary .* laplace_energy"):
+            plan.fit()
+    else:
+        assert plan.find_remarks() == [masked, "left out, as their outputs never vary: block1"]
+        assert np.isfinite(score(run, "mine", "laplace_energy_blocks")).all()
+
+
 def test_a_run_without_block_means_says_how_to_add_them(tmp_path):
     run = make_run(tmp_path / "run", {"mine": "id"}, blocks=False)
     with pytest.raises(NotRecorded, match="no block means; record them with `gradscore extract"):

@@ -1,9 +1,9 @@
 """A recorded run: made by :func:`extract`, read as a :class:`Run`."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +11,19 @@ from torch import Tensor, nn
 from gradscore.extraction import record_run
 from gradscore.extraction.part import parse_part
 from gradscore.extraction.settings import Progress, Settings, Silent, several
-from gradscore.methods import RecordedRun, make_spec
+from gradscore.methods import RecordedRun, make_spec, make_specs
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.run import RunStore
+from gradscore.run.description import summary_html, summary_text
+from gradscore.score_table import rows_table
 from gradscore.scoring import known_sets, score_sets
+
+if TYPE_CHECKING:
+    import pyarrow
 
 
 class Run:
-    """A run on disk.
+    """A run on disk; in a notebook it shows what it holds.
 
     Args:
         path: The run's directory.
@@ -56,6 +61,35 @@ class Run:
         """
         return self._field(name, "logits")
 
+    def labels(self, name: str) -> Tensor:
+        """Return the class numbers, shape ``[rows]``, int64; -1 where unknown.
+
+        Raises:
+            InvalidArgument: If the set is unknown.
+            RunError: If the run is damaged.
+        """
+        return self._field(name, "label")
+
+    def predicted(self, name: str) -> Tensor:
+        """Return the class of each row's first largest logit, shape ``[rows]``, int64.
+
+        Raises:
+            InvalidArgument: If the set is unknown.
+            RunError: If the run is damaged.
+        """
+        return torch.cat([values.argmax(dim=1) for values in self._blocks(name, "logits")])
+
+    def paths(self, name: str) -> list[str]:
+        """Return where each row's image came from, below the set's source.
+
+        Raises:
+            InvalidArgument: If the set is unknown.
+            RunError: If the run is damaged.
+        """
+        known_sets(self.store, [name])
+        blocks = self.store.blocks(name, fields=("path",))
+        return [path for block in blocks for path in block["path"].tolist()]
+
     def score(self, name: str, method: str = "gradnorm", **how: Any) -> Tensor:
         """Return one set's scores; higher means more ID.
 
@@ -78,10 +112,44 @@ class Run:
         (column,) = scores.columns.values()
         return torch.from_numpy(column)
 
-    def _field(self, name: str, field: str) -> Tensor:
+    def table(self, name: str, methods: str | Iterable[str] = (), **how: Any) -> "pyarrow.Table":
+        """Return one row an image as a table of pyarrow; ``.to_pandas()`` where pandas is.
+
+        Args:
+            name: Name of the set.
+            methods: Methods whose scores are columns, too.
+            **how: Their options, each for those methods that honour it; several values of one
+                make a column each.
+
+        Returns:
+            Columns ``set``, ``index``, ``path``, ``label``, ``predicted``; the names of the
+            classes as ``label_name`` and ``predicted_name`` where the run knows them; then one
+            column a score, higher = more ID.
+
+        Raises:
+            InvalidArgument: If the set, a method or an option is unknown or out of range.
+            NotRecorded: If the run does not hold what a score needs.
+            RunError: If the run is damaged or a recorded value is not finite.
+        """
+        chosen = [methods] if isinstance(methods, str) else list(methods)
+        options = {key: tuple(v) if isinstance(v, list) else v for key, v in how.items()}
+        specs = make_specs(chosen, **options) if chosen or options else []
+        return rows_table(self.store, name, specs)
+
+    def __repr__(self) -> str:
+        """Return what the run holds, a line a set."""
+        return summary_text(self.path, self.store.info)
+
+    def _repr_html_(self) -> str:
+        return summary_html(self.path, self.store.info)
+
+    def _blocks(self, name: str, field: str) -> Iterator[Tensor]:
         known_sets(self.store, [name])
-        blocks = self.store.blocks(name, fields=(field,))
-        return torch.cat([torch.as_tensor(block[field], device="cpu") for block in blocks])
+        for block in self.store.blocks(name, fields=(field,)):
+            yield torch.as_tensor(block[field], device="cpu")
+
+    def _field(self, name: str, field: str) -> Tensor:
+        return torch.cat(list(self._blocks(name, field)))
 
 
 def extract(

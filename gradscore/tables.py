@@ -31,6 +31,7 @@ from gradscore.pivot import (
     pipes,
     pivot,
 )
+from gradscore.score_table import arrow_table, score_columns
 from gradscore.scoring import Scores
 
 Facts = dict[str, Any]
@@ -236,21 +237,11 @@ _FOR_PROGRAMS = {".csv": _csv, ".json": _json, ".parquet": _parquet}
 _FOR_READERS = {".md": _markdown, ".tex": _latex}
 
 
-def _score_columns(block: Scores) -> dict[str, Any]:
-    return {
-        "set": [block.set] * len(block),
-        "path": block.path.tolist(),
-        "label": block.label.tolist(),
-        "predicted": block.predicted.tolist(),
-        **block.columns,
-    }
-
-
 def _csv_scores(file: BinaryIO, blocks: Iterator[Scores]) -> None:
     with as_text(file) as texts:
         writer = csv.writer(texts, lineterminator="\n")
         for place, block in enumerate(blocks):
-            columns = _score_columns(block)
+            columns = score_columns(block)
             if not place:
                 writer.writerow(map(to_cell, columns))
             names = [map(to_cell, columns[key]) for key in ("set", "path")]
@@ -260,16 +251,12 @@ def _csv_scores(file: BinaryIO, blocks: Iterator[Scores]) -> None:
 
 
 def _parquet_scores(file: BinaryIO, blocks: Iterator[Scores]) -> None:
-    import pyarrow
     import pyarrow.parquet
 
     writer = None
     try:
         for block in blocks:
-            columns = _score_columns(block)
-            # Arrow's text is UTF-8; other bytes of file names are written as Python shows them.
-            paths = [path.encode(errors="backslashreplace").decode() for path in columns["path"]]
-            table = pyarrow.table({**columns, "path": paths})
+            table = arrow_table(score_columns(block))
             writer = writer or pyarrow.parquet.ParquetWriter(file, table.schema)
             writer.write_table(table)
     finally:

@@ -1,6 +1,7 @@
 """``gradscore run``: look into a run, verify it, and join its parts."""
 
 import itertools
+from pathlib import Path
 
 import click
 
@@ -12,9 +13,9 @@ SHOWN = 10
 """Class names in print."""
 
 
-@click.group(short_help="Inspect, verify and merge a run.")
+@click.group(short_help="Inspect, verify, merge or import a run.")
 def run() -> None:
-    """Inspect a run, and verify every byte of it."""
+    """Inspect a run, verify every byte of it, or make one of your own features and logits."""
 
 
 @run.command(short_help="Show what a run holds.")
@@ -108,6 +109,47 @@ def merge(path, quiet) -> None:
     notice(f"{path}: {counted(merged.parts, 'part')} joined, {what}.", quiet=quiet)
     for folder in merged.left:
         notice(f"{folder} is still being written, and was left; delete it later.", quiet=quiet)
+
+
+@run.command(name="import", short_help="Bring features and logits of your own into a run.")
+@run_place
+@click.option("--id", "ids", metavar="NAME", help="The set is ID; default: named as its file.")
+@click.option("--ood", "oods", metavar="NAME", help="The set is OOD.")
+@click.option("--fit-set", "fit_sets", metavar="NAME", help="Methods learn from the set.")
+@click.option("--data", "data", metavar="NAME", help="The set has no role.")
+@click.option(
+    "--features",
+    metavar="F.npy",
+    required=True,
+    help="Inputs of the last layer, [rows, in_features].",
+)
+@click.option("--logits", metavar="L.npy", required=True, help="Its outputs, [rows, classes].")
+@click.option(
+    "--head",
+    metavar="H.safetensors",
+    help="Last layer: weight [classes, in_features], and bias [classes] if it has one. A new run "
+    "needs it.",
+)
+@click.option("--labels", metavar="Y.npy", help="Class numbers, [rows]; -1: unknown.")
+@quiet_option
+def import_(path, features, logits, head, labels, quiet, **named) -> None:
+    """Bring a set of features and logits that another program computed into a run.
+
+    Each call brings one set; the first makes the run. Every method that reads features, logits
+    and the last layer then scores it.
+    """
+    from gradscore.run import ROLE_OPTIONS, import_set
+
+    roles = dict(zip(("ids", "oods", "fit_sets", "data"), ROLE_OPTIONS, strict=True))
+    given = [(name, roles[key]) for key, name in named.items() if name is not None]
+    if len(given) > 1:
+        raise click.UsageError("Expected one of --id, --ood, --fit-set and --data, got several.")
+    name, role = given[0] if given else (Path(features).stem, "id")
+    arrays = {"features": features, "logits": logits, "head": head, "labels": labels}
+    imported = import_set(path, name, role, **arrays)
+    if imported.notice:
+        notice(f"{imported.notice}.", quiet=quiet)
+    notice(f"{path}: set {name}, {counted(imported.rows, 'image')}.", quiet=quiet)
 
 
 @run.command(short_help="Forget a set of a run.")

@@ -18,6 +18,7 @@ from gradscore.run.hints import (
     require_newest,
     require_openable,
 )
+from gradscore.run.imported import Imported, import_set
 from gradscore.run.layout import (
     BASE,
     ROLES,
@@ -41,6 +42,7 @@ __all__ = [
     "FailedRow",
     "FitInfo",
     "HeadInfo",
+    "Imported",
     "Merged",
     "PassInfo",
     "Problem",
@@ -52,6 +54,7 @@ __all__ = [
     "check",
     "describe_fit",
     "extract_command",
+    "import_set",
     "keep_options",
     "mahalanobis_name",
     "mahalanobis_options",

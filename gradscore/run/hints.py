@@ -23,6 +23,7 @@ from gradscore.run.contents import FIT_ENDING
 from gradscore.run.files import DamagedFile
 from gradscore.run.layout import BLOCKS, FORMAT, FitInfo, PassInfo, RunInfo, SetInfo
 from gradscore.run.names import (
+    ARRAYS,
     CHOICE_FILE,
     FITS,
     HEAD_FILE,
@@ -54,6 +55,8 @@ def extract_command(run: Any, *options: str) -> str:
     """
     if isinstance(run, str | os.PathLike):
         return command("extract", run, *options)
+    if run.info.model == ARRAYS:  # which answer nothing else: a run of the model itself does
+        return command("extract", f"{os.fspath(run.path)}-model", "--model", "SPEC", *options)
     return command("extract", run.path, *naming_options(run.info), *options)
 
 
@@ -172,6 +175,8 @@ def repair_commands(run: Path, info: RunInfo | None, file: str) -> str:
         file: The file below the run, or a folder: what makes all that is in it follows then.
     """
     folder, _, inner = file.partition("/")
+    if info is not None and info.model == ARRAYS and folder in (*info.sets, HEAD_FILE):
+        return f"`{shlex.join(('gradscore', 'run', 'import', os.fspath(run)))}`"
     if folder == JOURNAL_FILE:  # what it said is recorded again
         return extract_command(run, *(naming_options(info) if info else ()))
     if info is None or folder not in (*info.sets, FITS, HEAD_FILE):

@@ -19,6 +19,8 @@ CHOICE_FILE = f"{FITS}/choice.json"
 """Which score was last chosen for the run's model."""
 TAKEN = ("mean", FITS, RUN_FILE, HEAD_FILE)
 """No names for sets: an evaluation's row over all OOD sets, and what lies beside the sets."""
+ARRAYS = "arrays"
+"""The model of a run that was made of arrays."""
 SURROGATE = "surrogate"
 """The role of a set that was made from another, and is named after it, ``NAME~KIND``."""
 SELECTION = "selection-"

@@ -8,6 +8,9 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOME = {
+    "Decision": "gradscore.detector",
+    "Detector": "gradscore.detector",
+    "DetectorError": "gradscore.errors",
     "GradNorm": "gradscore.scorer",
     "GradScoreError": "gradscore.errors",
     "GradientNorms": "gradscore.results",

@@ -39,6 +39,9 @@ KEPT_TYPES = ("float32", "float16")
 ON_ERROR = ("fail", "skip")
 """What an extraction does at an image that cannot be read."""
 
+GUARANTEES = ("pac", "marginal")
+"""What a threshold promises: with a confidence, or on average."""
+
 BACKENDS = ("auto", "torch", "numba", "triton")
 """What computes the closed form; ``auto``: the fastest there is."""
 

@@ -10,6 +10,7 @@ import click
 
 from gradscore import __version__
 from gradscore.cli.choosing import choose
+from gradscore.cli.detectors import calibrate, detector
 from gradscore.cli.ending import end_with, open_streams, stopped_by_signals
 from gradscore.cli.example import demo
 from gradscore.cli.extraction import extract
@@ -26,6 +27,8 @@ COMMANDS = (
     score,
     evaluate,
     choose,
+    calibrate,
+    detector,
     ablate,
     compare,
     report,

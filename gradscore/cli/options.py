@@ -225,7 +225,7 @@ own_method_option = click.option(
     multiple=True,
     help="Also a score of your own: FUNCTION(features, logits, head). May be repeated.",
 )
-score_options = chained(
+named_score_options = chained(
     click.option("--set", "sets", metavar="NAME", multiple=True, help="Only these sets."),
     click.option(
         "--method",
@@ -236,6 +236,8 @@ score_options = chained(
         f"uniform); {', '.join(METHODS[3:-1])}, or lee_alregib (a classifier of squared gradient "
         "norms); or python:MODULE:FUNCTION, a score of your own. May be repeated.",
     ),
+)
+setting_options = chained(
     repeatable("--layers", metavar="L", help="last, block1, ..., all, or a glob over names."),
     repeatable("-p", "p", metavar="P", type=ORDER, help="Order of the norm; inf is allowed."),
     repeatable("-T", "--temperature", metavar="T", type=TEMPERATURE, help="Softmax temperature."),
@@ -270,4 +272,6 @@ score_options = chained(
         help="laplace_energy: clip features at this percentile first, as react does.",
     ),
 )
-"""What a run is asked; every combination of repeated settings is answered on its own."""
+"""Settings of scores; every combination of repeated ones is answered on its own."""
+score_options = chained(named_score_options, setting_options)
+"""What a run is asked."""

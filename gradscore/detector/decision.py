@@ -34,4 +34,5 @@ def decide(logits: Tensor, score: Tensor, calibration: Tensor, value: float | Te
     """
     score = score.double()
     counts = torch.searchsorted(calibration, score.contiguous(), right=True)
-    return Decision(logits, score, (1 + counts) / (len(calibration) + 1.0), score >= value)
+    p_value = (1 + counts).double() / (len(calibration) + 1)
+    return Decision(logits, score, p_value, score >= value)

@@ -46,12 +46,14 @@ class Source:
         name: Name of the set in its run, or empty.
         source: What was given as the set's path, or empty.
         manifest_sha256: Of the list of its images, or empty.
-        rows: Places of the images that were taken, in the order of the list.
+        images: How many were taken.
+        rows: Their places in the list, in its order; empty where all were taken.
     """
 
     name: str = ""
     source: str = ""
     manifest_sha256: str = ""
+    images: int = 0
     rows: tuple[int, ...] = ()
 
 
@@ -72,8 +74,10 @@ class DetectorInfo:
         input_shape: Of one input, ``[channels, height, width]``.
         classes: Number of its logits.
         class_names: Their names, where known.
+        parameters: Those whose gradient is scored, where they are not the last layer's.
+        stages: Stage to the module whose channel means are read, where the score reads them.
         calibration: Where the images of the threshold came from.
-        fit: Where the images that the score learned from came from; None where it learns nothing.
+        fit: Where the images that the score learned from came from; empty if it learns nothing.
         cross_fit: Whether the scores were taken out of fold: the promise is then approximate.
         id_accuracy: Share of the labelled calibration images that the model classifies rightly.
         notices: What the user should know about the calibration.
@@ -93,8 +97,10 @@ class DetectorInfo:
     input_shape: tuple[int, ...]
     classes: int
     class_names: tuple[str, ...] | None = None
-    calibration: Source = field(default_factory=Source)
-    fit: Source | None = None
+    parameters: tuple[str, ...] = ()
+    stages: dict[str, str] = field(default_factory=dict)
+    calibration: tuple[Source, ...] = ()
+    fit: tuple[Source, ...] = ()
     cross_fit: bool = False
     id_accuracy: float | None = None
     notices: tuple[str, ...] = ()
@@ -112,17 +118,30 @@ def write_detector(path: str | os.PathLike, info: DetectorInfo, arrays: Mapping[
 
     Raises:
         InvalidArgument: If the path has another ending.
-        DetectorError: If it cannot be written.
+        DetectorError: If it cannot be written, or what was learned holds no plain numbers.
     """
     from safetensors.numpy import save
 
-    if Path(path).suffix.lower() != ENDING:
-        raise InvalidArgument(f"Expected a detector's file ending in {ENDING}, got {str(path)!r}.")
+    check_ending(path)
+    try:
+        _check(info, arrays)
+    except Unexpected as error:
+        raise DetectorError(f"Cannot write the detector {str(path)!r}: {error}.") from None
     plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     text = json.dumps(dataclasses.asdict(info), allow_nan=False)
     metadata = {ENTRY: text, "sha256": _digest(text, plain)}
     with written_aside(path, DetectorError) as file:
         file.write(_in_order(save(plain, metadata)))
+
+
+def check_ending(path: str | os.PathLike) -> None:
+    """Raise unless a path is one of a detector's file.
+
+    Raises:
+        InvalidArgument: If it has another ending.
+    """
+    if Path(path).suffix.lower() != ENDING:
+        raise InvalidArgument(f"Expected a detector's file ending in {ENDING}, got {str(path)!r}.")
 
 
 def read_detector(path: str | os.PathLike) -> tuple[DetectorInfo, Arrays]:

@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import betainc, betaincinv, betaln, gammaln
 
+from gradscore.choices import GUARANTEES
 from gradscore.errors import InvalidArgument
 
-GUARANTEES = ("pac", "marginal")
 DRIFT = 0.01
 """Clean batches flag so many images, or more, with at most this probability."""
 _NEAR = 1e-9
@@ -48,7 +48,7 @@ class Threshold:
     Attributes:
         value: Images with ``score < value`` are flagged.
         tpr: Share of ID images that shall be accepted, as it was given.
-        guarantee: One of :data:`GUARANTEES`.
+        guarantee: One of :data:`gradscore.choices.GUARANTEES`.
         confidence: Probability with which ``pac`` holds, as it was given.
         images: Number ``n`` of calibration scores.
         rank: The ``k`` of ``value = s(k)``.

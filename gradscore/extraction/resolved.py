@@ -20,7 +20,7 @@ from gradscore.extraction.settings import Settings
 from gradscore.layers.groups import parameter_groups
 from gradscore.layers.head import Head, find_head
 from gradscore.models import create_model, weights_sha256
-from gradscore.models.libraries import IMAGENET, known_class_names
+from gradscore.models.libraries import IMAGENET, class_names_of, known_class_names
 from gradscore.models.preprocessing import CHANGEABLE, Preprocessing
 from gradscore.models.weights import absolute
 from gradscore.outputs import OutputWatch, check_classes, logits_of
@@ -262,6 +262,7 @@ def describe(
         groups=parameter_groups(module, head, blocks),
         versions=library_versions(),
         notice=OutputWatch().fault(logits),
+        class_names=class_names_of(module, logits.shape[1]),
     )
     return info, head, arrays
 

@@ -256,6 +256,24 @@ def known_class_names(model: nn.Module, classes: int) -> dict[str, int] | None:
     return None
 
 
+def class_names_of(model: nn.Module, classes: int) -> tuple[str, ...] | None:
+    """Return a name for each class in the order of the logits, or None where none are known.
+
+    A class whose name another shares has its number as its name.
+
+    Args:
+        model: The classifier.
+        classes: The number of its classes.
+    """
+    known = known_class_names(model, classes)
+    if known is None:
+        return None
+    names: dict[int, str] = {}
+    for name, place in known.items():
+        names.setdefault(place, name)
+    return tuple(names.get(place, str(place)) for place in range(classes))
+
+
 def _imagenet() -> dict[str, int]:
     from timm.data import ImageNetInfo
     from torchvision.models import ResNet18_Weights

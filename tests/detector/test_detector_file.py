@@ -30,7 +30,7 @@ def sample(**changes):
         "input_shape": (1, 8, 8),
         "classes": 6,
         "class_names": ("a", "b", "c", "d", "e", "é\n"),
-        "calibration": Source("digits", "digits:test", "2" * 64, (0, 2, 5)),
+        "calibration": (Source("digits", "digits:test", "2" * 64, 3, (0, 2, 5)),),
         "notices": ("some images are there twice",),
         "id_accuracy": 0.97,
         "versions": {"torch": "2"},

@@ -1,0 +1,158 @@
+"""The model of a detector: given, named by a run or a file; and a run of its images in memory."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradscore.detector.calibration import Calibration, Wanted, calibrate_run
+from gradscore.detector.file import DetectorInfo
+from gradscore.detector.live import RowSource, device_of, example, rows_in_memory
+from gradscore.detector.stand_ins import MemoryRun, set_entry
+from gradscore.errors import DetectorError, InvalidArgument, ModelError
+from gradscore.extraction.classifier import Classifier
+from gradscore.extraction.resolved import describe, resolve_model
+from gradscore.layers.features import find_stages, observe_stages
+from gradscore.layers.head import Head
+from gradscore.methods import RecordedRun, find_method, make_spec
+from gradscore.models import create_model
+from gradscore.models.preprocessing import Preprocessing
+from gradscore.run import PassInfo, RunInfo, model_of
+from gradscore.run.hints import must_be_named
+from gradscore.run.layout import BLOCKS
+
+BATCH = 64
+"""Images of a tensor that are computed at once."""
+IMAGES, FIT = "images", "fit"
+"""Sets of a run in memory."""
+
+
+def run_model(run: RecordedRun, model: nn.Module | str | None) -> nn.Module:
+    """Return the model of a run: the given one, or what the run names.
+
+    Raises:
+        RunError: If the user must name the model and did not, or named another.
+        ModelError: If it cannot be built.
+        WeightsError: If its weights cannot be had.
+    """
+    given = model if model is not None else run.model
+    if isinstance(given, nn.Module):
+        return given
+    return create_model(*model_of(run.path, run.info, given))
+
+
+def model_for(
+    path: Path,
+    info: DetectorInfo,
+    model: nn.Module | str | None,
+    weights: str | os.PathLike | None,
+) -> nn.Module:
+    """Return the model of a detector's file: the given one, or what the file names.
+
+    Args:
+        path: The file.
+        info: What it says.
+        model: A module or a spec; None for the file's.
+        weights: Weight file; None for the file's.
+
+    Raises:
+        DetectorError: If the user must name the model and did not.
+        InvalidArgument: If weights come with a module.
+        ModelError: If it cannot be built.
+        WeightsError: If its weights cannot be had.
+    """
+    if isinstance(model, nn.Module):
+        if weights is not None:
+            raise InvalidArgument(f"Expected weights with a model's spec only, got {weights!r}.")
+        return model
+    if model is None and must_be_named(info.model):
+        raise DetectorError(
+            f"The detector {str(path)!r} names the model {info.model!r}, which could run code or "
+            "fetch files, and is built only where you name it, too: add `model=...` if you trust "
+            "it."
+        )
+    return create_model(model or info.model, info.weights if weights is None else weights)
+
+
+def calibrate_model(
+    model: nn.Module,
+    images: Any,
+    fit: Any,
+    wanted: Wanted,
+    preprocessing: Preprocessing | Mapping[str, Any] | None,
+) -> Calibration:
+    """Return the threshold that images in memory give.
+
+    Args:
+        model: The classifier, in evaluation mode.
+        images: ID images: a tensor, or batches of these, alone or with class numbers.
+        fit: Images that the score learns from, or None.
+        wanted: What the detector shall keep.
+        preprocessing: How a picture becomes the model's input; by default the model's own.
+
+    Raises:
+        InvalidArgument: If there are no images, or they have several shapes.
+    """
+    if images is None:
+        raise InvalidArgument("Expected ID images to calibrate from, got none; give `images`.")
+    batches = _batches(images)
+    first = next(iter(batches), None)
+    first = first[0] if isinstance(first, tuple | list) else first
+    if not isinstance(first, Tensor) or first.ndim < 2 or not len(first):
+        raise InvalidArgument(
+            "Expected images as a tensor [n, ...] or batches of such, got "
+            f"{type(images).__name__} of {type(first).__name__}."
+        )
+    shape = tuple(first.shape[1:])
+    run, source = _empty_run(model, shape, wanted, preprocessing)
+    rows = {IMAGES: rows_in_memory(source, batches, shape)}
+    if fit is not None:
+        rows[FIT] = rows_in_memory(source, _batches(fit), shape)
+    for name, arrays in rows.items():
+        role, count = "fit" if name == FIT else "id", len(arrays["index"])
+        run.info.sets[name] = set_entry(name, role, count, tuple(run.info.passes))
+    filled = MemoryRun(run.info, run.head(), rows)
+    return calibrate_run(filled, wanted)
+
+
+def _batches(images: Any) -> Iterable[Any]:
+    return images.split(BATCH) if isinstance(images, Tensor) else images
+
+
+def _empty_run(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    wanted: Wanted,
+    preprocessing: Preprocessing | Mapping[str, Any] | None,
+) -> tuple[MemoryRun, RowSource]:
+    """Return a run of the model without rows, and what computes rows for it."""
+    assumed = preprocessing
+    if assumed is None and getattr(model, "preprocessing", None) is None:
+        assumed = {"resize": None, "crop": None, "mean": [0.0] * shape[0], "std": [1.0] * shape[0]}
+        assumed["mode"] = "L" if shape[0] == 1 else "RGB"
+    resolved = resolve_model(model, None, assumed)
+    device = device_of(model)
+    drawn = example(shape).to(device)
+    info, head, arrays = describe(resolved, drawn[:1], precision="float32", blocks={})
+    info.passes |= _stages(model, head, info, drawn)
+    run = MemoryRun(info, arrays)
+    if "layers" in find_method(wanted.method).options:
+        spec = make_spec(wanted.method, **wanted.options)
+        spec.definition.plan(spec, run)  # adds the norms that it reads
+    classifier = Classifier(model, head, device, "float32")
+    return run, RowSource(classifier, list(info.passes.values()), shape)
+
+
+def _stages(model: nn.Module, head: Head, info: RunInfo, drawn: Tensor) -> dict[str, PassInfo]:
+    """Return the pass of the block means, where the model has stages."""
+    try:
+        stages = find_stages(model, head, drawn)
+    except ModelError:
+        return {}
+    with torch.inference_mode(), observe_stages(model, stages, drawn) as found:
+        model(drawn)
+    channels = {stage: found[stage].shape[1] for stage in stages}
+    return {BLOCKS: PassInfo(BLOCKS, BLOCKS, details={"channels": channels, "modules": stages})}

@@ -1,0 +1,245 @@
+"""A score's threshold from a run: what it flags, and what its user should know of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradscore.detector.about import describe_score
+from gradscore.detector.file import FIT, PREDICTED, SCORES, DetectorInfo
+from gradscore.detector.images import (
+    CALIBRATION,
+    FIT_SET,
+    Images,
+    choose_images,
+    describe_source,
+    part_of,
+    repeated,
+)
+from gradscore.detector.stand_ins import Arrays, PartOfRun
+from gradscore.detector.threshold import Share, Threshold
+from gradscore.errors import DetectorError, InvalidArgument
+from gradscore.methods import METHODS, Plan, RecordedRun, ScoreSpec, find_method, make_spec
+from gradscore.run.layout import BLOCKS
+from gradscore.scoring import Scores, score_sets
+
+MORE_THAN_ONE_FORWARD = ("mahalanobis_stages", "lee_alregib")
+"""Methods that change images, or learn from noise as well."""
+ENOUGH_LABELS = 100
+"""Of labelled images all classified rightly, so many are told of."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a detector shall keep.
+
+    Attributes:
+        method: The score.
+        options: Its options; ``fit``, the set that it learns from, may be among them.
+        tpr: Share of ID images that shall be accepted.
+        guarantee: ``pac`` or ``marginal``.
+        confidence: Probability with which ``pac`` holds.
+        cross_fit: Whether a score that learns is calibrated out of fold.
+    """
+
+    method: str = "energy"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    tpr: Share = "0.95"
+    guarantee: str = "pac"
+    confidence: Share = "0.95"
+    cross_fit: bool = False
+
+
+class Flagged(NamedTuple):
+    """How many of some images are flagged."""
+
+    flagged: int
+    images: int
+
+
+class Calibration(NamedTuple):
+    """A threshold, and all that a file of it holds.
+
+    Attributes:
+        info: What the file says.
+        arrays: Its arrays.
+        by_class: Predicted class to how many of the calibration images are flagged.
+        ood: OOD set of the run to how many of its images are flagged.
+    """
+
+    info: DetectorInfo
+    arrays: Arrays
+    by_class: dict[int, Flagged]
+    ood: dict[str, Flagged]
+
+
+def calibrate_run(
+    run: RecordedRun, wanted: Wanted, ids: Sequence[str] | None = None
+) -> Calibration:
+    """Return the threshold that the ID images of a run give, and what is to be known of it.
+
+    Args:
+        run: A run, on disk or in memory.
+        wanted: What the detector shall keep.
+        ids: Names of the ID sets that give the threshold; None for all with the role ``id``.
+
+    Raises:
+        InvalidArgument: If an argument is out of range, a set is unknown, or the images are too
+            few for the promise; the message names the number that would do.
+        NotRecorded: If the run lacks what the score needs.
+        DetectorError: If the score cannot be asked of new images, or what it learned cannot be
+            kept in a file.
+    """
+    learns = _learns(wanted)
+    options = dict(wanted.options)
+    fit = options.pop("fit", None)
+    images = choose_images(run, ids, learns=learns, fit=fit, cross_fit=wanted.cross_fit)
+    spec = make_spec(wanted.method, **options, **({"fit": FIT_SET} if learns else {}))
+    ood = [name for name, one in run.sets.items() if one.role == "ood" and _whole(run, name)]
+    part = part_of(run, images.calibration, images.fit, ood)
+    plan = _one_forward(spec, part)
+    scored = score_sets(part, [CALIBRATION, *ood], [spec])
+    found = _out_of_fold(run, images, spec) if images.folds else scored[CALIBRATION]
+    (scores,) = found.columns.values()
+    threshold = Threshold.of(
+        scores, wanted.tpr, guarantee=wanted.guarantee, confidence=wanted.confidence
+    )
+    accuracy = _accuracy(found)
+    told = [
+        images.notice,
+        plan.notice,
+        *_doubts(repeated(part, images), threshold, accuracy),
+        run.info.notice,
+    ]
+    order = np.argsort(scores, kind="stable")
+    info = describe_score(
+        run,
+        spec,
+        threshold,
+        plan,
+        calibration=tuple(describe_source(run, chosen) for chosen in images.calibration),
+        fit=tuple(describe_source(run, chosen) for chosen in images.fit),
+        cross_fit=bool(images.folds),
+        id_accuracy=accuracy,
+        notices=tuple(dict.fromkeys(notice for notice in told if notice)),
+    )
+    arrays = {SCORES: scores[order], PREDICTED: found.predicted[order].astype(np.int64)}
+    arrays |= _learned(part, spec) if learns else {}
+    by_class = _by_class(found.predicted, scores < threshold.value)
+    return Calibration(
+        info, arrays, by_class, {name: _flagged(scored[name], threshold) for name in ood}
+    )
+
+
+def _learns(wanted: Wanted) -> bool:
+    """Say whether a score learns, and refuse one that new images cannot be asked for.
+
+    Raises:
+        DetectorError: If it needs more than one forward, or images of noise.
+        InvalidArgument: If it learns nothing and shall learn.
+    """
+    method = find_method(wanted.method)
+    if method.name in MORE_THAN_ONE_FORWARD or wanted.options.get("epsilon"):
+        able = [name for name in METHODS if name not in MORE_THAN_ONE_FORWARD]
+        what = f"{method.name} with epsilon" if wanted.options.get("epsilon") else method.name
+        raise DetectorError(
+            f"Expected a score that one forward gives, got {what}; choose one of "
+            f"{', '.join(able)}."
+        )
+    learns = "fit" in method.options
+    if not learns and (wanted.cross_fit or wanted.options.get("fit") is not None):
+        raise InvalidArgument(
+            f"Method {method.name} learns from no images; leave out `fit` and `cross_fit`."
+        )
+    if wanted.cross_fit and wanted.options.get("fit") is not None:
+        raise InvalidArgument("Expected a set to fit to or a cross-fit, got both.")
+    return learns
+
+
+def _whole(run: RecordedRun, name: str) -> bool:
+    return run.sets[name].complete("base") and run.sets[name].recorded() > 0
+
+
+def _one_forward(spec: ScoreSpec, part: PartOfRun) -> Plan:
+    """Return how the score follows, from one forward and its gradients.
+
+    Raises:
+        DetectorError: If it reads what takes more.
+    """
+    plan = spec.definition.plan(spec, part)
+    for name in plan.passes:
+        if part.info.passes[name].kind not in ("norms", BLOCKS):
+            raise DetectorError(
+                f"Expected recorded gradient norms, got {name} to run again; record them with "
+                "`gradscore extract --layers ...`, then calibrate."
+            )
+    return plan
+
+
+def _out_of_fold(run: RecordedRun, images: Images, spec: ScoreSpec) -> Scores:
+    """Return the scores of the calibration images, each by what the other folds taught."""
+    found = [
+        score_sets(part_of(run, fold, others), [CALIBRATION], [spec])[CALIBRATION]
+        for others, fold in images.folds
+    ]
+    fields = ("index", "path", "label", "predicted")
+    joined = {name: np.concatenate([getattr(one, name) for one in found]) for name in fields}
+    (column,) = found[0].columns
+    scores = np.concatenate([one.columns[column] for one in found])
+    return Scores(CALIBRATION, **joined, columns={column: scores})
+
+
+def _accuracy(found: Scores) -> float | None:
+    known = found.label >= 0
+    return float((found.label == found.predicted)[known].mean()) if known.any() else None
+
+
+def _doubts(copies: int, threshold: Threshold, accuracy: float | None) -> list[str]:
+    """Return what makes the promise doubtful."""
+    doubts = []
+    count = threshold.images
+    if accuracy == 1.0 and count >= ENOUGH_LABELS:
+        doubts.append(
+            f"all {count:,} images are classified rightly, as images are that a model was trained "
+            "on; the promise holds for images that it has not seen"
+        )
+    if copies:
+        doubts.append(
+            f"{copies:,} of {count:,} calibration images are copies of others; the promise takes "
+            "each for an image of its own"
+        )
+    if threshold.ties > 1:
+        doubts.append(
+            f"{threshold.ties:,} calibration scores equal the threshold and are accepted; fewer "
+            "images may be flagged than are promised at most"
+        )
+    return doubts
+
+
+def _learned(part: PartOfRun, spec: ScoreSpec) -> Arrays:
+    """Return the arrays of what the score learned.
+
+    Raises:
+        DetectorError: If it learned what is no arrays.
+    """
+    if part.learned is None:
+        raise DetectorError(
+            f"Expected a score that learns arrays, got {spec.method}, whose fit returns something "
+            "else; a file holds arrays alone."
+        )
+    return {f"{FIT}{name}": np.ascontiguousarray(values) for name, values in part.learned.items()}
+
+
+def _by_class(predicted: NDArray, flagged: NDArray) -> dict[int, Flagged]:
+    classes = np.unique(predicted)
+    return {
+        int(y): Flagged(int(flagged[predicted == y].sum()), int((predicted == y).sum()))
+        for y in classes
+    }
+
+
+def _flagged(found: Scores, threshold: Threshold) -> Flagged:
+    (scores,) = found.columns.values()
+    return Flagged(int((scores < threshold.value).sum()), len(scores))

@@ -1,0 +1,206 @@
+"""Which images of a run give a threshold, and which ones its score learns from.
+
+The two must be disjoint: a score of images that it learned from is not the score of new ones.
+Without a set to fit to, a half of the ID images drawn by a fixed seed is learned from, and the
+other half gives the threshold.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+
+from gradscore.detector.file import Source
+from gradscore.detector.stand_ins import Chosen, Mask, PartOfRun
+from gradscore.errors import InvalidArgument, NotRecorded
+from gradscore.escapes import listed
+from gradscore.methods import RecordedRun
+from gradscore.methods.rows import FEWEST
+from gradscore.run import extract_command
+
+FIT_SET, CALIBRATION = "~fit", "~calibration"
+"""Names of the images that are learned from and of those that give the threshold."""
+FOLDS = 10
+"""Of a cross-fit."""
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of a calibration.
+
+    Attributes:
+        calibration: Those that give the threshold.
+        fit: Those that the score learns from; empty where it learns nothing.
+        folds: How the same images do both, each scored by what the others taught; usually empty.
+        notice: What the user should know, or empty.
+    """
+
+    calibration: Sequence[Chosen]
+    fit: Sequence[Chosen] = ()
+    folds: Sequence[tuple[Sequence[Chosen], Sequence[Chosen]]] = ()
+    notice: str = ""
+
+
+def choose_images(
+    run: RecordedRun, ids: Sequence[str] | None, *, learns: bool, fit: str | None, cross_fit: bool
+) -> Images:
+    """Return the images that a calibration takes.
+
+    Args:
+        run: The run.
+        ids: Names of the ID sets that give the threshold; None for all with the role ``id``.
+        learns: Whether the score learns.
+        fit: Name of the set that it learns from; None for the sets with the role ``fit``, else a
+            half of the ID images.
+        cross_fit: Whether the score learns from all ID images but a tenth in turn.
+
+    Raises:
+        InvalidArgument: If a set is unknown, not of ID images, or to give both.
+        NotRecorded: If there are no images, or too few to learn from.
+    """
+    names = _id_sets(run, ids)
+    whole = [Chosen(name) for name in names]
+    if not learns:
+        return Images(whole)
+    if cross_fit:
+        return _crossed(run, names)
+    fits = [fit] if fit is not None else [n for n, one in run.sets.items() if one.role == "fit"]
+    if not fits:
+        return _halves(run, names)
+    for name in fits:
+        if name not in run.sets:
+            raise InvalidArgument(f"Unknown set {name!r}; the run holds: {listed(run.sets)}.")
+        if name in names:
+            raise InvalidArgument(
+                f"Expected other images to learn from than those of the threshold, got {name!r} "
+                "for both; leave out `fit` to take half of them for each."
+            )
+        run.require_complete(name)
+    return Images(whole, [Chosen(name) for name in fits])
+
+
+def part_of(
+    run: RecordedRun,
+    calibration: Sequence[Chosen],
+    fit: Sequence[Chosen],
+    ood: Sequence[str] = (),
+) -> PartOfRun:
+    """Return a run of the images of a calibration, and of some OOD sets."""
+    sets = {FIT_SET: ("fit", fit)} if fit else {}
+    sets |= {CALIBRATION: ("id", calibration)}
+    return PartOfRun(run, sets | {name: ("ood", [Chosen(name)]) for name in ood})
+
+
+def describe_source(run: RecordedRun, chosen: Chosen) -> Source:
+    """Return what a file says of the images that were taken of a set."""
+    entry = run.sets[chosen.set]
+    places = () if chosen.mask is None else tuple(np.flatnonzero(chosen.mask).tolist())
+    images = len(places) if chosen.mask is not None else entry.recorded()
+    return Source(entry.name, entry.source, entry.manifest_sha256, images, places)
+
+
+def repeated(part: PartOfRun, images: Images) -> int:
+    """Return how many images of a calibration are copies of others, or of images to fit to.
+
+    Copies have the same logits to the last bit.
+    """
+    disjoint = images.fit and not images.folds
+    seen: set[bytes] = set()
+    copies = 0
+    for name in (FIT_SET, CALIBRATION) if disjoint else (CALIBRATION,):
+        for digest in _digests(part, name):
+            copies += name == CALIBRATION and digest in seen
+            seen.add(digest)
+    return copies
+
+
+def _digests(part: PartOfRun, name: str) -> Iterator[bytes]:
+    for arrays in part.blocks(name, ("logits",)):
+        for row in np.ascontiguousarray(arrays["logits"]):
+            yield hashlib.blake2b(row.data, digest_size=16).digest()
+
+
+def _id_sets(run: RecordedRun, ids: Sequence[str] | None) -> list[str]:
+    """Return the names of the sets that give the threshold."""
+    if ids is None:
+        names = [name for name, entry in run.sets.items() if entry.role == "id"]
+    else:
+        names = list(dict.fromkeys(ids))
+    if not names:
+        add = extract_command(run, "--id", "NAME=PATH")
+        raise NotRecorded(f"Expected a set of ID images to calibrate from; add one with {add}.")
+    for name in names:
+        if name not in run.sets:
+            raise InvalidArgument(f"Unknown set {name!r}; the run holds: {listed(run.sets)}.")
+        if run.sets[name].role not in ("id", None):
+            raise InvalidArgument(
+                f"Expected ID images to calibrate from, got the set {name!r} with the role "
+                f"{run.sets[name].role}."
+            )
+        run.require_complete(name)
+    return names
+
+
+def _halves(run: RecordedRun, names: Sequence[str]) -> Images:
+    fit, calibration = _split(run, names, 2)
+    count = _count(fit)
+    _check_enough(run, count)
+    notice = (
+        f"no set to fit to: the score learns from {count:,} ID images drawn by a fixed seed, the "
+        f"other {_count(calibration):,} give the threshold"
+    )
+    return Images(calibration, fit, notice=notice)
+
+
+def _crossed(run: RecordedRun, names: Sequence[str]) -> Images:
+    folds = _split(run, names, FOLDS)
+    if any(not fold for fold in folds):
+        _check_enough(run, 0)
+    _check_enough(run, sum(map(_count, folds)) - max(map(_count, folds)))
+    others = [[*chain.from_iterable(folds[:place] + folds[place + 1 :])] for place in range(FOLDS)]
+    whole = [Chosen(name) for name in names]
+    notice = (
+        "cross-fit: each tenth of the images is scored by what the others taught, and new images "
+        "by what all taught; the promise is approximate"
+    )
+    return Images(whole, whole, list(zip(others, folds, strict=True)), notice)
+
+
+def _check_enough(run: RecordedRun, count: int) -> None:
+    if count < FEWEST:
+        add = extract_command(run, "--fit-set", "NAME=PATH")
+        raise NotRecorded(
+            f"Expected at least {FEWEST} images to learn from, got {count}; add a set with {add}."
+        )
+
+
+def _split(run: RecordedRun, names: Sequence[str], parts: int) -> list[list[Chosen]]:
+    """Return the ID images in parts of nearly one size, drawn by a fixed seed."""
+    places = [(name, _recorded(run, name)) for name in names]
+    counts = np.concatenate([[0], np.cumsum([len(found) for _, found in places])])
+    turn = np.empty(counts[-1], dtype=np.int64)
+    turn[np.random.default_rng(SEED).permutation(counts[-1])] = np.arange(counts[-1]) % parts
+    split: list[list[Chosen]] = []
+    for part in range(parts):
+        chosen = []
+        for (name, found), start in zip(places, counts, strict=False):
+            mask = np.zeros(run.sets[name].rows, dtype=bool)
+            mask[found[turn[start : start + len(found)] == part]] = True
+            if mask.any():
+                chosen.append(Chosen(name, mask))
+        split.append(chosen)
+    return split
+
+
+def _recorded(run: RecordedRun, name: str) -> np.ndarray:
+    """Return the places of the images of a set that have rows."""
+    there: Mask = np.ones(run.sets[name].rows, dtype=bool)
+    there[[row.index for row in run.sets[name].failed]] = False
+    return np.flatnonzero(there)
+
+
+def _count(chosen: Sequence[Chosen]) -> int:
+    return sum(int(one.mask.sum()) for one in chosen if one.mask is not None)

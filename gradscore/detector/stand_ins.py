@@ -1,0 +1,222 @@
+"""Runs that are no directory: rows in memory, and chosen rows of another run.
+
+Methods read them as they read a run on disk. A score that a detector deploys is so planned,
+learned and computed by the same code as the score of a recorded run.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradscore.errors import NotRecorded
+from gradscore.methods import RecordedRun
+from gradscore.run import BASE, FitInfo, PassInfo, RunInfo, SetInfo, Shard, norms_name
+
+ROWS = 4096
+Arrays = dict[str, NDArray]
+Mask = NDArray[np.bool_]
+
+
+def set_entry(name: str, role: str | None, rows: int, passes: Sequence[str] = ()) -> SetInfo:
+    """Return the entry of a set of which all rows are there.
+
+    Args:
+        name: Its name.
+        role: As of a run's set.
+        rows: Number of its rows.
+        passes: Names of its passes beside the base pass.
+    """
+    shards = {one: [Shard("", "", 0, rows, rows)] for one in (BASE, *passes)}
+    return SetInfo(name, role, "", "", rows, passes=shards)
+
+
+class MemoryRun:
+    """A run whose rows, if it has any, are in memory.
+
+    Args:
+        info: What the run is about; its sets are those of ``rows``.
+        head: The last layer's ``weight`` and, if it has one, ``bias``.
+        rows: Set to its recorded arrays by name, each ``[rows, ...]``.
+        learned: What the one method that is asked learned, where that is known.
+
+    Attributes:
+        path: What stands in messages for the run's directory.
+        model: Always None: no part of the model is run again.
+        info: What the run is about. Norms that are asked for are added to its passes.
+        learned: What a method learned: given, or learned since.
+    """
+
+    path = Path("gradscore-run")
+    model = None
+
+    def __init__(
+        self,
+        info: RunInfo,
+        head: Mapping[str, NDArray],
+        rows: Mapping[str, Arrays] | None = None,
+        learned: Mapping[str, NDArray] | None = None,
+    ) -> None:
+        self.info, self._head, self._rows = info, dict(head), dict(rows or {})
+        self.learned = None if learned is None else dict(learned)
+
+    @property
+    def sets(self) -> Mapping[str, SetInfo]:
+        """The sets by name."""
+        return self.info.sets
+
+    def find_norms(
+        self,
+        target: str,
+        temperature: float,
+        p: float,
+        parameters: Sequence[str],
+        layers: str = "all",
+    ) -> PassInfo:
+        """Return the pass of some norms: whoever computes rows looks for it among the passes."""
+        name = norms_name(target, temperature, p, layers, parameters)
+        entry = PassInfo(name, "norms", target, temperature, p, "rules", tuple(parameters))
+        return self.info.passes.setdefault(name, entry)
+
+    def head(self) -> Arrays:
+        """Return the last layer's ``weight`` and, if it has one, ``bias``, float32."""
+        return self._head
+
+    def read_fit(self, name: str) -> Arrays | None:
+        """Return what the method learned, or None."""
+        return self.learned
+
+    def keep_fit(self, entry: FitInfo, arrays: Mapping[str, NDArray]) -> None:
+        """Keep what the method learned."""
+        self.learned = dict(arrays)
+
+    def require_complete(self, set_name: str, passes: Sequence[str] = (BASE,)) -> SetInfo:
+        """Return a set's entry, or raise NotRecorded where there is none."""
+        if set_name not in self.sets:
+            raise NotRecorded(f"Expected a set of {', '.join(self.sets)}, got {set_name!r}.")
+        return self.sets[set_name]
+
+    def blocks(
+        self,
+        set_name: str,
+        fields: Sequence[str] = (),
+        norms: Sequence[str] = (),
+        rows: int = ROWS,
+    ) -> Iterator[Arrays]:
+        """Yield all arrays of a set, at most ``rows`` rows at a time."""
+        arrays = self._rows[set_name]
+        for start in range(0, self.sets[set_name].rows, rows):
+            yield {name: values[start : start + rows] for name, values in arrays.items()}
+
+    def fit_blocks(
+        self, set_name: str, fields: Sequence[str] = (), norms: Sequence[str] = ()
+    ) -> Iterator[Arrays]:
+        """Yield the rows of a set that methods learn from: all of them."""
+        return self.blocks(set_name, fields, norms)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Some images of one set of a run.
+
+    Attributes:
+        set: The set's name.
+        mask: Whether each image of its list is among them, shape ``[images]``; None for all.
+    """
+
+    set: str
+    mask: Mask | None = None
+
+
+class PartOfRun:
+    """A run whose sets are chosen rows of another's, each for a purpose.
+
+    What a method learns is kept here, and never in the other run.
+
+    Args:
+        run: The other run.
+        sets: Name of a set to its role and the rows that it is made of.
+
+    Attributes:
+        path: That of the other run.
+        model: That of the other run.
+        info: What the run is about.
+        learned: What the one method that is asked learned, or None.
+    """
+
+    def __init__(
+        self, run: RecordedRun, sets: Mapping[str, tuple[str | None, Sequence[Chosen]]]
+    ) -> None:
+        self._run, self._chosen = run, {name: chosen for name, (_, chosen) in sets.items()}
+        self.path, self.model = run.path, run.model
+        self.learned: Arrays | None = None
+        entries = {name: self._entry(name, role, chosen) for name, (role, chosen) in sets.items()}
+        self.info = replace(run.info, sets=entries, fits={})
+
+    def _entry(self, name: str, role: str | None, chosen: Sequence[Chosen]) -> SetInfo:
+        rows, digest = 0, sha256()
+        for one in chosen:
+            entry = self._run.sets[one.set]
+            digest.update(entry.manifest_sha256.encode())
+            rows += entry.recorded()
+            if one.mask is not None:
+                digest.update(np.packbits(one.mask).tobytes())
+                failed = [row.index for row in entry.failed]
+                rows += int(one.mask.sum() - one.mask[failed].sum()) - entry.recorded()
+        made = set_entry(name, role, rows, tuple(self._run.info.passes))
+        return replace(made, manifest_sha256=digest.hexdigest())
+
+    @property
+    def sets(self) -> Mapping[str, SetInfo]:
+        """The sets by name."""
+        return self.info.sets
+
+    def find_norms(self, *asked: Any) -> PassInfo:
+        """Return the other run's pass that holds some norms, or raise NotRecorded."""
+        return self._run.find_norms(*asked)
+
+    def head(self) -> Arrays:
+        """Return the last layer's ``weight`` and, if it has one, ``bias``, float32."""
+        return self._run.head()
+
+    def read_fit(self, name: str) -> Arrays | None:
+        """Return what the method learned from these rows, or None."""
+        return self.learned
+
+    def keep_fit(self, entry: FitInfo, arrays: Mapping[str, NDArray]) -> None:
+        """Keep what the method learned from these rows."""
+        self.learned = dict(arrays)
+
+    def require_complete(self, set_name: str, passes: Sequence[str] = (BASE,)) -> SetInfo:
+        """Return a set's entry, or raise NotRecorded unless those passes are finished."""
+        for chosen in self._chosen[set_name]:
+            self._run.require_complete(chosen.set, passes)
+        return self.sets[set_name]
+
+    def blocks(
+        self,
+        set_name: str,
+        fields: Sequence[str] = ("index",),
+        norms: Sequence[str] = (),
+        rows: int = ROWS,
+    ) -> Iterator[Arrays]:
+        """Yield the chosen rows in the order of their lists, at most ``rows`` at a time."""
+        read = tuple(dict.fromkeys(("index", *fields)))
+        for chosen in self._chosen[set_name]:
+            for arrays in self._run.blocks(chosen.set, read, norms, rows):
+                if chosen.mask is None:
+                    yield arrays
+                    continue
+                kept = chosen.mask[arrays["index"]]
+                if kept.any():
+                    yield {name: values[kept] for name, values in arrays.items()}
+
+    def fit_blocks(
+        self, set_name: str, fields: Sequence[str] = ("index",), norms: Sequence[str] = ()
+    ) -> Iterator[Arrays]:
+        """Yield the chosen rows of a set that a method learns from."""
+        return self.blocks(set_name, fields, norms)

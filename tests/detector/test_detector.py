@@ -1,0 +1,235 @@
+"""A detector: calibrated from runs and images, saved, loaded, and asked."""
+
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import gradscore as gs
+from gradscore.data import open_set
+from gradscore.detector import Detector
+from gradscore.errors import DetectorError, InvalidArgument, NotRecorded, RunError
+
+LEARNED = ("laplace_energy_blocks", "knn", "vim", "mahalanobis", "react")
+SCORES = (
+    ("energy", {}),
+    ("gradnorm", {}),
+    ("gradnorm", {"layers": "block2"}),
+    ("gradnorm", {"target": "one-hot", "p": 2.0}),
+    *((method, {}) for method in LEARNED),
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    sets = {"digits": ("id", "digits:test"), "unseen": ("ood", "digits:unseen")}
+    return gs.extract("digits", sets, tmp_path_factory.mktemp("detector") / "run", layers="all")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return gs.create_model("digits")
+
+
+@pytest.fixture(scope="module")
+def images(model):
+    return inputs(model, "digits:unseen", 120)
+
+
+def inputs(model, name, count):
+    pictures = open_set(name)
+    return torch.stack([model.preprocessing(pictures[k]) for k in range(count)])
+
+
+@pytest.mark.parametrize(("method", "options"), SCORES)
+def test_live_scores_are_those_of_a_run(run, images, method, options):
+    detector = Detector.calibrate(run, method=method, **options)
+    decision = detector(images)
+    fit = {"fit": "digits"} if method in LEARNED else {}
+    if not fit:
+        recorded = run.score("unseen", method, **options)[: len(images)]
+        torch.testing.assert_close(decision.score, recorded, rtol=1e-5, atol=1e-6)
+    assert decision.score.dtype == decision.p_value.dtype == torch.float64
+    assert torch.equal(decision.accepted, decision.score >= detector.info.threshold.value)
+    below = (detector.scores[None] <= decision.score[:, None]).sum(dim=1)
+    torch.testing.assert_close(decision.p_value, (1 + below).double() / (len(detector.scores) + 1))
+    torch.testing.assert_close(decision.logits, run.logits("unseen")[: len(images)])
+
+
+def test_a_learned_score_learns_from_one_half_and_is_calibrated_on_the_other(run):
+    detector = Detector.calibrate(run, method="laplace_energy")
+    (calibration,), (fit,) = detector.info.calibration, detector.info.fit
+    assert (calibration.images, fit.images) == (180, 181)
+    assert set(calibration.rows) | set(fit.rows) == set(range(361))
+    assert "learns from 181 ID images" in detector.info.notices[0]
+    assert not detector.info.cross_fit
+
+
+def test_halves_give_the_score_that_a_run_of_the_halves_would(run, model, tmp_path):
+    detector = Detector.calibrate(run, method="laplace_energy_blocks")
+    (calibration,), (fit,) = detector.info.calibration, detector.info.fit
+    x = inputs(model, "digits:test", 361)
+    by_hand = Detector.calibrate(
+        model, x[list(calibration.rows)], method="laplace_energy_blocks", fit=x[list(fit.rows)]
+    )
+    np.testing.assert_allclose(by_hand.scores, detector.scores, rtol=1e-5)
+    assert by_hand.info.fit[0].images == 181
+
+
+def test_cross_fitted_scores_are_out_of_fold_and_called_approximate(run):
+    detector = Detector.calibrate(run, method="knn", cross_fit=True)
+    assert detector.info.cross_fit
+    assert detector.info.threshold.images == detector.info.fit[0].images == 361
+    assert "approximate" in detector.info.notices[0]
+    in_sample = run.score("digits", "knn", fit="digits")
+    assert not np.allclose(np.sort(in_sample), detector.scores)
+
+
+@pytest.mark.parametrize("batches", ["tensor", "loader", "list"])
+def test_images_in_memory_give_the_threshold_of_their_run(run, model, batches):
+    x, y = inputs(model, "digits:test", 361), torch.zeros(361, dtype=torch.long)
+    given = {
+        "tensor": x,
+        "loader": DataLoader(TensorDataset(x, y), batch_size=50),
+        "list": [x[:200], x[200:]],
+    }[batches]
+    found = Detector.calibrate(model, given, method="gradnorm", layers="block4", tpr=0.9)
+    expected = Detector.calibrate(run, method="gradnorm", layers="block4", tpr=0.9)
+    assert found.info.threshold.rank == expected.info.threshold.rank
+    assert found.info.threshold.value == pytest.approx(expected.info.threshold.value, rel=1e-5)
+    assert (found.info.id_accuracy is None) == (batches != "loader")
+
+
+@pytest.mark.parametrize("method", ["energy", "laplace_energy_blocks", "vim"])
+def test_a_detector_comes_back_from_its_file_a_pickle_and_a_copy(run, images, method, tmp_path):
+    detector = Detector.calibrate(run, method=method)
+    detector.save(tmp_path / "d.safetensors")
+    expected = detector(images)
+    for other in (
+        Detector.load(tmp_path / "d.safetensors"),
+        Detector.load(tmp_path / "d.safetensors", "digits"),
+        pickle.loads(pickle.dumps(detector)),
+        copy.deepcopy(detector),
+    ):
+        assert other.info == detector.info
+        assert all(map(torch.equal, other(images), expected))
+
+
+def test_it_serves_threads_inference_mode_and_compilation(run, images):
+    detector = Detector.calibrate(run, method="laplace_energy_blocks")
+    expected = detector(images).score
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda k: detector(images[k : k + 6]).score, range(0, 120, 6)))
+    torch.testing.assert_close(torch.cat(found), expected)
+    with torch.inference_mode():
+        decision = detector(images[:2])
+    assert not decision.logits.is_inference()
+    assert torch.equal(torch.compile(detector)(images[:2]).score, decision.score)
+
+
+def test_no_image_gives_no_decision(run):
+    decision = Detector.calibrate(run)(torch.zeros(0, 1, 8, 8))
+    assert [tuple(values.shape) for values in decision] == [(0, 6), (0,), (0,), (0,)]
+
+
+def test_thresholds_of_other_rates_come_from_the_stored_scores(run):
+    detector = Detector.calibrate(run)
+    kept = detector.threshold()
+    assert kept == detector.info.threshold
+    strict = detector.threshold(tpr=0.98)
+    assert strict.value < kept.value
+    assert strict.value == float(detector.scores[strict.rank - 1])
+    assert detector.threshold(guarantee="marginal").rank == 18
+    with pytest.raises(InvalidArgument, match="at least 2,995 images"):
+        detector.threshold(tpr=0.999)
+
+
+def test_its_repr_says_score_threshold_and_promise(run):
+    text = repr(Detector.calibrate(run))
+    assert text.startswith("Detector('energy', temperature=1.0, threshold=3.98")
+    assert "at most 5% of images like these are flagged; 361 calibration images" in text
+
+
+def test_what_is_doubtful_is_told(model):
+    x = inputs(model, "digits:test", 120)
+    told = " ".join(Detector.calibrate(model, torch.cat([x, x])).info.notices)
+    assert "120 of 240 calibration images are copies of others" in told
+    assert "2 calibration scores equal the threshold" in told
+    right = model(x).argmax(dim=1)
+    told = Detector.calibrate(model, [(x, right)]).info.notices
+    assert any("all 120 images are classified rightly" in notice for notice in told)
+
+
+def refusals(run, model, images):
+    random = gs.create_model("digits", "random")
+    energy = Detector.calibrate(run)
+    return {
+        "other weights": (lambda: Detector(random, energy.info, energy.arrays), "got others"),
+        "one image": (lambda: energy(images[0]), r"images \[batch, 1, 8, 8\].*got \[1, 8, 8\]"),
+        "no tensor": (lambda: energy([1]), "got a list"),
+        "NaN": (lambda: energy(torch.full((2, 1, 8, 8), torch.nan)), "others for image 0"),
+        "too few": (lambda: Detector.calibrate(model, images[:58]), "at least 59 .* got 58"),
+        "no images": (lambda: Detector.calibrate(model), "give `images`"),
+        "text": (lambda: Detector.calibrate(model, "digits"), "batches of such, got str of str"),
+        "odin": (
+            lambda: Detector.calibrate(run, method="odin", epsilon=0.1),
+            "one forward gives, got odin with epsilon",
+        ),
+        "stages": (lambda: Detector.calibrate(run, method="mahalanobis_stages"), "choose one of"),
+        "OOD": (lambda: Detector.calibrate(run, "unseen"), "'unseen' with the role ood"),
+        "unknown set": (lambda: Detector.calibrate(run, "mars"), "the run holds: digits, unseen"),
+        "in-sample": (
+            lambda: Detector.calibrate(run, method="knn", fit="digits"),
+            "other images to learn from",
+        ),
+        "learns nothing": (lambda: Detector.calibrate(run, fit="unseen"), "learns from no images"),
+        "both": (
+            lambda: Detector.calibrate(run, method="knn", fit="unseen", cross_fit=True),
+            "got both",
+        ),
+        "other settings": (
+            lambda: Detector.calibrate(run, method="gradnorm", layers="block1", p=3.0),
+            "holds no gradient norms of block1",
+        ),
+        "few to learn": (
+            lambda: Detector.calibrate(model, images[:59], method="knn"),
+            "at least 30 images to learn from, got 29|at least 59",
+        ),
+    }
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *("other weights", "one image", "no tensor", "NaN", "too few", "no images", "text"),
+        *("odin", "stages", "OOD", "unknown set", "in-sample", "learns nothing", "both"),
+        *("other settings", "few to learn"),
+    ],
+)
+def test_what_cannot_be_is_one_line(run, model, images, case):
+    act, message = refusals(run, model, images)[case]
+    with pytest.raises((DetectorError, InvalidArgument, NotRecorded, RunError), match=message):
+        act()
+
+
+def test_weights_that_change_are_noticed(run, images):
+    detector = Detector.calibrate(run)
+    with torch.no_grad():
+        detector.model.fc.bias.add_(1)
+    with pytest.raises(DetectorError, match="Expected the weights"):
+        detector(images[:2])
+
+
+def test_a_file_never_names_code_that_is_run_unasked(run, model, tmp_path):
+    detector = Detector.calibrate(model, inputs(model, "digits:test", 361))
+    module = "python:os:system?command=false"
+    detector.info = replace(detector.info, model=module)
+    detector.save(tmp_path / "d.safetensors")
+    with pytest.raises(DetectorError, match="is built only where you name it"):
+        Detector.load(tmp_path / "d.safetensors")
+    assert Detector.load(tmp_path / "d.safetensors", model).info.model == module

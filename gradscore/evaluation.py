@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gradscore.errors import RunError
+from gradscore.influence import NAME, is_large, large_figures
 from gradscore.methods import RecordedRun, ScoreSpec
-from gradscore.metrics import METRICS, REPLICATES, bootstrap, interval, point_metrics
+from gradscore.metrics import METRICS, REPLICATES, bootstrap, checked, interval, point_metrics
 from gradscore.recorded import Run, open_store
 from gradscore.run import RunInfo, extract_command
 from gradscore.scoring import Scores, known_sets, score_sets
@@ -44,7 +45,7 @@ class Row(dict[str, Any]):
 
 
 class Estimate(NamedTuple):
-    """A figure with its 95% bootstrap interval, all fractions."""
+    """A figure with its 95% interval, all fractions."""
 
     value: float
     low: float
@@ -107,10 +108,13 @@ class Evaluation:
             learns from a set; an option that the method does not honour is None.
         accuracies: The accuracy of each ID set, by its name; never of several together. A low
             figure shows at once that labels or preprocessing do not fit.
+        intervals: What the intervals are where they are not those of the bootstrap; rows then
+            hold it, too.
     """
 
     rows: list[Row]
     accuracies: Mapping[str, Accuracy] = field(default_factory=dict)
+    intervals: str = ""
 
 
 def evaluate(
@@ -120,7 +124,11 @@ def evaluate(
     replicates: int = REPLICATES,
     seed: int = 0,
 ) -> Metrics:
-    """Return AUROC, FPR95, AUPR-in and AUPR-out with 95% bootstrap intervals.
+    """Return AUROC, FPR95, AUPR-in and AUPR-out with 95% intervals.
+
+    The intervals are those of the bootstrap; where a side has more than
+    :data:`~gradscore.influence.LARGEST_RESAMPLED` scores, those of
+    :mod:`gradscore.influence`.
 
     Args:
         id_scores: Scores of ID inputs, higher = more ID, shape ``[n]``.
@@ -138,8 +146,12 @@ def evaluate(
     >>> evaluate([3, 4, 5], [0, 1, 2]).auroc
     Estimate(value=1.0, low=1.0, high=1.0)
     """
-    point = point_metrics(id_scores, ood_scores)
-    samples = bootstrap(id_scores, [ood_scores], replicates=replicates, seed=seed)[:, 0, 0]
+    sides = checked(id_scores, "ID"), checked(ood_scores, "OOD")
+    if replicates and is_large(*map(len, sides)):
+        figures = large_figures(sides[0], [sides[1]])[0]
+        return Metrics(*(Estimate(*row) for row in figures.tolist()))
+    point = point_metrics(*sides)
+    samples = bootstrap(sides[0], [sides[1]], replicates=replicates, seed=seed)[:, 0, 0]
     return Metrics(*(Estimate(*figures) for figures in _with_interval(point, samples).tolist()))
 
 
@@ -171,21 +183,26 @@ def evaluate_run(
     store = open_store(run)
     ids, oods = choose_sets(store, sets)
     specs = list(dict.fromkeys(specs))
-    scored = score_sets(store, [*ids, *oods], specs, backend)
+    scored = score_sets(store, [*ids, *oods], specs, backend, paths=False)
     options = [
         option
         for option in MORE
         if any(getattr(spec, option) != spec.definition.options.get(option) for spec in specs)
     ]
-    rows = []
+    rows, intervals = [], ""
     for name in ids:
+        if replicates and is_large(*(len(scored[one]) for one in (name, *oods))):
+            intervals = NAME
         figures = _figures(scored[name], [scored[ood] for ood in oods], replicates)
         for spec, of_spec in zip(specs, figures, strict=True):
             for ood, of_ood in zip([*oods, "mean"], of_spec, strict=True):
                 more = {option: getattr(spec, option) for option in options}
                 rows.append(Row(spec, _columns(spec, name, ood, of_ood) | more))
+    if intervals:
+        for row in rows:
+            row["intervals"] = intervals
     accuracies = {name: accuracy(scored[name]) for name in ids}
-    return Evaluation(rows, accuracies)
+    return Evaluation(rows, accuracies, intervals)
 
 
 def choose_sets(
@@ -252,14 +269,17 @@ def accuracy(scores: Scores) -> Accuracy:
 
 def _figures(ids: Scores, oods: Sequence[Scores], replicates: int) -> NDArray:
     """Return figures with intervals, shape ``[specs, sets + 1 (mean), 4, 3]``."""
-    id_scores = np.stack(list(ids.columns.values()))
-    ood_scores = [np.stack(list(ood.columns.values())) for ood in oods]
+    if replicates and is_large(*map(len, (ids, *oods))):
+        each = [large_figures(row, [o.columns[k] for o in oods]) for k, row in ids.columns.items()]
+        return np.stack(each)
     point = np.array(
-        [[point_metrics(row, ood[k]) for ood in ood_scores] for k, row in enumerate(id_scores)]
+        [[point_metrics(row, ood.columns[k]) for ood in oods] for k, row in ids.columns.items()]
     )
     point = np.concatenate([point, point.mean(axis=1, keepdims=True)], axis=1)
     if not replicates:
         return np.stack([point, *[np.full_like(point, np.nan)] * 2], axis=-1)
+    id_scores = np.stack(list(ids.columns.values()))
+    ood_scores = [np.stack(list(ood.columns.values())) for ood in oods]
     samples = bootstrap(id_scores, ood_scores, replicates=replicates)
     samples = np.concatenate([samples, samples.mean(axis=2, keepdims=True)], axis=2)
     return _with_interval(point, samples)

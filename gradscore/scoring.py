@@ -1,6 +1,6 @@
 """Score recorded sets by many specs from one read of the run."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from gradscore.closed_form.cuda import use_triton
+from gradscore.columns import columns_for
 from gradscore.errors import InvalidArgument, RunError
 from gradscore.methods import Plan, RecordedRun, ScoreSpec, column_names
 from gradscore.methods.block import Block
@@ -25,7 +26,7 @@ class Scores:
     Attributes:
         set: Name of the set.
         index: Places in the set's manifest, shape ``[rows]``.
-        path: Where each input came from, shape ``[rows]``, text.
+        path: Where each input came from, shape ``[rows]``, text; empty where it was not asked.
         label: Class numbers, -1 where unknown, shape ``[rows]``.
         predicted: First largest logit, shape ``[rows]``.
         columns: Column name to scores, each ``[rows]``, float64; higher means more ID.
@@ -36,7 +37,7 @@ class Scores:
     path: NDArray
     label: NDArray
     predicted: NDArray
-    columns: dict[str, NDArray[np.float64]]
+    columns: Mapping[str, NDArray[np.float64]]
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -44,7 +45,12 @@ class Scores:
 
 
 def iterate_scores(
-    run: RecordedRun, sets: Iterable[str], specs: Sequence[ScoreSpec], backend: str = "auto"
+    run: RecordedRun,
+    sets: Iterable[str],
+    specs: Sequence[ScoreSpec],
+    backend: str = "auto",
+    *,
+    paths: bool = True,
 ) -> Iterator[Scores]:
     """Yield the scores of blocks of rows, set by set, in the order of the manifests.
 
@@ -58,6 +64,7 @@ def iterate_scores(
         backend: ``triton`` takes the rows to a CUDA device for ``gradnorm`` of the last layer;
             the others do not: reading them takes longer than scoring them here. There, ``auto``
             is ``numba`` where that can be had, else ``torch``.
+        paths: Whether the scores say where each input came from: of ten million, a gigabyte.
 
     Yields:
         Scores of consecutive rows.
@@ -77,7 +84,7 @@ def iterate_scores(
     here = "auto" if backend == "triton" else backend
     states = [plan.fit() if plan.fit else None for plan in plans]
     columns = column_names(specs)
-    fields = ("index", "path", "label", "logits") + (
+    fields = ("index", *(("path",) if paths else ()), "label", "logits") + (
         ("features",) if any("features" in plan.fields for plan in plans) else ()
     )
     passes = tuple(dict.fromkeys(name for plan in plans for name in plan.passes))
@@ -101,7 +108,7 @@ def iterate_scores(
             yield Scores(
                 name,
                 arrays["index"],
-                arrays["path"],
+                arrays["path"] if paths else np.empty(0, object),
                 arrays["label"],
                 arrays["logits"].argmax(axis=1),
                 scored,
@@ -109,15 +116,23 @@ def iterate_scores(
 
 
 def score_sets(
-    run: RecordedRun, sets: Iterable[str], specs: Sequence[ScoreSpec], backend: str = "auto"
+    run: RecordedRun,
+    sets: Iterable[str],
+    specs: Sequence[ScoreSpec],
+    backend: str = "auto",
+    *,
+    paths: bool = True,
 ) -> dict[str, Scores]:
     """Return every set's scores, all of them from one read.
+
+    Columns that together take much memory are kept on the disk, and read when they are asked for.
 
     Args:
         run: The run's store.
         sets: Names of the sets.
         specs: What to score by; equal ones are computed once.
         backend: As of :func:`iterate_scores`.
+        paths: As of :func:`iterate_scores`.
 
     Returns:
         Set name to its scores, rows in the order of its manifest.
@@ -130,7 +145,7 @@ def score_sets(
     filled: dict[str, Scores] = {}
     places: dict[str, int] = {}
     names = known_sets(run, sets)
-    for scored in iterate_scores(run, names, specs, backend):
+    for scored in iterate_scores(run, names, specs, backend, paths=paths):
         start = places.setdefault(scored.set, 0)
         places[scored.set] = stop = start + len(scored)
         # Whole arrays from the start: small ones left among a block's temporaries would keep
@@ -138,10 +153,10 @@ def score_sets(
         if not start:
             filled[scored.set] = _empty(scored, run.sets[scored.set].recorded())
         whole = filled[scored.set]
-        for field in ("index", "path", "label", "predicted"):
+        for field in ("index", *(("path",) if paths else ()), "label", "predicted"):
             getattr(whole, field)[start:stop] = getattr(scored, field)
         for column, values in scored.columns.items():
-            whole.columns[column][start:stop] = values
+            whole.columns.put(column, start, values)
     for name in names:
         if name not in filled:
             raise RunError(f"Set {name!r} holds no rows.")
@@ -165,11 +180,9 @@ def known_sets(run: RecordedRun, sets: Iterable[str]) -> list[str]:
 
 def _empty(like: Scores, rows: int) -> Scores:
     """Return room for all rows of a set, of the types of one block."""
-    arrays = [
-        np.empty(rows, getattr(like, field).dtype)
-        for field in ("index", "path", "label", "predicted")
-    ]
-    return Scores(like.set, *arrays, {column: np.empty(rows) for column in like.columns})
+    known = (like.index, like.path, like.label, like.predicted)
+    arrays = [np.empty(rows if len(one) else 0, one.dtype) for one in known]
+    return Scores(like.set, *arrays, columns_for(list(like.columns), rows))
 
 
 def _kernel_device(backend: str, plans: Sequence[Plan]) -> str | None:
@@ -232,7 +245,8 @@ def _check_rows(values: NDArray, what: str, name: str, arrays: Any) -> None:
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if len(bad):
         row = bad[0]
+        where = f" ({arrays['path'][row]})" if "path" in arrays else ""
         raise RunError(
             f"Expected finite {what}, got {values[row][~np.isfinite(values[row])][0]} in row "
-            f"{arrays['index'][row]} of set {name!r} ({arrays['path'][row]})."
+            f"{arrays['index'][row]} of set {name!r}{where}."
         )

@@ -54,7 +54,8 @@ def write_evaluation(
         RunError: If the file cannot be written.
     """
     shares = {name: accuracy.share for name, accuracy in evaluation.accuracies.items()}
-    write_rows(path, evaluation.rows, metrics, id_accuracy=shares)
+    facts = {"intervals": evaluation.intervals} if evaluation.intervals else {}
+    write_rows(path, evaluation.rows, metrics, id_accuracy=shares, **facts)
 
 
 def write_rows(
@@ -199,8 +200,9 @@ def _latex(
 
 def _facts_lines(facts: Facts) -> list[str]:
     """Return what is known of the ID sets, a sentence each."""
-    shares = facts.get("id_accuracy", {})
-    return [
+    shares, intervals = facts.get("id_accuracy", {}), facts.get("intervals")
+    lines = [f"Intervals: {intervals}."] if intervals else []
+    return lines + [
         f"ID accuracy{f' of {name}' if len(shares) > 1 else ''}: {percent(share)}%."
         for name, share in shares.items()
         if share is not None

@@ -89,7 +89,8 @@ def evaluate(
     """Print ID accuracy, then AUROC, FPR95, AUPR-in and AUPR-out of each method in percent.
 
     One line a method, the mean over the OOD sets, best AUROC first; --full shows every set.
-    Intervals are 95% bootstrap percentiles. Files hold every set: .csv, .parquet and .json
+    Intervals are 95% bootstrap percentiles; of sets of more than 200,000 rows, DeLong's for AUROC
+    and normal ones for the others. Files hold every set: .csv, .parquet and .json
     fractions, .md and .tex methods x sets in percent. --plot draws the ROC curves.
     """
     from gradscore.evaluation import evaluate_run
@@ -118,6 +119,8 @@ def evaluate(
         plot_roc(run, specs, plot, sets=sets or None)
         notice_written(plot, quiet=quiet)
     show_evaluation(evaluation, full=full, metrics=metrics)
+    if evaluation.intervals:
+        notice(f"95% intervals: {evaluation.intervals}.", quiet=quiet)
     hint_to_choose(evaluation.rows, run_path)
 
 

@@ -1,0 +1,127 @@
+"""Large sets: intervals by formula as wide as those of the bootstrap, columns on the disk."""
+
+import numpy as np
+import pytest
+from helpers.recorded_run import make_run
+
+import gradscore.columns
+from gradscore.columns import DiskColumns, MemoryColumns, columns_for
+from gradscore.errors import InvalidArgument, RunError
+from gradscore.evaluation import evaluate, evaluate_run
+from gradscore.influence import NAME, influences, large_figures
+from gradscore.methods import make_spec
+from gradscore.metrics import METRICS, bootstrap
+from gradscore.run import RunStore
+from gradscore.scoring import score_sets
+from gradscore.tables import write_evaluation
+
+SPECS = [make_spec(name) for name in ("gradnorm", "msp", "energy")]
+
+
+def drawn(ids, oods, apart, digits=None, seed=0):
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(apart, 1, ids), rng.normal(0, 1.3, oods)
+    return scores if digits is None else tuple(np.round(one, digits) for one in scores)
+
+
+@pytest.mark.parametrize(
+    ("ids", "oods", "apart", "digits"),
+    [(3000, 2000, 1.0, None), (1500, 5000, 2.0, 1), (4000, 1000, 3.0, None), (800, 800, 0.0, 0)],
+    ids=["apart", "ties", "few ood", "chance, many ties"],
+)
+def test_deviations_are_those_of_the_bootstrap(ids, oods, apart, digits):
+    sides = drawn(ids, oods, apart, digits)
+    on_ids, on_oods = influences(*sides)
+    assert np.abs(on_ids.mean(axis=1)).max() < 1e-12
+    assert np.abs(on_oods.mean(axis=1)).max() < 1e-12
+    got = np.sqrt(on_ids.var(axis=1) / ids + on_oods.var(axis=1) / oods)
+    samples = bootstrap(sides[0], [sides[1]], replicates=1000)[:, 0, 0]
+    expected = samples.std(axis=0)
+    smooth = [0, 2, 3]
+    np.testing.assert_allclose(got[smooth], expected[smooth], rtol=0.08)
+    if digits is None:  # a threshold among ties jumps
+        np.testing.assert_allclose(got[1], expected[1], rtol=0.2)
+
+
+def test_auroc_is_delongs_covariance():
+    ids, oods = drawn(60, 40, 1.0, 1)
+    wins = (ids[:, None] > oods) + 0.5 * (ids[:, None] == oods)
+    on_ids, on_oods = influences(ids, oods)
+    np.testing.assert_allclose(on_ids[0], wins.mean(axis=1) - wins.mean(), atol=1e-12)
+    np.testing.assert_allclose(on_oods[0], wins.mean(axis=0) - wins.mean(), atol=1e-12)
+
+
+def test_sides_that_do_not_meet_have_no_width():
+    figures = large_figures(np.arange(10.0) + 20, [np.arange(5.0)])
+    np.testing.assert_array_equal(figures[0, [0, 2, 3]], 1.0)
+    np.testing.assert_array_equal(figures[0, 1], 0.0)
+    with pytest.raises(InvalidArgument, match="Expected finite OOD scores, got nan in row 1"):
+        influences([1.0, 2.0], [0.0, np.nan])
+
+
+def test_the_mean_over_sets_shares_their_id_inputs():
+    ids, ood = drawn(2000, 1500, 1.0)
+    figures = large_figures(ids, [ood, ood[::-1]])
+    np.testing.assert_allclose(figures[0], figures[2][:, :], rtol=0.3)
+    width = figures[:, :, 2] - figures[:, :, 1]
+    on_ids, on_oods = influences(ids, ood)
+    variance = on_ids.var(axis=1) / len(ids) + on_oods.var(axis=1) / len(ood) / 2
+    np.testing.assert_allclose(width[2], 2 * 1.959963984540054 * np.sqrt(variance))
+
+
+def test_large_sets_are_evaluated_by_formula_and_say_so(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run")
+    small = evaluate_run(run, SPECS)
+    assert (small.intervals, "intervals" in small.rows[0]) == ("", False)
+    monkeypatch.setattr("gradscore.influence.LARGEST_RESAMPLED", 39)
+    large = evaluate_run(run, SPECS)
+    assert large.intervals == NAME
+    assert all(row["intervals"] == NAME for row in large.rows)
+    for one, other in zip(small.rows, large.rows, strict=True):
+        for metric in METRICS:
+            assert one[metric] == other[metric]
+            assert 0 <= other[f"{metric}_low"] <= other[metric] <= other[f"{metric}_high"] <= 1
+    for ending in (".csv", ".json", ".md", ".tex"):
+        write_evaluation(tmp_path / f"e{ending}", large)
+        assert "DeLong for AUROC" in (tmp_path / f"e{ending}").read_text()
+    assert evaluate_run(run, SPECS, replicates=0).intervals == ""
+    scores = drawn(50, 40, 1.0)
+    got = evaluate(*scores)
+    expected = large_figures(scores[0], [scores[1]])[0]
+    assert [got.auroc, got.fpr95, got.aupr_in, got.aupr_out] == [tuple(row) for row in expected]
+
+
+def test_columns_on_the_disk_are_those_in_memory(tmp_path, monkeypatch):
+    run = RunStore(make_run(tmp_path / "run"))
+    sets = ["digits", "noise"]
+    held = score_sets(run, sets, SPECS)
+    monkeypatch.setattr(gradscore.columns, "IN_MEMORY", 0)
+    kept = score_sets(run, sets, SPECS, paths=False)
+    for name in sets:
+        assert isinstance(held[name].columns, MemoryColumns)
+        assert isinstance(kept[name].columns, DiskColumns)
+        assert list(kept[name].columns) == list(held[name].columns)
+        assert (len(kept[name].path), len(held[name].path)) == (0, len(held[name]))
+        for column, values in held[name].columns.items():
+            np.testing.assert_array_equal(kept[name].columns[column], values)
+    assert evaluate_run(run, SPECS).rows
+
+
+def test_a_full_disk_names_the_folder(monkeypatch):
+    columns = DiskColumns(["a", "b"], 4)
+    columns.put("b", 2, np.array([1.0, 2.0]))
+    assert columns["b"].tolist() == [0, 0, 1, 2]
+    with pytest.raises(RunError, match="ends before its size"):
+        DiskColumns(["a"], 4)["a"]
+
+    def full(*how):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    with pytest.raises(RunError, match=r"Cannot keep scores in .*No space left.*TMPDIR"):
+        columns.put("a", 0, np.ones(1))
+
+
+@pytest.mark.parametrize(("count", "kind"), [(10, MemoryColumns), (50_000_000, DiskColumns)])
+def test_large_columns_go_to_the_disk(count, kind):
+    assert type(columns_for(["a"], count)) is kind

@@ -1,27 +1,12 @@
-"""Convolutions in one to three dimensions, plain and transposed, grouped and depthwise.
-
-The form of the weight's gradient is chosen by shape. Ratios in comments are to the library's
-weight gradient summed over the batch, on two cores.
-"""
+"""Convolutions in one to three dimensions, plain and transposed, grouped and depthwise."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gradscore.rules.rule import (
-    Call,
-    Rule,
-    Tile,
-    Tiling,
-    matrix_product,
-    product_tiles,
-    reduce_tiles,
-    spans,
-    sum_by_channel,
-)
+from gradscore.rules.convolution_tiles import Geometry, conv_tiles, folded_gradient
+from gradscore.rules.rule import Call, Rule, Tile, reduce_tiles, sum_by_channel
 
 PLAIN = dict.fromkeys(
     (F.conv1d, F.conv2d, F.conv3d),
@@ -31,42 +16,6 @@ TRANSPOSED = dict.fromkeys(
     (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
     ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
 )
-
-FEW_POSITIONS = 1024
-"""Up to so many output positions, the library's weight gradient of one sample is slow."""
-FEW_CHANNELS = 4
-"""Up to so many input channels, as in a first layer, folding the batch into groups is slow."""
-MANY_OUTPUTS = 64
-"""From so many output channels, products of matrices are worth the copies they read."""
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """What a convolution does beside its weight's values, every spatial dimension spelled out.
-
-    Attributes:
-        shape: Shape of the weight.
-        stride: Strides.
-        padding: Zeros on both sides.
-        dilation: Steps between kernel entries.
-        groups: Number of groups.
-        transposed: Whether it is a transposed convolution.
-        output_padding: Of a transposed convolution.
-    """
-
-    shape: torch.Size
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int = 1
-    transposed: bool = False
-    output_padding: tuple[int, ...] = (0, 0, 0)
-
-    @property
-    def tiles_the_image(self) -> bool:
-        """Whether the kernel's places lie side by side, as those of a patch embedding."""
-        adjacent = tuple(self.shape[2:]) == self.stride and set(self.dilation) == {1}
-        return adjacent and not any(self.padding)
 
 
 def weight_gradient(call: Call, argument: str, grad: Tensor) -> Tensor:
@@ -137,155 +86,6 @@ def padded(call: Call, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
 def unbatched(x: Tensor, weight: Tensor) -> Tensor:
     """Give a single image without batch axis its batch axis."""
     return x.unsqueeze(0) if x.ndim < weight.ndim else x
-
-
-def conv_tiles(x: Tensor, g: Tensor, geometry: Geometry, samples: int) -> Iterator[Tile]:
-    """Return each sample's weight gradient in tiles, by the form that suits the convolution.
-
-    Products of matrices serve kernels of one entry (0.95 to 1.3), kernels that tile the image
-    (0.9), and on a CPU, by rows of the kernel, those with few positions (0.9 to 1.4, where the
-    library's weight gradient of one sample needs 1.3 to 8); the library's weight gradient with
-    the batch folded into groups serves the others (0.7 to 1.4), above all depthwise ones.
-
-    Args:
-        x: Inputs, shape ``[samples * k, in_channels, ...]``, the rows of a sample side by side.
-        g: Output gradients, shape ``[samples * k, out_channels, ...]``.
-        geometry: The convolution.
-        samples: Number of samples.
-    """
-    if geometry.groups > 1 or geometry.transposed:
-        return folded_tiles(x, g, geometry, samples)
-    if geometry.shape[2:].numel() == 1 and not any(geometry.padding):
-        return pointwise_tiles(x, g, geometry, samples)
-    if geometry.tiles_the_image:
-        return patch_tiles(x, g, geometry, samples)
-    worth = geometry.shape[0] >= MANY_OUTPUTS or geometry.shape[1] <= FEW_CHANNELS
-    few = g.shape[2:].numel() <= FEW_POSITIONS and x.device.type == "cpu"
-    if worth and few and x.ndim == 4 and len(x) == samples:
-        return kernel_row_tiles(x, g, geometry)
-    return folded_tiles(x, g, geometry, samples)
-
-
-def in_tile_order(weight: Tensor, rows: int) -> Tensor:
-    """Bring a tensor shaped as the weight to the order of tiles, ``[rows, channels, columns]``."""
-    if rows == 1:
-        return weight.reshape(1, len(weight), -1)
-    return weight.permute(2, 0, 3, 1).reshape(rows, len(weight), -1)
-
-
-def pointwise_tiles(x: Tensor, g: Tensor, geometry: Geometry, samples: int) -> Iterator[Tile]:
-    """Yield the gradients of a kernel with one entry: products over positions."""
-    if any(step > 1 for step in geometry.stride):
-        steps = (slice(None, None, step) for step in geometry.stride)
-        x = x[(slice(None), slice(None), *steps)]
-        # A stride leaves out what lies behind the last output.
-        x = x[(slice(None), slice(None), *(slice(0, size) for size in g.shape[2:]))]
-    return product_tiles(_by_sample(g, samples), _by_sample(x, samples).transpose(1, 2))
-
-
-def patch_tiles(x: Tensor, g: Tensor, geometry: Geometry, samples: int) -> Iterator[Tile]:
-    """Yield the gradients of a kernel whose places lie side by side: products over patches."""
-    dims, kernel = x.ndim - 2, geometry.shape[2:]
-    for axis, (steps, size) in enumerate(zip(g.shape[2:], kernel, strict=True)):
-        # Each axis becomes its steps and the places within one.
-        at = 2 + 2 * axis
-        x = x.narrow(at, 0, steps * size).unflatten(at, (steps, size))
-    steps, places = range(2, 2 + 2 * dims, 2), range(3, 3 + 2 * dims, 2)
-    patches = x.permute(0, *steps, 1, *places).reshape(samples, -1, geometry.shape[1:].numel())
-    return product_tiles(_by_sample(g, samples), patches)
-
-
-def _by_sample(x: Tensor, samples: int) -> Tensor:
-    """Bring ``[samples * k, channels, ...]`` to ``[samples, channels, k * positions]``."""
-    x = x.flatten(2)
-    if len(x) == samples:
-        return x
-    return x.unflatten(0, (samples, -1)).transpose(1, 2).flatten(2)
-
-
-def kernel_row_tiles(x: Tensor, g: Tensor, geometry: Geometry) -> Iterator[Tile]:
-    """Yield the gradients of a plain two-dimensional convolution, one row of the kernel a product.
-
-    The input is laid out once for each column of the kernel (and each remainder of the stride).
-    A row of the kernel then reads a contiguous part of it, further down by whole output rows, so
-    that the copies are a kernel's height fewer than those of an unfolded input.
-    """
-    n, channels, (height, width) = len(x), g.shape[1], g.shape[2:]
-    (kernel_h, kernel_w), in_channels = geometry.shape[2:], x.shape[1]
-    columns, positions = kernel_w * in_channels, height * width
-    tiling = Tiling.of(x, n, channels, kernel_h * columns)
-    memory = x.new_empty(tiling.samples * kernel_h * tiling.channels * columns)
-    for samples in spans(n, tiling.samples):
-        count = samples.stop - samples.start
-        shifted = _shifted(x[samples], geometry, height, width)
-        left = g[samples].reshape(count, channels, positions)
-        for rows in spans(channels, tiling.channels):
-            size = rows.stop - rows.start
-            tile = memory[: count * kernel_h * size * columns]
-            tile = tile.view(kernel_h, count, size, columns)
-            for i in range(kernel_h):
-                down, remainder = divmod(i * geometry.dilation[0], geometry.stride[0])
-                right = shifted[:, remainder, :, down * width : down * width + positions]
-                matrix_product(left[:, rows], right.transpose(1, 2), tile[i])
-            yield Tile(samples, rows, tile.transpose(0, 1))
-
-
-def _shifted(x: Tensor, geometry: Geometry, height: int, width: int) -> Tensor:
-    """Return ``[n, remainders, kernel_w * in_channels, rows * width]`` of shifted inputs."""
-    (kernel_h, kernel_w), n = geometry.shape[2:], len(x)
-    (step_h, step_w), (down, right) = geometry.stride, geometry.dilation
-    pad_h, pad_w = geometry.padding
-    x = F.pad(x, (pad_w, pad_w, pad_h, pad_h)) if pad_h or pad_w else x
-    rows = (kernel_h - 1) * down // step_h + height
-    remainders = min(step_h, (kernel_h - 1) * down + 1)
-    shifted = x.new_empty(n, remainders, kernel_w, x.shape[1], rows, width)
-    for remainder in range(remainders):
-        for j in range(kernel_w):
-            first = j * right
-            part = x[:, :, remainder::step_h, first : first + step_w * (width - 1) + 1 : step_w]
-            part = part[:, :, :rows]
-            shifted[:, remainder, j, :, : part.shape[2]].copy_(part)
-    return shifted.flatten(4).flatten(2, 3)
-
-
-def folded_tiles(x: Tensor, g: Tensor, geometry: Geometry, samples: int) -> Iterator[Tile]:
-    """Yield the library's weight gradients, the samples being groups of one image."""
-    k, shape = len(x) // samples, geometry.shape
-    first_layer = shape[1] <= FEW_CHANNELS and geometry.groups == 1
-    # The library copies what it reads, so that a part's input should stay in cache as well.
-    each = max(shape.numel(), x[:k].numel() // 2)
-    at_once = 1 if first_layer else Tiling.of(x, samples, 1, each).samples
-    for part in spans(samples, at_once):
-        n = part.stop - part.start
-        inside = slice(part.start * k, part.stop * k)
-        gradient = folded_gradient(x[inside], g[inside], geometry, n)
-        yield Tile(part, slice(0, shape[0]), gradient.reshape(n, 1, shape[0], -1))
-
-
-def folded_gradient(x: Tensor, g: Tensor, geometry: Geometry, samples: int) -> Tensor:
-    """Return the weight gradients of some samples, shape ``[samples, *weight.shape]``."""
-    shape, dims = geometry.shape, len(geometry.shape) - 2
-    k = len(x) // samples
-    zeros = x.new_empty(1).expand(samples * shape[0], *shape[1:])
-    gradient = torch.ops.aten.convolution_backward(
-        _fold(g, samples, k),
-        _fold(x, samples, k),
-        zeros,
-        None,
-        geometry.stride,
-        geometry.padding,
-        geometry.dilation,
-        geometry.transposed,
-        geometry.output_padding[:dims],
-        samples * geometry.groups,
-        (False, True, False),
-    )[1]
-    return gradient.reshape(samples, *shape)
-
-
-def _fold(x: Tensor, n: int, k: int) -> Tensor:
-    """Bring ``[n * k, channels, ...]`` to ``[k, n * channels, ...]``."""
-    return x.reshape(n, k, *x.shape[1:]).transpose(0, 1).reshape(k, n * x.shape[1], *x.shape[2:])
 
 
 WEIGHT = Rule("conv", weight_gradient, weight_norms, tiles=weight_tiles)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.nn import functional as F
 
-from gradscore.rules.convolution import in_tile_order
+from gradscore.rules.convolution_tiles import in_tile_order
 from gradscore.rules.rule import Call, Rule, Tile, Tiling, abs_norms, spans, sum_by_channel
 
 BATCH = {

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradscore.rules import convolution, rule
-from gradscore.rules.convolution import Geometry, conv_tiles, in_tile_order
+from gradscore.rules import convolution_tiles, rule
+from gradscore.rules.convolution import sizes
+from gradscore.rules.convolution_tiles import Geometry, conv_tiles, few_positions, in_tile_order
 from gradscore.rules.linear import linear_weight_norms
 from gradscore.rules.normalization import (
     Standardisation,
@@ -85,11 +86,53 @@ FORMS = [
     ((64, 16, 3, 3), 9, 1, 1, "kernel_row_tiles"),
     ((64, 16, 3, 3), 9, 2, 1, "kernel_row_tiles"),
     ((64, 16, 5, 2), 11, 3, 2, "kernel_row_tiles"),
-    ((24, 3, 3, 3), 20, 1, 1, "kernel_row_tiles"),
+    ((64, 16, 3, 3), 22, 1, 1, "folded_tiles"),
+    ((24, 3, 3, 3), 19, 1, 1, "kernel_row_tiles"),
     ((24, 3, 3, 3), 40, 1, 1, "folded_tiles"),
     ((24, 16, 3, 3), 20, 1, 1, "folded_tiles"),
     ((64, 16, 1, 1), 9, 1, 1, "kernel_row_tiles"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def on_avx512(monkeypatch):
+    """Let every processor choose as one with vectors of 512 bits does."""
+    few = convolution_tiles.FEW_POSITIONS_AVX512
+    monkeypatch.setattr(convolution_tiles, "few_positions", lambda: few)
+
+
+@pytest.mark.parametrize(
+    ("capability", "positions"), [("AVX512", 384), ("AVX2", 1024), ("DEFAULT", 1024)]
+)
+def test_products_by_rows_end_earlier_where_the_library_has_wide_vectors(
+    capability, positions, monkeypatch
+):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert few_positions.__wrapped__() == positions
+
+
+TYPES = [(torch.float32, 1e-5), (torch.float64, 1e-9), (torch.bfloat16, 2e-2)]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("dtype", "rtol"), TYPES, ids=lambda it: str(it))
+@pytest.mark.parametrize("form", ["kernel_row_tiles", "folded_tiles"])
+@pytest.mark.parametrize(("stride", "padding", "dilation"), [(1, 1, 1), (2, (0, 2), (2, 1))])
+def test_both_ways_of_a_mid_size_convolution_equal_autograd(
+    stride, padding, dilation, form, dtype, rtol, layout
+):
+    torch.manual_seed(0)
+    how = {"stride": (stride,) * 2, "padding": sizes(padding, 2), "dilation": sizes(dilation, 2)}
+    weight = torch.randn(64, 16, 3, 3, dtype=dtype)
+    x = torch.randn(3, 16, 9, 10, dtype=dtype).to(memory_format=layout)
+    g = torch.randn_like(F.conv2d(x, weight, **how))
+    samples = {"samples": 3} if form == "folded_tiles" else {}
+    tiles = getattr(convolution_tiles, form)(x, g, Geometry(weight.shape, **how), **samples)
+    norms = rule.reduce_tiles(tiles, ORDERS)
+    expected = sample_gradients(
+        lambda a, w: F.conv2d(a, w, **how), weight.double(), x.double(), g.double(), 3
+    )
+    torch.testing.assert_close(norms.double(), naive_norms(expected), rtol=rtol, atol=0)
 
 
 @pytest.mark.parametrize(("shape", "size", "stride", "padding", "form"), FORMS)
@@ -99,8 +142,8 @@ def test_the_form_is_chosen_by_shape_and_keeps_its_digits(
     torch.manual_seed(0)
     weight, x = torch.randn(shape), torch.randn(5, shape[1], size, size)
     g = torch.randn_like(F.conv2d(x, weight, stride=stride, padding=padding))
-    taken, plain = [], getattr(convolution, form)
-    monkeypatch.setattr(convolution, form, lambda *args: taken.append(form) or plain(*args))
+    taken, plain = [], getattr(convolution_tiles, form)
+    monkeypatch.setattr(convolution_tiles, form, lambda *args: taken.append(form) or plain(*args))
     geometry = Geometry(weight.shape, (stride,) * 2, (padding,) * 2, (1, 1))
     norms = rule.reduce_tiles(conv_tiles(x, g, geometry, 5), (1.0, 2.0, 3.0))
     assert taken == [form]
@@ -231,7 +274,7 @@ def test_a_weight_without_entries_has_norms_of_zero(form):
 )
 def test_shifted_inputs_take_no_more_than_is_read(kernel, stride, dilation, shape):
     geometry = Geometry(torch.Size((4, 3, *kernel)), stride, (0, 0), dilation)
-    assert convolution._shifted(torch.randn(2, 3, 20, 9), geometry, 5, 8).shape == shape
+    assert convolution_tiles._shifted(torch.randn(2, 3, 20, 9), geometry, 5, 8).shape == shape
 
 
 def test_a_folded_convolution_computes_nothing_but_its_weight_gradient():
@@ -244,7 +287,7 @@ def test_a_folded_convolution_computes_nothing_but_its_weight_gradient():
     seen = []
     geometry = Geometry(torch.Size((4, 1, 3)), (1,), (0,), (1,), groups=4)
     with Masks():
-        convolution.folded_gradient(torch.randn(2, 4, 6), torch.randn(2, 4, 4), geometry, 2)
+        convolution_tiles.folded_gradient(torch.randn(2, 4, 6), torch.randn(2, 4, 4), geometry, 2)
     assert seen == [[False, True, False]]
 
 

@@ -67,13 +67,16 @@ def show_recommendation(choice, run_path) -> None:
 
 def use_command(spec, run_path) -> str:
     """Return the command that scores a run by a score."""
-    options = []
+    return shlex.join(("gradscore", "score", "--run", str(run_path), *use_words(spec)))
+
+
+def use_words(spec) -> list[str]:
+    """Return the options that name a score."""
+    words = ["--method", spec.method]
     for name, text in spec.changed().items():
         option = FLAGS.get(name, f"--{name.replace('_', '-')}")
-        options += [option] if text == "yes" else [option, text]
-    return shlex.join(
-        ("gradscore", "score", "--run", str(run_path), "--method", spec.method, *options)
-    )
+        words += [option] if text == "yes" else [option, text]
+    return words
 
 
 def _why(choice) -> str:

@@ -1,16 +1,26 @@
 """``gradscore demo``: the whole job on the embedded model and its images."""
 
+import shlex
 from pathlib import Path
-from shlex import quote
+from typing import TYPE_CHECKING
 
 import click
 
-from gradscore.cli.choosing import show_recommendation
+from gradscore.cli.choosing import show_recommendation, use_words
 from gradscore.cli.console import Progress, say
+from gradscore.cli.detectors import promise_text
 from gradscore.cli.evaluations import show_evaluation
 from gradscore.cli.extraction import EMBEDDED
 from gradscore.cli.options import quiet_option
-from gradscore.cli.results import choose_specs, notice_fits
+from gradscore.cli.results import notice_fits
+
+if TYPE_CHECKING:
+    from gradscore.detector.calibration import Calibration
+    from gradscore.methods import ScoreSpec
+    from gradscore.run import RunStore
+
+COMPARED = ("energy", "msp", "gradnorm")
+"""Scores that stand beside the chosen one."""
 
 
 @click.command(short_help="Run the whole job on an embedded example.")
@@ -20,7 +30,7 @@ from gradscore.cli.results import choose_specs, notice_fits
     metavar="DIR",
     default="gradscore-demo",
     show_default=True,
-    help="Where the run, the tables and the figure go.",
+    help="Where the run, the detector and the report go.",
 )
 @quiet_option
 def demo(output, quiet) -> None:
@@ -30,35 +40,85 @@ def demo(output, quiet) -> None:
     the digits 6 to 9, patches of photographs, and noise.
     """
     from gradscore.choosing import choose as choose_score
-    from gradscore.evaluation import evaluate_run
-    from gradscore.plots import plot_scores
     from gradscore.recorded import extract
-    from gradscore.scoring import score_sets
-    from gradscore.tables import write_evaluation, write_scores
+    from gradscore.reporting import report
 
     folder = Path(output)
     path = folder / "run"
-    _step(1, "Run the model once over the images, and record what it answers", "extract", path)
+    step = Steps(path)
+    step("Run the model once over the images, and record what it answers", "extract")
     run = extract("digits", EMBEDDED, path, record="surrogates", progress=Progress(quiet=quiet))
-    store = run.store
-    _step(2, "Which score to trust, asked of ID images alone", "choose", path)
-    choice = choose_score(store)
+    step("Which score to trust, asked of ID images alone", "choose")
+    choice = choose_score(run.store)
     show_recommendation(choice, path)
-    _step(3, "How well each score tells ID from OOD", "evaluate", path)
-    specs = choose_specs(store, (), {}, quiet=quiet)
-    everything = evaluate_run(store, specs)
-    notice_fits(store, specs, (), quiet=quiet)
-    show_evaluation(everything, full=False)
-    write_evaluation(folder / "evaluation.csv", everything)
-    _step(4, "A score for every image, and how the scores lie", "score", path)
-    scored = score_sets(store, EMBEDDED, [choice.spec])
-    write_scores(folder / "scores.csv", scored.values())
-    plot_scores(store, scored, [choice.spec], folder / "scores.png")
-    say(f"Wrote into {folder}: run, evaluation.csv, scores.csv, scores.png.")
+    evaluation = folder / "evaluation.csv"
+    asked = list(dict.fromkeys([choice.spec, *map(make_default, COMPARED)]))
+    methods = [word for spec in asked for word in ("--method", spec.method)]
+    step("How well it tells ID from OOD, beside others", "evaluate", *methods, "-o", evaluation)
+    _evaluate(run.store, asked, evaluation, quiet)
+    scores, figure = folder / "scores.csv", folder / "scores.png"
+    words = use_words(choice.spec)
+    step("The score of every image", "score", *words, "-o", scores, "--plot", figure)
+    _score(run.store, [choice.spec], scores, figure)
+    detector = folder / "detector.safetensors"
+    step("A threshold that holds what it promises, and the detector", "calibrate", "-o", detector)
+    say(promise_text(_calibrate(run.store, choice.spec, detector)))
+    page = folder / "report.html"
+    step("All of it on one page", "report", "-o", page)
+    report(run.store, page)
+    say(f"Open {page} in a browser.")
 
 
-def _step(number: int, what: str, command: str, path: Path) -> None:
-    """Say what comes, and which command does it."""
-    gap = "\n" if number > 1 else ""
-    click.echo(gap, nl=False)
-    say(f"{number}. {what}: gradscore {command} --run {quote(str(path))}")
+class Steps:
+    """Says what comes next, and which command does it.
+
+    Args:
+        run: The run that all commands are about.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._run, self._number = run, 0
+
+    def __call__(self, what: str, command: str, *words: object) -> None:
+        """Say one step."""
+        click.echo("\n" if self._number else "", nl=False)
+        self._number += 1
+        say(f"{self._number}. {what}:")
+        say(f"   {shlex.join(('gradscore', command, '--run', *map(str, (self._run, *words))))}")
+
+
+def make_default(method: str) -> "ScoreSpec":
+    """Return a score with its default settings."""
+    from gradscore.methods import ScoreSpec
+
+    return ScoreSpec(method)
+
+
+def _evaluate(run: "RunStore", specs: "list[ScoreSpec]", path: Path, quiet: bool) -> None:
+    from gradscore.evaluation import evaluate_run
+    from gradscore.tables import write_evaluation
+
+    evaluation = evaluate_run(run, specs)
+    notice_fits(run, specs, (), quiet=quiet)
+    write_evaluation(path, evaluation)
+    show_evaluation(evaluation, full=False)
+
+
+def _score(run: "RunStore", specs: "list[ScoreSpec]", path: Path, figure: Path) -> None:
+    from gradscore.plots import plot_scores
+    from gradscore.scoring import score_sets
+    from gradscore.tables import write_scores
+
+    scored = score_sets(run, EMBEDDED, specs)
+    write_scores(path, scored.values())
+    plot_scores(run, scored, specs, figure)
+
+
+def _calibrate(run: "RunStore", spec: "ScoreSpec", path: Path) -> "Calibration":
+    from gradscore.detector.calibration import Wanted, calibrate_run
+    from gradscore.detector.file import write_detector
+
+    given = {name: getattr(spec, name) for name in spec.settings()}
+    made = calibrate_run(run, Wanted(spec.method, given))
+    write_detector(path, made.info, made.arrays)
+    return made

@@ -408,13 +408,21 @@ def test_demo_says_at_each_step_what_it_did_by_which_command(tmp_path, capsys):
     folder = tmp_path / "demo"
     assert call("demo", "-o", folder) == 0
     shown = capsys.readouterr().out
-    for place, command in enumerate(("extract", "choose", "evaluate", "score"), 1):
-        assert re.search(rf"^{place}\. .*: gradscore {command} --run {folder}/run$", shown, re.M)
+    steps = re.findall(rf"^(\d)\. .*:\n   gradscore (\w+) --run {folder}/run(.*)$", shown, re.M)
+    commands = ["extract", "choose", "evaluate", "score", "calibrate", "report"]
+    assert [step[:2] for step in steps] == [(str(k), c) for k, c in enumerate(commands, 1)]
     assert "ID accuracy 99" in shown
     assert "Recommended: laplace_energy_blocks" in shown
+    assert "With 95% confidence at most 5% of images like these are flagged" in shown
     assert len(shown.splitlines()) < 45
     written = {path.name for path in folder.iterdir()}
-    assert written == {"run", "scores.csv", "scores.png", "evaluation.csv"}
+    files = {"scores.csv", "scores.png", "evaluation.csv", "detector.safetensors", "report.html"}
+    assert written == {"run", *files}
+    for _, command, words in steps[2:4]:
+        given = shlex.split(words.replace(str(folder), str(tmp_path)))
+        assert call(command, "--run", folder / "run", *given, "-q") == 0
+    for name in ("scores.csv", "scores.png", "evaluation.csv"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
 
 
 def test_score_and_evaluate_draw_figures(run, tmp_path, capsys):

@@ -1,17 +1,23 @@
 """What it costs to prove that no sample depends on its company: first call, second kind, later.
 
 python benchmarks/proofs.py -o benchmarks/results/proofs-cpu.csv
+python benchmarks/proofs.py --model cifar:resnet20 -o benchmarks/results/proofs-cpu.csv
 
-Later calls stand beside an engine in which the check does nothing, in turns and in one process.
+The second measures some models anew and keeps the other rows. A second kind of batch has one image
+more than the first; its forwards are counted in whole batches, for a batch may go through the
+model in parts. Later calls stand beside an engine in which the check does nothing, in turns and in
+one process.
 """
 
 import argparse
+import csv
 import gc
 import importlib
+import itertools
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import records
@@ -24,6 +30,7 @@ from gradscore.network import check_independence
 
 MODELS = {"timm:resnet18": 224, "timm:vit_tiny_patch16_224": 224, "cifar:resnet20": 32}
 BATCHES = (8, 64)
+LAYERS = ("last", "all")
 CHECKED = ("gradscore.capture.recording", "gradscore.scorer", "gradscore.layers.head")
 
 Call = Callable[[Tensor], object]
@@ -56,7 +63,9 @@ def kept_bytes() -> int:
     return sum({part.data_ptr(): part.nbytes() for part in memory}.values())
 
 
-def measure(name: str, size: int, batch: int, layers: str) -> dict[str, object]:
+def measure(
+    name: str, size: int, batch: int, layers: str, most_seconds: float
+) -> dict[str, object]:
     """Return the figures of one model, batch size and choice of layers."""
     torch.manual_seed(0)
     model: nn.Module = gs.create_model(name, "random").eval()
@@ -70,17 +79,17 @@ def measure(name: str, size: int, batch: int, layers: str) -> dict[str, object]:
     before = kept_bytes()
     figures = {"first_s": seconds(call, first)}
     figures["kept_bytes"] = kept_bytes() - before
-    forwards: list[int] = []
+    sizes: list[int] = []
     hook = nn.modules.module.register_module_forward_pre_hook(
-        lambda module, args: forwards.append(1) if type(module) is type(model) else None
+        lambda module, args: sizes.append(len(args[0])) if type(module) is type(model) else None
     )
     figures["second_kind_s"] = seconds(call, second)
     hook.remove()
-    figures["second_kind_forwards"] = len(forwards)
+    figures["second_kind_forwards"] = sum(sizes) / len(second)
     taken = interleaved(
         {"checked": lambda: call(first), "unchecked": lambda: unchecked(call, first)},
-        repeats=9,
-        seconds=20,
+        repeats=40,
+        seconds=most_seconds,
         clock=time.process_time,
     )
     figures["later_kept_bytes"] = kept_bytes() - before - figures["kept_bytes"]
@@ -101,24 +110,37 @@ def measure(name: str, size: int, batch: int, layers: str) -> dict[str, object]:
     }
 
 
+def recorded(path: Path | None) -> dict[tuple[str, ...], dict[str, object]]:
+    """Return the rows of an earlier run by what they are of."""
+    if path is None or not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        return {key_of(row): row for row in csv.DictReader(file)}
+
+
+def key_of(row: Mapping[str, object]) -> tuple[str, ...]:
+    """Return what a row is of."""
+    return tuple(str(row[column]) for column in ("model", "layers", "batch"))
+
+
 def main() -> None:
     """Measure, print and write a CSV."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-o", "--output", type=Path)
-    parser.add_argument(
-        "--most-values", type=float, default=1e9, help="larger batches are left out"
-    )
+    parser.add_argument("-o", "--output", type=Path, help="rows not measured anew are kept")
+    parser.add_argument("--model", action="append", choices=MODELS, help="default: all")
+    parser.add_argument("--batch", action="append", type=int, help="default: 8 and 64")
+    parser.add_argument("--layers", action="append", choices=LAYERS, help="default: both")
+    parser.add_argument("--seconds", type=float, default=60.0, help="most, for later calls")
     options = parser.parse_args()
-    rows = []
-    for name, size in MODELS.items():
-        for batch in BATCHES:
-            if batch * 3 * size**2 > options.most_values:
-                continue
-            for layers in ("last", "all"):
-                rows.append(measure(name, size, batch, layers))
-                print(*rows[-1].values(), sep="  ", flush=True)
-    if options.output is not None:
-        records.write(options.output, rows)
+    rows = recorded(options.output)
+    for name, batch, layers in itertools.product(
+        options.model or MODELS, options.batch or BATCHES, options.layers or LAYERS
+    ):
+        row = measure(name, MODELS[name], batch, layers, options.seconds)
+        rows[key_of(row)] = row
+        print(*row.values(), sep="  ", flush=True)
+        if options.output is not None:
+            records.write(options.output, [*rows.values()])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ F, BITS = np.float32, np.int32
 
 compiled = njit(error_model="numpy")
 inlined = njit(error_model="numpy", forceinline=True)
-summed = njit(error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+summed = njit(error_model="numpy", forceinline=True, fastmath={"reassoc", "contract", "nsz"})
 """A sum's terms may change their order. Numbers that are not finite have to reach the result."""
 
 

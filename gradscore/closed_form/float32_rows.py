@@ -28,21 +28,21 @@ def key(bits):
     return BITS(bits ^ ((bits >> BITS(31)) & BITS(0x7FFFFFFF)))
 
 
-@compiled
+@inlined
 def fill(x, value):
     """Set all entries."""
     for j in range(len(x)):
         x[j] = value
 
 
-@compiled
+@inlined
 def copy(source, target):
     """Copy to the beginning of ``target``, in float32."""
     for j in range(len(source)):
         target[j] = F(source[j])
 
 
-@compiled
+@inlined
 def extremes(x, most, least):
     """Return the largest and smallest of two keys and those of ``x``; NaN is the largest."""
     for j in range(len(x)):

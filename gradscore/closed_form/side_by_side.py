@@ -5,7 +5,7 @@ The vector units would idle along such a row, so that the rows lie side by side.
 
 import math
 
-from gradscore.closed_form.elementary import compiled, exp64
+from gradscore.closed_form.elementary import compiled, exp64, inlined
 from gradscore.closed_form.row_norms import SAFE_SQUARES
 
 LANES = 64
@@ -14,14 +14,14 @@ NARROW = 32
 """Most classes for which this is faster."""
 
 
-@compiled
+@inlined
 def maxima(f, top):
     """Raise ``top`` to ``f`` where that is larger."""
     for k in range(len(f)):
         top[k] = f[k] if f[k] > top[k] else top[k]
 
 
-@compiled
+@inlined
 def exponentials(f, top, inverse, e, ties, others):
     """Fill ``e``, zero for a largest class; count those, and add up the others."""
     for k in range(len(e)):
@@ -40,7 +40,7 @@ def less_one(f, top, inverse, m, shift):
         shift[k] += m[k]
 
 
-@compiled
+@inlined
 def centre(f, top, e, mean):
     """Turn exponentials into deviations, in units of the mean."""
     for k in range(len(e)):
@@ -55,7 +55,7 @@ def replace(m, shift, mean, e):
         e[k] = exact if mean[k] > 0.5 else e[k]
 
 
-@compiled
+@inlined
 def accumulate(e, p, norm):
     """Add the magnitudes or squares of ``e`` to ``norm``, or take the larger magnitude."""
     if p == 1:
@@ -83,7 +83,7 @@ def prepare(f, columns, top):
         maxima(columns[j], top)
 
 
-@compiled
+@inlined
 def fill(x, value):
     """Set all entries."""
     for k in range(len(x)):

@@ -189,7 +189,7 @@ def uniform_deviation(logits: Tensor, temperature: float) -> Tensor:
     d = (logits - logits.amax(dim=1, keepdim=True)) / temperature
     e = d.exp()
     mean = e.mean(dim=1, keepdim=True)
-    m = d.expm1()
+    m = (d / 2).tanh() * (e + 1)  # expm1, but ONNX has none, and would subtract 1
     shift = m.mean(dim=1, keepdim=True)
     return torch.where(mean > 0.5, (m - shift) / (1 + shift), e / mean - 1)
 

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -69,7 +70,7 @@ class Rows:
         self, reader: ShardReader, fields: Sequence[str] | None = None, start: int = 0
     ) -> None:
         self._reader, self._start = reader, start
-        self._shards = iter([shard for shard in reader.shards if shard.stop > start])
+        self._shards = deque(shard for shard in reader.shards if shard.stop > start)
         if fields is None:
             fields = [field for field in reader.fields if field != "index"]
         name = reader.name
@@ -123,11 +124,13 @@ class Rows:
         return len(self._open.index) - self._place
 
     def _advance(self) -> None:
-        shard = next(self._shards, None)
-        if shard is None:
+        if not self._shards:
             raise self._disagreement()
+        shard = self._shards.popleft()
         self._stack.close()
         self._open = self._stack.enter_context(self._reader.open(shard))
+        if self._shards:
+            self._reader.files.prepare(self._shards[0].file)  # beside the use of this one
         self._place = int(np.searchsorted(self._open.index, self._start))
 
     def _disagreement(self) -> DamagedFile:

@@ -19,7 +19,8 @@ from h5py import h5d, h5l, h5t, h5z
 from numpy.typing import NDArray
 
 from gradscore.run.contents import Field, fields_of
-from gradscore.run.files import DamagedFile, HashedFile, HashedFiles, damage
+from gradscore.run.files import DamagedFile, damage
+from gradscore.run.hashed import HashedFile, HashedFiles
 from gradscore.run.layout import RunInfo, SetInfo, Shard
 
 CHUNK_BYTES = 1 << 19
@@ -76,12 +77,13 @@ class ShardReader:
         folder: Where its shards are.
         shards: Its shards in index order.
         fields: The datasets that each of them holds.
+        files: What opens their files.
     """
 
     def __init__(self, root: Path, info: RunInfo, entry: SetInfo, name: str) -> None:
         self.name, self.folder = name, root / entry.name / name
         self.shards, self.fields = entry.passes[name], fields_of(info, name)
-        self._root, self._span, self._files = root, (entry.start, entry.stop), HashedFiles(root)
+        self._root, self._span, self.files = root, (entry.start, entry.stop), HashedFiles(root)
         self._failed = np.array([row.index for row in entry.failed], np.int64)
 
     @contextmanager
@@ -94,7 +96,7 @@ class ShardReader:
             RunError: If it may not be read.
         """
         path = self._root / shard.file
-        with self._files.open(shard.file, shard.sha256) as content:
+        with self.files.open(shard.file, shard.sha256) as content:
             with damage(path):
                 file = h5py.File(content, "r")
             with file:

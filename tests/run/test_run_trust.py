@@ -195,7 +195,7 @@ def test_no_bit_of_a_shards_metadata_changes_a_score(run):
 
 def test_large_shards_are_read_through_the_descriptor_that_was_hashed(run, monkeypatch):
     expected = read(run)
-    monkeypatch.setattr("gradscore.run.files.IN_MEMORY", 0)
+    monkeypatch.setattr("gradscore.run.hashed.IN_MEMORY", 0)
     for block, other in zip(read(run), expected, strict=True):
         assert all(np.array_equal(block[name], other[name]) for name in other)
     blocks = RunStore(run).blocks("digits", rows=2)

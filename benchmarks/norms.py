@@ -2,23 +2,21 @@
 
 The measure is one batched forward and backward, with the gradients of the whole batch, of the same
 parameters: for a block, the whole forward and the backward down to that block. L1 norm, uniform
-target, temperature 1. A method has a fresh process of its own, in which it takes turns with the
-measure; its ratio is taken within a round. Peak memory is the median of further fresh processes,
-above what they hold with libraries, model and input loaded. A ratio of 1.1 is a tenth slower than
-the measure. Of vmap(grad) the best of its chunk sizes counts. On a GPU the table is taken with and
-without TF32.
+target, temperature 1. There are two ways to measure, and both are shown. ``apart``: a method has a
+fresh process of its own, in which it takes turns with the measure. ``together``: all methods take
+turns in one warm process. A ratio is taken within a round. Peak memory is the median of further
+fresh processes, above what they hold with libraries, model and input loaded. A ratio of 1.1 is a
+tenth slower than the measure. Of vmap(grad) the best of its chunk sizes counts. On a GPU the table
+is taken with and without TF32.
 
 python benchmarks/norms.py -o norms-cpu.csv
 python benchmarks/norms.py --device cuda --batch 256 -o norms-cuda.csv
 """
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ import memory
 import records
 import torch
 from peers import PEERS, Run, ordinary
+from processes import in_fresh_process
 from timing import device_option, interleaved
 from torch import Tensor, nn
 
@@ -45,6 +44,8 @@ MODELS = {
 """The models by default: images in a batch, and their side in pixels."""
 ORDINARY, OURS = "forward and backward", "gradscore"
 SUBSETS = ("last", "block", "all")
+WAYS = ("apart", "together")
+"""A fresh process for each method; or all of them in turns in one warm process."""
 PEAKS = 3
 """Processes in which peak memory is measured."""
 
@@ -103,6 +104,7 @@ def measure(
     size: int | None = None,
     device: str = "cpu",
     tf32: bool = False,
+    way: str = "apart",
     methods: Iterable[str] = tuple(METHODS),
     repeats: int = 7,
     seconds: float = 20.0,
@@ -118,6 +120,7 @@ def measure(
         size: Their height and width in pixels; by default those that the model expects.
         device: ``cpu`` or ``cuda``.
         tf32: Whether CUDA may multiply with 10 bits of mantissa.
+        way: One of :data:`WAYS`.
         methods: Names from :data:`METHODS`; the ordinary pass is always there.
         repeats: Most rounds.
         seconds: No round of a method begins after this much time.
@@ -126,20 +129,28 @@ def measure(
         memory: Methods whose peak memory is measured too.
 
     Yields:
-        Rows: ``model, subset, method, ratio`` (median over rounds of the time over that of the
-        ordinary pass), ``lowest, highest`` (of the rounds), ``rounds, seconds`` (median),
+        Rows: ``model, subset, way, method, ratio`` (median over rounds of the time over that of
+        the ordinary pass), ``lowest, highest`` (of the rounds), ``rounds, seconds`` (median),
         ``peak_mib``, and the circumstances. A method that cannot do it has its reason in ``note``.
     """
     if size is None:
         size = create_model(spec, "random").preprocessing.input_shape()[-1]
-    for method in dict.fromkeys((ORDINARY, *methods)):
-        case = Case(spec, subset, method, batch, size, device, tf32)
-        taken = in_fresh_process(timed, case, repeats, seconds, thread_time)
-        peak = median_peak_mib(case) if "ratio" in taken and method in memory else ""
+    methods = tuple(dict.fromkeys((ORDINARY, *methods)))
+    cases = [Case(spec, subset, method, batch, size, device, tf32) for method in methods]
+    options = repeats, seconds, thread_time
+    found = _fresh(timed, cases, *options) if way == "together" else {}
+    for case in cases:
+        method = case.method
+        if way == "apart":
+            both = [cases[0]] if method == ORDINARY else [cases[0], case]
+            found = _fresh(timed, both, *options)
+        taken = found.get(method, found)
+        weighed = way == "apart" and "ratio" in taken and method in memory
+        peak = median_peak_mib(case) if weighed else ""
         blank = dict.fromkeys(("ratio", "lowest", "highest", "rounds", "seconds"), "")
         measured = {name: taken.get(name, empty) for name, empty in blank.items()}
         yield (
-            {"model": spec, "subset": subset, "method": method}
+            {"model": spec, "subset": subset, "way": way, "method": method}
             | measured
             | {
                 "peak_mib": peak,
@@ -156,52 +167,59 @@ def measure(
         )
 
 
-def in_fresh_process(
-    function: Callable[..., dict[str, Any]], case: Case, *options: Any
+def _fresh(
+    function: Callable[..., dict[str, Any]], cases: Sequence["Case"], *options: Any
 ) -> dict[str, Any]:
-    """Return what a function of this module gives for a case in a process of its own.
+    """Return what a function of this module gives for some cases in a process of its own."""
+    plain = [asdict(case) for case in cases]
+    return in_fresh_process(Path(__file__), "called", function.__name__, plain, *options)
 
-    So neither the memory that another method left mapped nor its threads reach this one.
+
+def called(name: str, cases: Sequence[Mapping[str, Any]], *options: Any) -> dict[str, Any]:
+    """Return what a function of this module gives for cases that came as plain mappings."""
+    return globals()[name]([Case(**case) for case in cases], *options)
+
+
+def timed(
+    cases: Sequence[Case], repeats: int, seconds: float, thread_time: bool
+) -> dict[str, dict[str, Any]]:
+    """Return ratio, spread, rounds and seconds of each case's method, or a note why not.
+
+    Args:
+        cases: The ordinary pass, and the methods that take turns with it.
+        repeats: Most rounds.
+        seconds: No round begins after this much time for each case.
+        thread_time: Whether one thread's own seconds count.
     """
-    code = f"import json, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import norms\n"
-    code += "name, case, *options = json.loads(sys.argv[1]); "
-    code += "found = getattr(norms, name)(norms.Case(**case), *options); "
-    code += "print('found', json.dumps(found))"
-    arguments = json.dumps([function.__name__, asdict(case), *options])
-    done = subprocess.run(
-        [sys.executable, "-c", code, arguments], capture_output=True, text=True, check=False
-    )
-    for line in done.stdout.splitlines():
-        if line.startswith("found "):
-            return json.loads(line.removeprefix("found "))
-    last = done.stderr.strip().splitlines()[-1:]
-    return {"note": f"The process ended with {done.returncode}: {''.join(last)}"[:120]}
-
-
-def timed(case: Case, repeats: int, seconds: float, thread_time: bool) -> dict[str, Any]:
-    """Return ratio, spread, rounds and seconds of a method, or a note why there are none."""
     clock = time.perf_counter
     if thread_time:
         torch.set_num_threads(1)
         clock = time.thread_time
-    runs = {}
-    for method in dict.fromkeys((ORDINARY, case.method)):
+    runs, found = {}, {}
+    for case in cases:
         model, names, images = case.prepared()
         try:
-            runs[method] = METHODS[method](model, names, images)
-            runs[method]()
+            run = METHODS[case.method](model, names, images)
+            run()
         except Exception as error:  # whatever a peer raises is its result
-            return {"note": f"{type(error).__name__}: {str(error).splitlines()[:1]}"[:120]}
-    taken = interleaved(runs, repeats=repeats, seconds=seconds, device=case.device, clock=clock)
-    pairs = zip(taken[case.method], taken[ORDINARY], strict=True)
-    ratios = [own / measure for own, measure in pairs]
-    return {
-        "ratio": round(statistics.median(ratios), 3),
-        "lowest": round(min(ratios), 3),
-        "highest": round(max(ratios), 3),
-        "rounds": len(ratios),
-        "seconds": round(statistics.median(taken[case.method]), 4),
-    }
+            found[case.method] = {"note": f"{type(error).__name__}: {str(error).splitlines()[:1]}"}
+            found[case.method]["note"] = found[case.method]["note"][:120]
+        else:
+            runs[case.method] = run
+    seconds *= len(runs)
+    taken = interleaved(
+        runs, repeats=repeats, seconds=seconds, device=cases[0].device, clock=clock
+    )
+    for method, own in taken.items():
+        ratios = [mine / measure for mine, measure in zip(own, taken[ORDINARY], strict=True)]
+        found[method] = {
+            "ratio": round(statistics.median(ratios), 3),
+            "lowest": round(min(ratios), 3),
+            "highest": round(max(ratios), 3),
+            "rounds": len(ratios),
+            "seconds": round(statistics.median(own), 4),
+        }
+    return found
 
 
 def median_peak_mib(case: Case) -> float | str:
@@ -209,12 +227,13 @@ def median_peak_mib(case: Case) -> float | str:
 
     Where blocks come to lie in the allocator's pools varies from process to process.
     """
-    found = [in_fresh_process(peak_memory, case).get("peak_mib") for _ in range(PEAKS)]
+    found = [_fresh(peak_memory, [case]).get("peak_mib") for _ in range(PEAKS)]
     return "" if None in found else statistics.median(found)
 
 
-def peak_memory(case: Case) -> dict[str, float]:
-    """Return the most memory in MiB that one run holds above libraries, model and input."""
+def peak_memory(cases: Sequence[Case]) -> dict[str, float]:
+    """Return the most memory in MiB that one run of one case holds above libraries and input."""
+    (case,) = cases
     model, names, images = case.prepared()
     make = METHODS[case.method]
     # One image first, so that code that loads on the first call does not count.
@@ -233,6 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", action="append", metavar="SPEC", help="default: several")
     parser.add_argument("--subset", action="append", choices=SUBSETS)
+    parser.add_argument("--way", action="append", choices=WAYS, help="default: both")
     parser.add_argument("--method", action="append", choices=METHODS)
     parser.add_argument("--device", default="cpu", type=device_option, metavar="cpu|cuda")
     parser.add_argument("--batch", type=int, help="in place of the model's own")
@@ -256,23 +276,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield the rows of every model and subset asked for, on a GPU with and without TF32."""
+    how = {"device": options.device, "methods": options.method or METHODS}
+    how |= {"repeats": options.repeats, "seconds": options.seconds}
+    how |= {"thread_time": options.thread_time}
+    how |= {"memory": METHODS if options.memory is None else options.memory}
     for tf32 in (False, True) if options.device == "cuda" else (False,):
         for spec in options.model or MODELS:
             batch, size = MODELS.get(spec, (16, None))
             for subset in options.subset or SUBSETS:
-                yield from measure(
-                    spec,
-                    subset,
-                    batch=options.batch or batch,
-                    size=size,
-                    device=options.device,
-                    tf32=tf32,
-                    methods=options.method or METHODS,
-                    repeats=options.repeats,
-                    seconds=options.seconds,
-                    thread_time=options.thread_time,
-                    memory=METHODS if options.memory is None else options.memory,
-                )
+                for way in options.way or WAYS:
+                    here = {"batch": options.batch or batch, "size": size, "tf32": tf32}
+                    yield from measure(spec, subset, way=way, **here, **how)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,9 @@ def test_norms_are_measured_beside_the_ordinary_pass_in_fresh_processes():
     assert rows[1]["peak_mib"] > 0
     assert rows[2]["ratio"] == ""
     assert "KeyError" in rows[2]["note"]
+    together = list(norms.measure("digits", "all", way="together", methods=methods, batch=2))
+    assert [(row["way"], row["rounds"]) for row in together[:2]] == [("together", 7)] * 2
+    assert "KeyError" in together[2]["note"]
 
 
 def test_each_model_gets_the_images_that_it_expects():

@@ -20,8 +20,11 @@ from gradscore.reporting.scales import Axis
 from gradscore.run import ChoiceRecord, RunStore, ScoreRecord
 from gradscore.run.hints import command as command_text
 
-SHOWN = 8
-"""Scores of a table that are shown at once."""
+SHOWN, MOST = 8, 60
+"""Scores of a table that are shown at once, and at all."""
+MOST_KINDS = 8
+"""Kinds of images, such as surrogates, that have a column of their own."""
+MOST_NOTES = 20
 TABLES = {
     "far": (
         "Against changed copies of the ID images",
@@ -55,7 +58,7 @@ def draw_choice(record: ChoiceRecord | None, store: RunStore) -> Markup:
     for which, rows in (("far", record.far), ("near", record.near)):
         if rows:
             parts.append(_table(which, rows, record))
-    parts += [note(text) for text in record.notes]
+    parts += [note(text) for text in record.notes[:MOST_NOTES]]
     parts.append(
         note(
             "No OOD image was read for this ranking. AUROC: 100% tells all images apart, 50% is a "
@@ -70,7 +73,8 @@ def _table(which: str, rows: Sequence[ScoreRecord], record: ChoiceRecord) -> Mar
     title, told = TABLES[which]
     axis = Axis(0.5, 1.0)
     cells = []
-    for place, row in enumerate(rows):
+    kinds = [*rows[0].aurocs][:MOST_KINDS]
+    for place, row in enumerate(rows[:MOST]):
         mean, low, high = map(_auroc, (row.value, row.value_low, row.value_high))
         chosen = which == record.by and (row.method, row.options) == (
             record.method,
@@ -78,7 +82,9 @@ def _table(which: str, rows: Sequence[ScoreRecord], record: ChoiceRecord) -> Mar
         )
         name = _name(row.method, row.options)
         mark = "recommended" if chosen else "ties with the best" if row.tied else ""
-        figures = [f"{100 * value:.1f}%" for value in row.aurocs.values()]
+        figures = [
+            f"{100 * row.aurocs[kind]:.1f}%" if kind in row.aurocs else "" for kind in kinds
+        ]
         cells.append(
             [
                 joined(
@@ -92,7 +98,7 @@ def _table(which: str, rows: Sequence[ScoreRecord], record: ChoiceRecord) -> Mar
                 *figures,
             ]
         )
-    columns = ["Score", "AUROC", "50% to 100%", "95% interval", *rows[0].aurocs]
+    columns = ["Score", "AUROC", "50% to 100%", "95% interval", *kinds]
     shown = table(title, columns, cells[:SHOWN])
     more = cells[SHOWN:]
     rest = details(f"{len(more)} more scores", table(title, columns, more)) if more else None

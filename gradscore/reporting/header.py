@@ -13,8 +13,8 @@ from gradscore.reporting.words import ROLES
 from gradscore.run import BASE, RunInfo, RunStore
 from gradscore.run.description import preprocessing_text, weights_text
 
-SHOWN_FAILURES = 20
-"""Skipped images of a set that are named."""
+SHOWN_FAILURES, ALL_FAILURES = 20, 200
+"""Skipped images that are named, of one set and about so many of all."""
 _SOURCES = {
     "detector": "of the detector",
     "method": "as asked",
@@ -144,10 +144,10 @@ def _accuracy(one: ScoredSet) -> str:
 def _skipped(store: RunStore) -> list[Markup]:
     """Return the images that were skipped, set by set; of many the first ones."""
     blocks = []
-    for entry in store.sets.values():
-        if not entry.failed or "~" in entry.name:
-            continue
-        shown = [[row.path, row.reason] for row in entry.failed[:SHOWN_FAILURES]]
+    failing = [e for e in store.sets.values() if e.failed and "~" not in e.name]
+    count = min(SHOWN_FAILURES, 1 + ALL_FAILURES // max(1, len(failing)))
+    for entry in failing:
+        shown = [[row.path, row.reason] for row in entry.failed[:count]]
         more = len(entry.failed) - len(shown)
         told = note(f"... and {more:,} more.") if more else None
         title = f"{entry.name}: {counted(len(entry.failed), 'image')} skipped"

@@ -21,6 +21,8 @@ POINTS = 300
 """Most images of a set that are drawn one by one."""
 MOST_SETS = 40
 """Sets that one page shows."""
+MOST_LAYERS = 30
+"""Groups of layers that are compared; the last layer is always among them."""
 SHOWN_ROLES = ("id", "ood", None)
 FACTORS = ("u", "v")
 
@@ -147,7 +149,9 @@ def further_specs(store: RunStore) -> list[ScoreSpec]:
     """Return what is drawn beside the score itself: GradNorm's factors, and its layers."""
     specs = [ScoreSpec(name) for name in FACTORS if store.info.head.closed_form]
     with suppress(NotRecorded):
-        specs += [ScoreSpec("gradnorm", layers=group) for group in recorded_groups(store)]
+        groups = recorded_groups(store)
+        inner = groups[: MOST_LAYERS - 1] + groups[-1:] if len(groups) > MOST_LAYERS else groups
+        specs += [ScoreSpec("gradnorm", layers=group) for group in inner]
     return specs
 
 

@@ -29,8 +29,8 @@ def drawn_run(path, *, keep=None, roles=None, sources=None, **how):
     return path
 
 
-def with_many(path, *, name="many", rows):
-    """Add an OOD set of many drawn images to the drawn run."""
+def with_many(path, *, rows, name="many", role="ood"):
+    """Add a set of many drawn images to the drawn run."""
     rng = np.random.default_rng(rows)
     features = rng.normal(size=(rows, 4)).astype(np.float32)
     base = {
@@ -41,7 +41,7 @@ def with_many(path, *, name="many", rows):
         "logits": np.pad(features, ((0, 0), (0, 1))),
     }
     with RunStore.open_for_writing(path) as store:
-        store.add_set(SetInfo(name, "ood", "drawn", "a" * 64, rows))
+        store.add_set(SetInfo(name, role, "drawn", "a" * 64, rows))
         store.add_shards(name, {"base": base}, (0, rows))
     return path
 

@@ -5,11 +5,14 @@ import pytest
 from helpers.commands import call, fails
 from helpers.pages import Page, table_of
 from helpers.recorded_run import drawn_set
-from helpers.report_runs import drawn_run
+from helpers.report_runs import drawn_run, with_many
 
 import gradscore as gs
 from gradscore.errors import InvalidArgument, NotRecorded
+from gradscore.extraction.settings import Silent
+from gradscore.methods import make_spec
 from gradscore.metrics import auroc, fpr95
+from gradscore.reporting.scored import score_for_report
 from gradscore.run import RunStore
 
 PARTS = ["run", "choice", "scores", "curves", "images", "classes", "layers", "factors"]
@@ -155,6 +158,15 @@ def test_the_factors_have_their_aurocs(run, page):
         for column, method in shown.items():
             value = auroc(stored.score("digits", method), stored.score(name, method))
             assert row[column] == f"{100 * value:.1f}%"
+
+
+def test_the_images_that_are_drawn_are_spread_evenly_over_a_set(tmp_path):
+    run = with_many(drawn_run(tmp_path / "run", keep=[]), rows=2500)
+    (one,), left = score_for_report(RunStore(run), make_spec("energy"), ["many"], Silent())
+    assert left == []
+    stored = gs.Run(run)
+    for factor, values in zip(("u", "v"), one.factors, strict=True):
+        np.testing.assert_array_equal(values, stored.score("many", factor).numpy()[::9])
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,7 @@ def test_a_threshold_beyond_all_scores_is_on_the_axis(run, tmp_path):
     page = Page(gs.report(run, tmp_path / "a.html", images=False, detector=file))
     at = page.data["start"]
     assert page.data["at"][at] == 1000
+    assert page.data["at"].count(1000) == 1
     assert {of_set["share"][at] for of_set in page.data["sets"]} == {1000}
 
 

@@ -91,7 +91,7 @@ def shown(driver):
         }
         return {
           at: Number(document.getElementById("threshold").value),
-          line: document.querySelector("[data-line]").getAttribute("x1"),
+          line: ["x1", "x2"].map((end) => document.querySelector("[data-line]").getAttribute(end)),
           clip: Number(document.querySelector("[data-clip]").getAttribute("width")),
           told: document.getElementById("threshold").getAttribute("aria-valuetext"),
           dots: [...document.querySelectorAll("[data-dot]")].map(
@@ -111,7 +111,8 @@ def expect_agreement(driver):
     def text(tenths):
         return f"{tenths // 10}.{tenths % 10}%"
 
-    assert float(now["line"].rstrip("%")) == pytest.approx(data["at"][at] / 10)
+    ends = [float(end.rstrip("%")) for end in now["line"]]
+    assert ends == pytest.approx([data["at"][at] / 10] * 2)
     assert now["clip"] == data["at"][at]
     assert set(texts[" threshold"]) == {data["thresholds"][at]}
     for place, of_set in enumerate(data["sets"]):

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from helpers.pages import Page
-from helpers.report_runs import EMBEDDED, drawn_run, embedded_run
+from helpers.report_runs import EMBEDDED, drawn_run, embedded_run, with_many
 from PIL import Image
 
 import gradscore as gs
@@ -87,6 +87,21 @@ def test_worst_mistakes_come_first_and_borderline_ones_stand_at_the_threshold(em
         for p in near
     )
     assert ranks == list(range(2, 14))  # none is flagged that is no worst mistake already
+
+
+def test_of_many_mistakes_the_worst_are_shown_and_the_nearest_of_both_sides(tmp_path):
+    run = with_many(drawn_run(tmp_path / "run", keep=[]), rows=2000, role="id")
+    page = Page(gs.report(run, tmp_path / "report.html", **ENERGY))
+    scores = gs.Run(run).score("many", "energy").numpy()
+    order = np.argsort(scores, kind="stable")
+    names = [
+        [file.attributes["title"] for file in strip.all("span", class_="file")]
+        for strip in page.section("images").all("ul")
+    ]
+    assert names == [
+        [f"many/{k}.png" for k in order[:12]],
+        [f"many/{k}.png" for k in order[94:106]],  # 100 of 2,000 are flagged
+    ]
 
 
 def test_the_images_are_those_that_were_recorded(embedded, tmp_path):

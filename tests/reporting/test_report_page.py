@@ -10,7 +10,7 @@ from helpers.report_runs import drawn_run, with_many
 import gradscore as gs
 from gradscore.errors import RunError
 from gradscore.reporting.markup import escaped, table, tag
-from gradscore.reporting.page import resource
+from gradscore.reporting.page import make_page, resource
 from gradscore.reporting.scales import Axis, percent, stairs, tenths
 from gradscore.run import RunStore
 
@@ -96,6 +96,14 @@ def test_a_page_shows_so_many_sets_and_names_the_others(tmp_path):
         "set39 is not shown: one page shows 40 sets; ask for others by their names" in page.source
     )
     assert len(page.content) < 1_000_000
+
+
+def test_data_cannot_end_the_element_that_holds_it(tmp_path):
+    hostile = {"name": "</script><script>alert(1)</script><!--"}
+    page = tmp_path / "page.html"
+    page.write_bytes(make_page("t", tag("p"), [], tag("p"), hostile))
+    assert Page(page).data == hostile
+    assert len(Page(page).root.all("script")) == 2
 
 
 def test_nothing_is_written_where_the_report_fails(run, tmp_path):

@@ -1,7 +1,7 @@
 """What a report rests on: the score that its figures show, and the threshold that cuts it."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscore.choosing import read_choice
-from gradscore.detector.file import FIT, DetectorInfo, read_detector
-from gradscore.errors import DetectorError, InvalidArgument, NotRecorded
-from gradscore.methods import ScoreSpec, make_spec
+from gradscore.detector.about import spec_of
+from gradscore.detector.file import DetectorInfo, read_detector
+from gradscore.errors import InvalidArgument, NotRecorded
+from gradscore.methods import RecordedRun, ScoreSpec, make_spec
+from gradscore.reporting.detected import run_for, seen_images
+from gradscore.reporting.words import as_sentence
 from gradscore.run import ChoiceRecord, RunStore
-from gradscore.run.hints import command
 
 DEFAULT = "energy"
 """Score of a run for whose model none was chosen."""
@@ -28,6 +30,7 @@ class Basis:
     Attributes:
         spec: The score.
         source: Where it was taken from: ``detector``, ``method``, ``choice`` or ``default``.
+        run: What is scored: the run, or what a detector's score is asked of.
         detector: What the detector's file says, or None.
         detector_path: Where the file is.
         choice: What the run's choice said, or None.
@@ -36,10 +39,17 @@ class Basis:
 
     spec: ScoreSpec
     source: str
+    run: RecordedRun
     detector: DetectorInfo | None = None
     detector_path: str = ""
     choice: ChoiceRecord | None = None
     notices: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """What the score is called; of a detector's, not what it learned from."""
+        fit = None if self.detector is not None else self.spec.fit
+        return replace(self.spec, fit=fit).title()
 
 
 @dataclass(frozen=True)
@@ -86,17 +96,16 @@ def find_basis(
         notices = (str(error),)
     if detector is not None:
         info, arrays = read_detector(detector)
-        require_same_model(store, info, detector)
-        _require_unlearned(info, arrays, detector)
-        own = make_spec(info.method, **info.settings)
-        notices = (*notices, *info.notices, *_seen(store, info))
-        return Basis(own, "detector", info, Path(detector).name, choice, notices)
+        run = run_for(store, info, arrays, detector)
+        notices = (*notices, *map(as_sentence, info.notices), *seen_images(store, info))
+        name = Path(detector).name
+        return Basis(spec_of(info), "detector", run, info, name, choice, notices)
     if method is not None:
         own = method if isinstance(method, ScoreSpec) else make_spec(method)
-        return Basis(own, "method", choice=choice, notices=notices)
+        return Basis(own, "method", store, choice=choice, notices=notices)
     if spec is not None:
-        return Basis(spec, "choice", choice=choice, notices=notices)
-    return Basis(make_spec(DEFAULT), "default", choice=choice, notices=notices)
+        return Basis(spec, "choice", store, choice=choice, notices=notices)
+    return Basis(make_spec(DEFAULT), "default", store, choice=choice, notices=notices)
 
 
 def fall_back(basis: Basis, reason: str) -> Basis:
@@ -105,55 +114,6 @@ def fall_back(basis: Basis, reason: str) -> Basis:
     return replace(
         basis, spec=make_spec(DEFAULT), source="default", notices=(*basis.notices, told)
     )
-
-
-def require_same_model(store: RunStore, info: DetectorInfo, path: str | os.PathLike) -> None:
-    """Raise unless a detector belongs to the model of a run, in the same configuration.
-
-    Raises:
-        DetectorError: Naming what differs, and both values.
-    """
-    about = store.info
-    for what, run, its in (
-        ("weights of SHA-256", about.weights_sha256, info.weights_sha256),
-        ("precision", about.precision, info.precision),
-        ("preprocessing", about.preprocessing, info.preprocessing),
-    ):
-        if run != its:
-            raise DetectorError(
-                f"Expected a detector of the run's model, got {os.fspath(path)!r} of another: "
-                f"{what} {its} there, {run} in the run {store.path}; calibrate one with "
-                f"{command('calibrate', store.path)}."
-            )
-
-
-def _require_unlearned(
-    info: DetectorInfo, arrays: Mapping[str, NDArray], path: str | os.PathLike
-) -> None:
-    """Raise where a detector's score learned from images: a run would teach it otherwise.
-
-    Raises:
-        DetectorError: Naming what shows the score all the same.
-    """
-    if any(name.startswith(FIT) for name in arrays):
-        raise DetectorError(
-            f"Expected a detector whose score learns nothing, got {os.fspath(path)!r} of "
-            f"{info.method}, which learned from images of its own; give `method={info.method!r}` "
-            "in its place: it then learns from the run's images."
-        )
-
-
-def _seen(store: RunStore, info: DetectorInfo) -> list[str]:
-    """Return which images of the run a detector knows already."""
-    told = []
-    for source, what in ((info.calibration, "its threshold"), (info.fit, "its score")):
-        entry = store.sets.get(source.name) if source is not None else None
-        if entry is not None and entry.manifest_sha256 == source.manifest_sha256:
-            told.append(
-                f"The detector took {what} from {len(source.rows):,} of the {entry.rows:,} images "
-                f"of {source.name}: what is shown of them is no test."
-            )
-    return told
 
 
 def find_cut(

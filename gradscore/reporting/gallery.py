@@ -110,12 +110,12 @@ def _none(one: ScoredSet, title: str) -> str:
 
 def _paths(store: RunStore, one: ScoredSet, wanted: NDArray[np.int64]) -> dict[int, str]:
     """Return the names of some rows, from one pass over the names alone."""
-    found, start = {}, 0
-    for block in store.blocks(one.name, fields=("path",)):
-        names = block["path"]
-        for row in wanted[(wanted >= start) & (wanted < start + len(names))].tolist():
-            found[row] = str(names[row - start])
-        start += len(names)
+    row_of = dict(zip(one.index[wanted].tolist(), wanted.tolist(), strict=True))
+    found = {}
+    for block in store.blocks(one.name, fields=("index", "path")):
+        index = block["index"]
+        for place in np.flatnonzero(np.isin(index, list(row_of))).tolist():
+            found[row_of[int(index[place])]] = str(block["path"][place])
     return found
 
 

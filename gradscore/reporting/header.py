@@ -27,7 +27,7 @@ def draw_cards(
     basis: Basis, sets: Sequence[ScoredSet], shares: Sequence[Shares], grid: Grid | None
 ) -> Markup:
     """Return the figures that matter most, at the report's own threshold."""
-    cards = [("Score", breakable(basis.spec.title()), _SOURCES[basis.source])]
+    cards = [("Score", breakable(basis.title), _SOURCES[basis.source])]
     known = [one.accuracy for one in sets if one.role == "id" and one.accuracy.labelled]
     if known:
         right = _range([tenths(one.right, one.labelled) for one in known])
@@ -88,7 +88,7 @@ def _detector(basis: Basis) -> Markup | None:
     threshold = info.threshold
     facts = {
         "File": basis.detector_path,
-        "Score": basis.spec.title(),
+        "Score": basis.title,
         "Threshold": f"{threshold.value:.6g}; images with a lower score are flagged",
         "Promise": threshold.promise(),
         "Rests on": f"{counted(threshold.images, 'ID image')}, of which {threshold.flagged:,} "

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gradscore.errors import GradScoreError, InvalidArgument, NotRecorded
 from gradscore.evaluation import Accuracy
 from gradscore.extraction.settings import Progress
-from gradscore.methods import ScoreSpec, column_names
+from gradscore.methods import RecordedRun, ScoreSpec, column_names
 from gradscore.methods.gradnorm import recorded_groups
 from gradscore.run import BASE, RunStore, SetInfo
 from gradscore.run.names import SURROGATE
@@ -74,14 +74,19 @@ class Left:
 
 
 def score_for_report(
-    store: RunStore, spec: ScoreSpec, names: Sequence[str], progress: Progress
+    store: RunStore,
+    run: RecordedRun,
+    spec: ScoreSpec,
+    names: Sequence[str],
+    progress: Progress,
 ) -> tuple[list[ScoredSet], list[Left]]:
     """Return the scores of a run's sets, and the sets that could not be scored.
 
     Each set is read once. What grows with it is a few numbers an image.
 
     Args:
-        store: The run.
+        store: The run, which says what is recorded.
+        run: What is scored: the run, or images of it.
         spec: The score that the report shows.
         names: Sets to show.
         progress: Is told of each block.
@@ -90,8 +95,8 @@ def score_for_report(
         NotRecorded: If no set can be scored by ``spec``.
         GradScoreError: If a recorded value is not finite, or a file is damaged.
     """
-    plan = spec.definition.plan(spec, store)  # raises where the score cannot be had at all
-    more = further_specs(store)
+    plan = spec.definition.plan(spec, run)  # raises where the score cannot be had at all
+    more = further_specs(run)
     groups: dict[tuple[ScoreSpec, ...], list[str]] = {}
     left = []
     for name in names:
@@ -104,14 +109,14 @@ def score_for_report(
         elif not entry.recorded():
             left.append(Left(name, "none of its images could be read"))
         else:
-            specs = (spec, *(s for s in more if _is_recorded(s, store, entry)))
+            specs = (spec, *(s for s in more if _is_recorded(s, run, entry)))
             groups.setdefault(tuple(dict.fromkeys(specs)), []).append(name)
     scored = []
-    able = [store.sets[name] for together in groups.values() for name in together]
+    able = [run.sets[name] for together in groups.values() for name in together]
     progress.start(sum(entry.recorded() for entry in able), "Scoring")
     try:
         for specs, together in groups.items():
-            scored += _score(store, specs, together, progress)
+            scored += _score(store, run, specs, together, progress)
     finally:
         progress.finish()
     place = {name: k for k, name in enumerate(names)}
@@ -145,19 +150,19 @@ def surrogates(store: RunStore) -> int:
     return sum(entry.role == SURROGATE for entry in store.sets.values())
 
 
-def further_specs(store: RunStore) -> list[ScoreSpec]:
+def further_specs(run: RecordedRun) -> list[ScoreSpec]:
     """Return what is drawn beside the score itself: GradNorm's factors, and its layers."""
-    specs = [ScoreSpec(name) for name in FACTORS if store.info.head.closed_form]
+    specs = [ScoreSpec(name) for name in FACTORS if run.info.head.closed_form]
     with suppress(NotRecorded):
-        groups = recorded_groups(store)
+        groups = recorded_groups(run)
         inner = groups[: MOST_LAYERS - 1] + groups[-1:] if len(groups) > MOST_LAYERS else groups
         specs += [ScoreSpec("gradnorm", layers=group) for group in inner]
     return specs
 
 
-def _is_recorded(spec: ScoreSpec, store: RunStore, entry: SetInfo) -> bool:
+def _is_recorded(spec: ScoreSpec, run: RecordedRun, entry: SetInfo) -> bool:
     try:
-        plan = spec.definition.plan(spec, store)
+        plan = spec.definition.plan(spec, run)
     except GradScoreError:
         return False
     # What runs a part of the network again is no figure beside others.
@@ -165,13 +170,18 @@ def _is_recorded(spec: ScoreSpec, store: RunStore, entry: SetInfo) -> bool:
 
 
 def _score(
-    store: RunStore, specs: Sequence[ScoreSpec], names: Sequence[str], progress: Progress
+    store: RunStore,
+    run: RecordedRun,
+    specs: Sequence[ScoreSpec],
+    names: Sequence[str],
+    progress: Progress,
 ) -> list[ScoredSet]:
     columns = dict(zip(specs, column_names(specs), strict=True))
     collected: dict[str, _Collected] = {}
-    for block in iterate_scores(store, names, specs):
+    for block in iterate_scores(run, names, specs):
         if block.set not in collected:
-            collected[block.set] = _Collected(store.sets[block.set], specs)
+            rows = run.sets[block.set].recorded()
+            collected[block.set] = _Collected(store.sets[block.set], rows, specs)
         collected[block.set].add(block, columns)
         progress.advance(len(block))
     return [one.scored() for one in collected.values()]
@@ -180,8 +190,7 @@ def _score(
 class _Collected:
     """A set's scores as they come, in arrays that are there from the start."""
 
-    def __init__(self, info: SetInfo, specs: Sequence[ScoreSpec]) -> None:
-        rows = info.recorded()
+    def __init__(self, info: SetInfo, rows: int, specs: Sequence[ScoreSpec]) -> None:
         self.info, self.specs, self.done = info, specs, 0
         self.index = np.empty(rows, np.int64)
         self.predicted = np.empty(rows, np.int32)

@@ -10,6 +10,15 @@ def set_label(entry: SetInfo) -> str:
     return f"{entry.name} ({ROLES[entry.role]})"
 
 
+def as_sentence(clause: str) -> str:
+    """Return a clause as a sentence.
+
+    >>> as_sentence("no set to fit to")
+    'No set to fit to.'
+    """
+    return f"{clause[:1].upper()}{clause[1:].rstrip('.')}."
+
+
 def role_class(role: str | None) -> str:
     """Return the class that colours what belongs to a role."""
     return {"id": "id", "ood": "ood"}.get(role, "other")

@@ -123,12 +123,12 @@ def find(
     names, left = shown_sets(store, asked)
     basis = find_basis(store, detector, method)
     try:
-        sets, unscored = score_for_report(store, basis.spec, names, progress)
+        sets, unscored = score_for_report(store, basis.run, basis.spec, names, progress)
     except (NotRecorded, ModelError, InvalidArgument) as error:
         if basis.source != "choice":
             raise
         basis = fall_back(basis, str(error))
-        sets, unscored = score_for_report(store, basis.spec, names, progress)
+        sets, unscored = score_for_report(store, basis.run, basis.spec, names, progress)
     ids = [one.scores for one in sets if one.role == "id"]
     others = [one.scores for one in sets if one.role != "id"]
     cut = find_cut(basis, ids, others)
@@ -142,7 +142,7 @@ def find(
 
 
 def _page(found: Findings, moved: Mapping[str, str] | None, progress: Progress) -> bytes:
-    store, name = found.store, found.basis.spec.title()
+    store, name = found.store, found.basis.title
     lead = joined(
         tag("p", _sentence(found, name)),
         draw_cards(found.basis, found.sets, found.shares, found.grid),

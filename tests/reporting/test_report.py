@@ -162,7 +162,9 @@ def test_the_factors_have_their_aurocs(run, page):
 
 def test_the_images_that_are_drawn_are_spread_evenly_over_a_set(tmp_path):
     run = with_many(drawn_run(tmp_path / "run", keep=[]), rows=2500)
-    (one,), left = score_for_report(RunStore(run), make_spec("energy"), ["many"], Silent())
+    (one,), left = score_for_report(
+        RunStore(run), RunStore(run), make_spec("energy"), ["many"], Silent()
+    )
     assert left == []
     stored = gs.Run(run)
     for factor, values in zip(("u", "v"), one.factors, strict=True):

@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from helpers.pages import Page, table_of
-from helpers.report_runs import drawn_run
+from helpers.report_runs import drawn_run, embedded_run
 
 import gradscore as gs
+from gradscore.data import open_set
 from gradscore.detector.file import DetectorInfo, Source, write_detector
 from gradscore.detector.threshold import Threshold
 from gradscore.errors import DetectorError, InvalidArgument, RunError
@@ -36,7 +38,7 @@ def choose(path, *, method="msp", warning=None, **change):
     return path
 
 
-def detector(path, run, more=None, **change):
+def detector(path, run, **change):
     """Write a detector of energy, calibrated on the drawn ID images."""
     scores = gs.Run(run).score("digits", "energy").sort().values.numpy()
     threshold = Threshold.of(scores, "0.9", guarantee="marginal")
@@ -45,10 +47,10 @@ def detector(path, run, more=None, **change):
         **{"method": "energy", "settings": {}, "threshold": threshold, "model": about.model},
         **{"weights": None, "weights_sha256": about.weights_sha256, "head_sha256": ""},
         **{"preprocessing": {}, "precision": "float32", "input_shape": (1, 8, 8), "classes": 5},
-        "calibration": Source("digits", "drawn", "a" * 64, tuple(range(40))),
+        "calibration": (Source("digits", "drawn", "a" * 64, 40),),
     } | change
     arrays = {"scores": scores, "predicted": np.zeros(len(scores), np.int64)}
-    write_detector(path, DetectorInfo(**fields), arrays | (more or {}))
+    write_detector(path, DetectorInfo(**fields), arrays)
     return path, threshold
 
 
@@ -120,8 +122,8 @@ def test_a_detectors_threshold_is_shown_with_its_promise(run, tmp_path):
     assert page.data["thresholds"][at] == f"{threshold.value:.4g}"
     assert page.data["sets"][0]["flagged"][at] == threshold.flagged == 3
     assert (
-        "The detector took its threshold from 40 of the 40 images of digits: what is shown of "
-        "them is no test."
+        "The detector took its threshold from 40 images of digits: what is kept of them is no "
+        "test."
     ) in page.section("run").text
     assert "d.safetensors" in page.section("run").text
 
@@ -163,12 +165,43 @@ def test_a_detector_of_another_model_is_refused(run, tmp_path, change, told):
     assert "gradscore calibrate --run" in str(refused.value)
 
 
-def test_a_detector_whose_score_learned_is_refused(run, tmp_path):
-    file, _ = detector(tmp_path / "d.safetensors", run, more={"fit.bank": np.zeros((2, 4))})
-    with pytest.raises(
-        DetectorError, match="of energy, which learned from images of its own; give"
-    ):
-        gs.report(run, tmp_path / "a.html", detector=file)
+def test_a_detectors_score_is_that_of_its_own_calls(tmp_path):
+    run = embedded_run(tmp_path / "run", limit=200)
+    made = gs.Detector.calibrate(run, method="laplace_energy", tpr="0.9")
+    made.save(tmp_path / "d.safetensors")
+    page = Page(
+        gs.report(run, tmp_path / "a.html", images=False, detector=tmp_path / "d.safetensors")
+    )
+    at, threshold = page.data["start"], made.info.threshold
+    ids, noise = page.data["sets"][0], page.data["sets"][2]
+    # Half of the ID images taught the score, and are left out.
+    assert ids["n"] == threshold.images == 100
+    assert ids["flagged"][at] == threshold.flagged
+    images = np.stack([made.preprocessing(p) for p in open_set("digits:noise", limit=200)])
+    decision = made(torch.from_numpy(images))
+    assert noise["flagged"][at] == int((~decision.accepted).sum())
+    text = page.section("run").text
+    assert "Its score learned from 100 images of digits: these are left out below." in text
+    assert "No set to fit to: the score learns from 100 ID images drawn by a fixed seed" in text
+    assert "Score laplace_energy of the detector" in page.root.one("header").text
+
+
+def test_images_that_taught_a_score_are_left_out_of_the_gallery(tmp_path):
+    run = embedded_run(tmp_path / "run", limit=100)
+    made = gs.Detector.calibrate(run, method="laplace_energy_blocks", tpr="0.9")
+    made.save(tmp_path / "d.safetensors")
+    page = Page(gs.report(run, tmp_path / "a.html", detector=tmp_path / "d.safetensors"))
+    (part,) = [
+        part
+        for part in page.section("images").all("div", class_="gallery")
+        if part.one("h3").text == "digits (ID)"
+    ]
+    names = gs.Run(run).paths("digits")
+    taught = {names[row] for row in made.info.fit[0].rows}
+    assert len(taught) == 50
+    shown = {image.attributes["alt"] for image in part.all("img")}
+    assert len(shown) > 12
+    assert not shown & taught
 
 
 def test_a_detector_and_a_method_are_one_too_many(run, tmp_path):

@@ -64,8 +64,8 @@ def demo(output, quiet) -> None:
     step("A threshold that holds what it promises, and the detector", "calibrate", "-o", detector)
     say(promise_text(_calibrate(run.store, choice.spec, detector)))
     page = folder / "report.html"
-    step("All of it on one page", "report", "-o", page)
-    report(run.store, page)
+    step("All of it on one page", "report", "--detector", detector, "-o", page)
+    report(run.store, page, detector=detector)
     say(f"Open {page} in a browser.")
 
 

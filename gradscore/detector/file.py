@@ -181,11 +181,12 @@ def _in_order(content: bytes) -> bytes:
 
 def _metadata(content: bytes) -> tuple[str, str]:
     """Return the text and the digest from the header of a .safetensors file."""
-    if content[:1] == b"\x80" or content[:2] == b"PK":
-        raise Unexpected("expected a .safetensors file, got a pickle or an archive")
     length = int.from_bytes(content[:8], "little")
-    if len(content) < 8 or length > min(MOST_TEXT, len(content) - 8):
-        raise Unexpected("expected a .safetensors file, got something else or a part of one")
+    if length > min(MOST_TEXT, len(content) - 8) or content[8:9] != b"{":
+        # Some lengths begin as a pickle or an archive does, too.
+        packed = content[:1] == b"\x80" or content[:2] == b"PK"
+        what = "a pickle or an archive" if packed else "something else or a part of one"
+        raise Unexpected(f"expected a .safetensors file, got {what}")
     try:
         header = parse(content[8 : 8 + length].decode())
     except UnicodeDecodeError:

@@ -125,6 +125,15 @@ def test_a_pickle_is_named_and_not_opened(tmp_path):
     assert "got a pickle or an archive" in refusal(path)
 
 
+def test_a_header_of_any_length_is_no_pickle(tmp_path):
+    beginnings = set()
+    for size in range(0, 256, 8):
+        path = written(tmp_path, sample(model="m" * size))
+        assert read_detector(path)[0].model == "m" * size
+        beginnings.add(path.read_bytes()[:1])
+    assert b"\x80" in beginnings
+
+
 def test_weights_are_no_detector(tmp_path):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(save({"weight": np.ones(3)}))

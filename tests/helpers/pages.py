@@ -60,9 +60,11 @@ class Page(HTMLParser):
         assert [element.name for element in self.open] == [""], "an element is not closed"
 
     def handle_starttag(self, tag, attrs):
+        if tag == "wbr":
+            return
         element = Element(tag, {key: "" if value is None else value for key, value in attrs})
         self.open[-1].children.append(element)
-        if tag not in (*self.EMPTY, "wbr"):
+        if tag not in self.EMPTY:
             self.open.append(element)
 
     def handle_startendtag(self, tag, attrs):
@@ -73,7 +75,11 @@ class Page(HTMLParser):
         assert self.open.pop().name == tag, f"</{tag}> closes another element"
 
     def handle_data(self, data):
-        self.open[-1].children.append(data)
+        children = self.open[-1].children
+        if children and isinstance(children[-1], str):  # a place to break a line parts no word
+            children[-1] += data
+        else:
+            children.append(data)
 
     def section(self, name):
         """Return a part of the page by its address."""

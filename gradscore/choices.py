@@ -54,5 +54,8 @@ ROW_ENDINGS = (".csv", ".parquet", ".json", ".md", ".tex")
 SCORE_ENDINGS = (".csv", ".parquet")
 """Of files with scores, a row an image."""
 
+PREDICTION_ENDINGS = (".csv", ".parquet", ".jsonl")
+"""Of files with a detector's decisions, a row an image."""
+
 FIGURE_ENDINGS = (".png", ".pdf", ".svg")
 """Of drawn figures."""

@@ -16,6 +16,7 @@ from gradscore.cli.example import demo
 from gradscore.cli.extraction import extract
 from gradscore.cli.manifests import manifest
 from gradscore.cli.models import layers, verify
+from gradscore.cli.prediction import predict
 from gradscore.cli.reporting import report
 from gradscore.cli.runs import run
 from gradscore.cli.scores import ablate, compare, evaluate, score
@@ -28,6 +29,7 @@ COMMANDS = (
     evaluate,
     choose,
     calibrate,
+    predict,
     detector,
     ablate,
     compare,

@@ -1,0 +1,157 @@
+"""``gradscore predict``: a detector's decisions on new images."""
+
+import os
+
+import click
+
+from gradscore.choices import AUTO, DEVICES, ON_ERROR, PREDICTION_ENDINGS
+from gradscore.cli.console import Progress, notice, print_table, say
+from gradscore.cli.detectors import DETECTOR, class_text
+from gradscore.cli.options import chained, output_option, quiet_option
+from gradscore.escapes import counted
+
+SHOWN = 5
+"""Images with the lowest p-values that are shown by default."""
+
+detector_options = chained(
+    click.option(
+        "--detector",
+        metavar="FILE",
+        default=DETECTOR,
+        show_default=True,
+        help="What `gradscore calibrate` wrote.",
+    ),
+    click.option(
+        "--model",
+        metavar="SPEC",
+        help="The detector's model again, where it is code of your own (python:) or is fetched.",
+    ),
+    click.option("--weights", metavar="FILE[#KEY]", help="Its weight file, where it has moved."),
+)
+
+
+@click.command(short_help="Say of new images which to accept.")
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+@detector_options
+@click.option(
+    "--show",
+    metavar="N",
+    type=click.IntRange(0),
+    default=SHOWN,
+    show_default=True,
+    help="Show the N images with the lowest p-values.",
+)
+@click.option(
+    "--fail-on-drift",
+    is_flag=True,
+    help="Exit with 1 where more images are flagged than clean ones would be.",
+)
+@click.option(
+    "--batch-size",
+    metavar="N",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Images a forward.",
+)
+@click.option("--device", type=click.Choice(DEVICES), default=AUTO, show_default=True)
+@click.option("--workers", metavar="N", type=click.IntRange(0), help="Decoding processes.")
+@click.option(
+    "--max-pixels",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Decode images of up to N pixels; by default Pillow's limit, 89 million.",
+)
+@click.option(
+    "--on-error",
+    type=click.Choice(ON_ERROR),
+    default=ON_ERROR[0],
+    show_default=True,
+    help="At an image that cannot be read.",
+)
+@chained(output_option(PREDICTION_ENDINGS), quiet_option)
+def predict(paths, detector, model, weights, show, fail_on_drift, output, quiet, **how) -> None:
+    """Say of new images which a detector accepts, and whether more are flagged than usual.
+
+    PATH is a folder, a list or an archive, as `gradscore extract` takes them. A file has a row an
+    image: path, predicted class, score, p_value (how usual so low a score is among clean images)
+    and accepted. Ctrl-C keeps the rows that are there. The images are only read.
+    """
+    from contextlib import nullcontext
+
+    from gradscore.data import open_set
+    from gradscore.detector import Detector
+    from gradscore.detector.file import read_detector
+    from gradscore.detector.prediction import Tally, predict_images
+    from gradscore.detector.prediction_file import written_predictions
+    from gradscore.errors import InvalidArgument
+    from gradscore.extraction.classifier import device_for
+
+    info, _ = read_detector(detector)
+    if fail_on_drift and info.cross_fit:
+        raise InvalidArgument(
+            "Expected no --fail-on-drift with a cross-fitted detector: whether too many images "
+            "are flagged is not known."
+        )
+    sets = [open_set(path, labelled=False, max_pixels=how["max_pixels"]) for path in paths]
+    place = device_for(how["device"], info.precision)
+    tally, progress = Tally(info, show), Progress(quiet=quiet)
+    progress.start(sum(map(len, sets)), "Predicting")
+    workers = min(4, (os.cpu_count() or 1) - 1) if how["workers"] is None else how["workers"]
+    asked = {"batch_size": how["batch_size"], "workers": workers}
+    asked["skip"] = how["on_error"] == "skip"
+    try:
+        found = Detector.load(detector, model, weights).to(place)
+        with written_predictions(output, info) if output else nullcontext() as rows:
+            for images in sets:
+                for part in predict_images(found, images, **asked):
+                    tally.add(part)
+                    if rows is not None:
+                        rows.add(part)
+                    progress.advance(part.done)
+    except BaseException:
+        if output and tally.images:
+            progress.finish()
+            notice(f"{output} holds the first {counted(tally.images, 'image')}.", quiet=quiet)
+        raise
+    finally:
+        progress.finish()
+    show_tally(tally, quiet=quiet)
+    if output:
+        notice(f"Wrote {output}.", quiet=quiet)
+    if fail_on_drift:
+        _fail_where_drifted(tally)
+
+
+def show_tally(tally, *, quiet: bool = False) -> None:
+    """Print the lowest p-values, how many images are flagged, and whether that is too many."""
+    from gradscore.errors import DataError
+
+    for reason in tally.failed:
+        notice(reason)
+    if tally.unread:
+        notice(f"{counted(tally.unread, 'image')} without a decision: not readable.")
+    if not tally.images:
+        raise DataError("Expected an image that can be read, got none.")
+    rows = [
+        (
+            path,
+            class_text(tally.info, int(predicted)),
+            f"{score:.6g}",
+            f"{p:.4f}",
+            "yes" if accepted else "no",
+        )
+        for path, predicted, score, p, accepted in tally.lowest
+    ]
+    if rows:
+        columns = ("path", "predicted", "score", "p-value", "accepted")
+        print_table(columns, rows, left=2, title="Lowest p-values")
+    say(tally.summary())
+    say(tally.verdict())
+
+
+def _fail_where_drifted(tally) -> None:
+    from gradscore.errors import GradScoreError
+
+    if tally.drifted:
+        raise GradScoreError(f"Drift: {tally.summary()} {tally.verdict()}")

@@ -1,0 +1,113 @@
+"""The embedded default from images to decisions: extract, calibrate, predict."""
+
+import csv
+import hashlib
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from helpers.commands import call, fails
+from PIL import Image
+
+from gradscore.cli import cli
+
+
+def invoke(*words):
+    return CliRunner().invoke(cli, [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("predict")
+    run, file = folder / "run", folder / "detector.safetensors"
+    assert invoke("extract", "--run", run, "--layers", "last", "-q").exit_code == 0
+    assert invoke("calibrate", "--run", run, "-o", file, "-q").exit_code == 0
+    return file
+
+
+def test_unseen_digits_are_mostly_flagged_and_called_drift(detector, tmp_path):
+    out = tmp_path / "a.csv"
+    result = invoke("predict", "digits:unseen", "--detector", detector, "-o", out, "--show", "3")
+    assert result.exit_code == 0, result.output
+    assert "Flagged 543 of 714 images (76.1%; 95% interval 72.7% to 79.1%)." in result.stdout
+    assert "these images have drifted" in result.stdout
+    with open(out, newline="") as file:
+        rows = [*csv.DictReader(file)]
+    assert len(rows) == 714
+    assert sum(row["accepted"] == "false" for row in rows) == 543
+    lowest = sorted(rows, key=lambda row: float(row["score"]))[:3]
+    shown = [line.split() for line in result.stdout.splitlines()]
+    assert [words[0] for words in shown if words and words[0].startswith("digits/")] == [
+        row["path"] for row in lowest
+    ]
+
+
+def test_drift_fails_only_where_that_is_asked(detector, capsys):
+    words = ("--detector", detector, "--show", "0", "-q")
+    told = fails(capsys, "predict", "digits:unseen", *words, "--fail-on-drift")
+    assert told.startswith("Error: Drift: Flagged 543 of 714")
+    assert call("predict", "digits:test", *words, "--fail-on-drift") in (0, None)
+
+
+def pictures(folder, count=70):
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for k in range(count):
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{k:03}.png")
+    return folder
+
+
+def fingerprints(folder):
+    return {
+        file.name: (file.stat().st_mtime_ns, hashlib.sha256(file.read_bytes()).hexdigest())
+        for file in folder.iterdir()
+    }
+
+
+def test_folders_of_the_user_stay_as_they_are(detector, tmp_path):
+    folder = pictures(tmp_path / "new")
+    before = fingerprints(folder)
+    result = invoke("predict", folder, folder, "--detector", detector, "--workers", "0")
+    assert result.exit_code == 0, result.output
+    assert "of 140 images" in result.stdout
+    assert fingerprints(folder) == before
+
+
+def test_an_interrupt_keeps_what_is_written(detector, tmp_path, monkeypatch, capsys):
+    from gradscore.detector import prediction
+
+    whole, out = prediction.predict_images, tmp_path / "a.csv"
+
+    def interrupted(*arguments, **how):
+        yield next(iter(whole(*arguments, **how)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prediction, "predict_images", interrupted)
+    code = call("predict", "digits:unseen", "--detector", detector, "-o", out, "--workers", "0")
+    assert code == 130
+    assert "holds the first 64 images" in capsys.readouterr().err
+    assert len(out.read_text().splitlines()) == 65
+
+
+def test_images_that_cannot_be_read_are_named_or_end_the_work(detector, tmp_path, capsys):
+    folder = pictures(tmp_path / "new", 3)
+    (folder / "001.png").write_bytes(b"no picture")
+    words = ("predict", folder, "--detector", detector, "--workers", "0")
+    assert "Leave such images out with --on-error skip" in fails(capsys, *words)
+    result = invoke(*words, "--on-error", "skip")
+    assert result.exit_code == 0, result.output
+    assert "1 image without a decision: not readable." in result.stderr
+    assert "of 2 images" in result.stdout
+
+
+def test_what_cannot_be_is_one_line(detector, tmp_path, capsys):
+    told = fails(capsys, "predict", "digits:unseen", "--detector", tmp_path / "absent.safetensors")
+    assert "Cannot read the detector" in told
+    told = fails(capsys, "predict", tmp_path / "absent", "--detector", detector)
+    assert "absent" in told
+    told = fails(capsys, "predict", "digits:unseen", "--detector", detector, "--weights", "random")
+    assert "Expected the weights" in told
+    told = fails(
+        capsys, "predict", "digits:unseen", "--detector", detector, "-o", tmp_path / "a.txt"
+    )
+    assert "ending in .csv, .parquet, .jsonl" in told

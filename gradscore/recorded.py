@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from gradscore.errors import InvalidArgument
 from gradscore.extraction import record_run
 from gradscore.extraction.part import parse_part
 from gradscore.extraction.settings import Progress, Settings, Silent, several
@@ -277,8 +278,12 @@ def open_store(run: Run | RecordedRun | str | os.PathLike) -> RecordedRun:
     """Return the store of a run given as an object or a directory.
 
     Raises:
+        InvalidArgument: If it is neither.
         RunError: If there is no run, or it is damaged.
     """
     if isinstance(run, str | os.PathLike):
         return RunStore(run)
-    return getattr(run, "store", run)
+    store = getattr(run, "store", run)
+    if not hasattr(store, "fit_blocks"):
+        raise InvalidArgument(f"Expected a run or its directory, got a {type(run).__name__}.")
+    return store

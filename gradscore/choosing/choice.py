@@ -46,6 +46,7 @@ class Choice:
         near: The same for images of classes that the head lacks; empty where there are none.
         notes: What was left out of a table, and why.
         sets: Names of the ID sets.
+        not_kept: Why the run could not keep the choice, or empty.
     """
 
     spec: ScoreSpec
@@ -55,6 +56,7 @@ class Choice:
     near: Sequence[Row]
     notes: Sequence[str] = field(default_factory=tuple)
     sets: Sequence[str] = field(default_factory=tuple)
+    not_kept: str = field(default="", compare=False)
 
     def to_record(self) -> ChoiceRecord:
         """Return the choice as a file holds it."""

@@ -1,14 +1,16 @@
 """Chooses: every score of a run, or of a model, asked of ID images alone."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from gradscore.choosing.choice import Choice, find_warning
+from gradscore.choosing.holdout import FEWEST_IMAGES
 from gradscore.choosing.ranking import recommended
 from gradscore.choosing.recording import FIT, ID, recorded_images
 from gradscore.choosing.specs import choice_specs, cost, fitting_specs
@@ -22,7 +24,7 @@ from gradscore.choosing.tables import (
 )
 from gradscore.errors import InvalidArgument, NotRecorded, RunError
 from gradscore.methods import RecordedRun, ScoreSpec
-from gradscore.methods.fitted import repeated_images
+from gradscore.methods.fitted import repeat_notices
 from gradscore.metrics import auroc
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.recorded import Run, open_store
@@ -69,18 +71,40 @@ def choose(
     if images is None and isinstance(run_or_model, nn.Module):
         raise InvalidArgument("Expected ID images with a model: `choose(model, images)`.")
     if images is None:
+        _require_default(preprocessing=preprocessing, layers=layers, batch_size=batch_size)
+        if fit is not None and not isinstance(fit, str):
+            raise InvalidArgument(f"Expected the name of a set to fit to, got a {_kind(fit)}.")
         store = open_store(run_or_model)
         hint = f"record them with {extract_command(store, *RECORD)}"
         return _chosen(store, known_sets(store, sets), fit, keep, hint)
     if not isinstance(run_or_model, nn.Module | str):
         raise InvalidArgument(
-            "Expected a model or its spec with images, got "
-            f"{type(run_or_model).__name__}; ask a run without them: `choose(run)`."
+            f"Expected a model or its spec with images, got a {_kind(run_or_model)}; ask a run "
+            "without them: `choose(run)`."
         )
+    if tuple(sets):
+        raise InvalidArgument(f"Expected sets with a run only, got {sets!r} with a model.")
     how = {"preprocessing": preprocessing, "layers": layers, "batch_size": batch_size}
     with recorded_images(run_or_model, images, fit, **how) as store:
         hint = "give how images are normalised, `preprocessing={'mean': M, 'std': D}`"
         return _chosen(store, [ID], None if fit is None else FIT, False, hint)
+
+
+def _require_default(**given: Any) -> None:
+    """Raise where what only a model takes is given with a run.
+
+    Raises:
+        InvalidArgument: Naming it.
+    """
+    for name, value in given.items():
+        if value != signature(choose).parameters[name].default:
+            raise InvalidArgument(
+                f"Expected {name} with a model and images only, got {value!r} with a run."
+            )
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
 
 
 def _chosen(
@@ -104,8 +128,15 @@ def _chosen(
     specs = choice_specs(store, notes, fit)
     scored_sets = [*names, *surrogates(store, names, notes)]
     specs = fitting_specs(store, specs, scored_sets, notes)
-    notes += _repeated(store, specs, names)
+    notes += repeat_notices(store, specs, names)
     scored = score_sets(store, scored_sets, specs)
+    count = sum(len(scored[name]) for name in names)
+    if count < FEWEST_IMAGES:
+        raise NotRecorded(
+            f"Expected at least {FEWEST_IMAGES} ID images to choose by, got {count}."
+        )
+    if store.info.notice:
+        notes.append(f"{store.info.model}: {store.info.notice}.")
     shifts, blind = far_shifts(names, scored, notes)
     far = ranked_rows(specs, shifts)
     if not far:
@@ -126,10 +157,14 @@ def _chosen(
         tuple(notes),
         tuple(names),
     )
-    if keep:
-        # A run that is read-only, or being written by another process, can be asked all the same.
-        with suppress(RunError), RunStore.open_for_writing(store.path) as writable:
+    if not keep:
+        return choice
+    try:
+        with RunStore.open_for_writing(store.path) as writable:
             writable.writer.write(CHOICE_FILE, choice.to_json().encode())
+    except RunError as error:
+        # A run that is read-only, or being written by another process, can be asked all the same.
+        return replace(choice, not_kept=str(error))
     return choice
 
 
@@ -147,21 +182,6 @@ def _require_id(store: RecordedRun, names: Sequence[str], fit: str | None) -> No
         known_sets(store, [fit])
         if store.sets[fit].role == "ood":
             raise InvalidArgument(f"Expected ID images to fit to, got the OOD set {fit!r}.")
-
-
-def _repeated(
-    store: RecordedRun, specs: Sequence[ScoreSpec], names: Sequence[str]
-) -> Iterator[str]:
-    """Yield which ID sets share images with a set that scores learn from."""
-    fits = {name for spec in specs for name in spec.definition.plan(spec, store).learned_from}
-    for fit in sorted(fits - {*names}):
-        for name in names:
-            count = repeated_images(store, fit, name)
-            if count:
-                yield (
-                    f"{count:,} images of {name} are in {fit}, too: methods that learned from it "
-                    "know them."
-                )
 
 
 def ood_aurocs(run: RecordedRun, choice: Choice) -> dict[ScoreSpec, float]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gradscore.data import first_in_memory, images_in_memory
 from gradscore.errors import InvalidArgument
+from gradscore.extraction.resolved import resolve_model
 from gradscore.methods import RecordedRun
 from gradscore.models import create_model
 from gradscore.models.preprocessing import CHANNELS, Preprocessing
@@ -92,7 +93,7 @@ def _known_preprocessing(
     if given is None:
         return own if isinstance(own, Preprocessing) else None
     if isinstance(own, Preprocessing):
-        return own.with_overrides(**given)
+        return resolve_model(network, None, given).preprocessing
     mode = _unchanged(channels).mode
     return Preprocessing.from_dict({"resize": None, "crop": None, "mode": mode, **given})
 

@@ -14,6 +14,7 @@ from gradscore.cli.options import (
     quiet_option,
     run_option,
 )
+from gradscore.cli.results import notice_chance
 
 MARKED = ("energy", "msp", "gradnorm")
 """Scores that are marked in the tables, to compare the others with."""
@@ -37,6 +38,12 @@ def choose(run_path, model, sets, fit, methods, output, quiet) -> None:
     from gradscore.files import written_aside
     from gradscore.run import RunStore
 
+    for name in methods:
+        if not name.startswith("python:"):
+            raise click.UsageError(
+                f"Expected a score of your own as python:MODULE:FUNCTION, got {name}; those of "
+                "gradscore are compared in any case."
+            )
     import_methods(methods)
     run = RunStore(run_path, model)
     choice = choose_score(run, sets=sets, fit=fit)
@@ -45,6 +52,7 @@ def choose(run_path, model, sets, fit, methods, output, quiet) -> None:
             file.write(choice.to_json().encode())
         notice(f"Wrote {output}.", quiet=quiet)
     show_choice(choice, ood_aurocs(run, choice), run_path)
+    notice_chance(run, choice.sets, quiet=quiet)
 
 
 def show_choice(choice, checks, run_path) -> None:
@@ -54,6 +62,8 @@ def show_choice(choice, checks, run_path) -> None:
             _show_table(title, rows, checks)
     for note in choice.notes:
         notice(note)
+    if choice.not_kept:
+        notice(f"The run does not keep the choice: {choice.not_kept}")
     show_recommendation(choice, run_path)
 
 

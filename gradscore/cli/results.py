@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from gradscore.cli.console import notice, say
 from gradscore.cli.options import import_methods
-from gradscore.escapes import counted
 
 if TYPE_CHECKING:
     from gradscore.evaluation import Row
@@ -99,15 +98,20 @@ def notice_fits(
     run: "RecordedRun", specs: "Sequence[ScoreSpec]", sets: Collection[str], *, quiet: bool = False
 ) -> None:
     """Say what methods learned from, and which of ``sets`` one knows better than any others."""
+    from gradscore.methods.fitted import repeat_notices
+
+    if quiet:
+        return
     learned_how = defaultdict(dict)
-    for spec in specs if not quiet else ():
+    for spec in specs:
         plan = spec.definition.plan(spec, run)
         for how in (plan.notice, *plan.find_remarks()):
             learned_how[how][spec.method] = None
     for how, methods in learned_how.items():
         if how:
             notice(f"{', '.join(methods)}: {how}.", quiet=quiet)
-    _notice_repeated(run, specs, sets, quiet=quiet)
+    for sentence in repeat_notices(run, specs, sorted(run.sets.keys() & set(sets))):
+        notice(sentence, quiet=quiet)
     learners = defaultdict(dict)
     for spec in specs:
         for name in spec.fit_sets():
@@ -116,24 +120,6 @@ def notice_fits(
         if name in sets:
             learned = " and ".join(methods)
             notice(f"Figures of {name} are optimistic: {learned} learned from it.", quiet=quiet)
-
-
-def _notice_repeated(
-    run: "RecordedRun", specs: "Sequence[ScoreSpec]", sets: Collection[str], *, quiet: bool
-) -> None:
-    """Say which of ``sets`` share images with a set that a method learned from."""
-    from gradscore.methods.fitted import repeated_images
-
-    fits = {name for spec in specs for name in spec.definition.plan(spec, run).learned_from}
-    for fit in sorted(fits):
-        for name in sorted(run.sets.keys() & set(sets) - {fit}):
-            count = repeated_images(run, fit, name)
-            if count:
-                notice(
-                    f"{counted(count, 'image')} of {name} are in {fit}, too: methods that learned "
-                    "from it know them.",
-                    quiet=quiet,
-                )
 
 
 def notice_written(*paths: object, quiet: bool = False) -> None:

@@ -85,9 +85,8 @@ class _Held:
 
     def _picture(self, image: Tensor, place: int) -> NDArray[np.float32]:
         if len(self.mean or ()) != len(image):
-            raise DataError(
-                f"image {place}: expected {len(self.mean or ())} channels, got {len(image)}"
-            )
+            wanted = f"images of {len(self.mean or ())} channels, as the model takes them"
+            raise DataError(f"Expected {wanted}, got {len(image)} (image {place}).")
         mean, std = (
             torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (self.mean, self.std)
         )

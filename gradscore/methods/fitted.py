@@ -1,6 +1,6 @@
 """What methods learn from sets of a run: learned once, stored in the run, read ever after."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from functools import partial
 from typing import Any
@@ -9,13 +9,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gradscore.errors import InvalidArgument, RunError
-from gradscore.methods.base import RecordedRun
+from gradscore.escapes import counted
+from gradscore.methods.base import RecordedRun, ScoreSpec
+from gradscore.methods.rows import FOLDS
 from gradscore.run import describe_fit
 
 COMPARED = 20_000
 """Images of a set that are compared with those of another, at most."""
 SAME = 1e-5
-"""How far the logits of one image may be apart, as a part of the largest of all."""
+"""How far the outputs of one image may be apart, as a part of the largest of all."""
+PROJECTIONS = 4
+CANDIDATES = 1000
+"""Known images that one is compared with, at most: more are alike only where all are."""
 Arrays = dict[str, NDArray]
 Source = Callable[[], Iterator[Arrays]]
 """Gives a set's rows in blocks, the recorded arrays by name; it may be called again."""
@@ -75,36 +80,82 @@ def fitted(
     return arrays
 
 
-def repeated_images(run: RecordedRun, fit: str, test: str) -> int:
-    """Return how many images of a set are in the set to fit to, too: their logits are the same.
+def repeat_notices(
+    run: RecordedRun, specs: Iterable[ScoreSpec], tested: Iterable[str]
+) -> Iterator[str]:
+    """Yield a sentence for each tested set that shares images with those that scores learn from.
 
-    Of very large sets the first :data:`COMPARED` images are compared.
+    Args:
+        run: The run.
+        specs: The scores.
+        tested: Names of the sets that they are tested on.
+    """
+    plans = (spec.definition.plan(spec, run) for spec in specs)
+    fits = sorted({name for plan in plans for name in plan.learned_from})
+    for name in tested:
+        for fit in fits:
+            if fit == name and run.sets[name].role not in ("id", "ood"):
+                continue  # it is not scored out of fold
+            count = repeated_images(run, fit, name)
+            images, verb = f"{counted(count, 'image')} of {name}", "is" if count == 1 else "are"
+            if count and fit == name:
+                yield f"{images} {verb} in both of its halves: scores learned from one know them."
+            elif count:
+                yield f"{images} {verb} in {fit}, too: methods that learned from it know them."
+
+
+def repeated_images(run: RecordedRun, fit: str, test: str) -> int:
+    """Return how many images of a set are in the set to fit to, too: their outputs are the same.
+
+    Where both are the same set, how many are in both of the halves that learn for each other. Of
+    very large sets the first :data:`COMPARED` images are compared.
 
     Args:
         run: The run.
         fit: Name of the set to fit to.
         test: Name of the other.
     """
-    known, tested = (_first_logits(run, name) for name in (fit, test))
-    # One number an image finds its candidates; their logits then decide.
+    known, folds = _outputs(run, fit)
+    if fit == test:
+        halves = [known[folds == fold] for fold in range(FOLDS)]
+        return sum(_count_known(halves[1 - fold], halves[fold]) for fold in range(FOLDS))
+    return _count_known(known, _outputs(run, test)[0])
+
+
+def _count_known(known: NDArray[np.float64], tested: NDArray[np.float64]) -> int:
+    """Return how many rows are among known ones."""
+    # One number an image finds its candidates; all its outputs then decide.
     weights = np.cos(np.arange(known.shape[1]) + 1)
     keys = np.sort(known @ weights)
     order = np.argsort(known @ weights, kind="stable")
-    scale = SAME * np.abs(known).max(initial=0)
-    reach = scale * np.abs(weights).sum()
+    scale = SAME * np.abs(known).max(axis=0, initial=0)
+    reach = (scale * np.abs(weights)).sum()
     ends = (np.searchsorted(keys, tested @ weights + side * reach) for side in (-1, 1))
     return sum(
-        bool((np.abs(known[order[low:high]] - row) <= scale).all(axis=1).any())
+        bool((np.abs(known[order[low : min(high, low + CANDIDATES)]] - row) <= scale).all(1).any())
         for row, low, high in zip(tested, *ends, strict=True)
     )
 
 
-def _first_logits(run: RecordedRun, name: str) -> NDArray[np.float64]:
-    parts, count = [], 0
-    with closing(run.blocks(name, ("logits",))) as blocks:
+def _outputs(run: RecordedRun, name: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return logits of a set's first images with a few projections of their features, and folds.
+
+    The logits of two classes alone would often be the same by chance.
+    """
+    fields = ("index", "logits", *(("features",) if run.info.features else ()))
+    parts, folds, count = [], [], 0
+    with closing(run.blocks(name, fields)) as blocks:
         for block in blocks:
-            parts.append(block["logits"].astype(np.float64))
-            count += len(parts[-1])
+            part = block["logits"].astype(np.float64)
+            if "features" in block:
+                part = np.concatenate([part, block["features"] @ _directions(run)], axis=1)
+            parts.append(part)
+            folds.append(np.asarray(block["index"]) % FOLDS)
+            count += len(part)
             if count >= COMPARED:
                 break
-    return np.concatenate(parts)[:COMPARED]
+    return np.concatenate(parts)[:COMPARED], np.concatenate(folds)[:COMPARED]
+
+
+def _directions(run: RecordedRun) -> NDArray[np.float64]:
+    return np.random.default_rng(0).normal(size=(run.info.features, PROJECTIONS))

@@ -157,9 +157,36 @@ def test_pictures_need_to_know_how_they_become_inputs(pictures):
         gs.choose(own_model(), Pictures(*pictures))
 
 
-def test_too_few_images_say_why_there_is_no_table(inputs):
-    with pytest.raises(NotRecorded, match=r"no fold of classes has 10 images|no far table"):
-        gs.choose(own_model(classes=3), inputs[:9])
+def test_too_few_images_or_no_table_at_all_are_refused(inputs):
+    with pytest.raises(NotRecorded, match="Expected at least 10 ID images to choose by, got 9"):
+        gs.choose(own_model(), inputs[:9])
+    with pytest.raises(
+        NotRecorded, match=r"no far table; give how .* There is no near table: a h"
+    ):
+        gs.choose(own_model(classes=3), inputs[:30])
+
+
+def test_arguments_of_a_run_and_of_a_model_are_kept_apart(model, inputs):
+    with pytest.raises(InvalidArgument, match="Expected sets with a run only, got 'a' with a mod"):
+        gs.choose(model, inputs, sets="a")
+    with pytest.raises(InvalidArgument, match="Expected layers with a model and images only, got"):
+        gs.choose("run", layers="all")
+    with pytest.raises(InvalidArgument, match="Expected the name of a set to fit to, got a Tenso"):
+        gs.choose("run", fit=inputs)
+    for wrong in (None, 3):
+        with pytest.raises(InvalidArgument, match="Expected a run or its directory, got a"):
+            gs.choose(wrong)
+    with pytest.raises(InvalidArgument, match="Expected preprocessing with fields of"):
+        gs.choose(model, inputs, preprocessing={"maen": 1})
+    with pytest.raises(DataError, match="Expected images of 1 channels, as the model takes them"):
+        gs.choose(model, torch.rand(20, 3, 8, 8))
+
+
+def test_outputs_that_are_no_logits_are_told_of(model, inputs):
+    outputs = nn.Sequential(model, nn.Softmax(1)).eval()
+    assert "its outputs are probabilities, not logits" in " ".join(
+        gs.choose(outputs, inputs).notes
+    )
 
 
 def test_labels_are_taken_where_they_are_known_without_reading_an_image(inputs):

@@ -2,8 +2,10 @@
 
 import json
 import shlex
+import shutil
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -79,6 +81,45 @@ def test_where_gradnorm_ranks_below_msp_choose_is_named(run):
     ]
     only = invoke("evaluate", "--run", run, "--method", "msp")
     assert "below" not in only.stdout
+
+
+def test_a_choice_that_the_run_cannot_keep_is_told_of(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "fits" / "choice.json").unlink(missing_ok=True)
+    (copy / "fits" / "choice.json").mkdir()
+    result = invoke("choose", "--run", copy)
+    assert result.exit_code == 0
+    assert "The run does not keep the choice: Cannot write" in result.stderr
+
+
+def test_a_method_that_is_none_of_ones_own_is_a_usage_error(run):
+    result = invoke("choose", "--run", run, "--method", "energy")
+    assert result.exit_code == 2
+    assert "Expected a score of your own as python:MODULE:FUNCTION, got energy" in result.output
+
+
+def test_copies_within_an_id_set_and_between_id_sets_are_told_of(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (61, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=np.concatenate([pixels, pixels[:5]]))
+    np.savez(tmp_path / "b.npz", images=pixels[7:])
+    run = tmp_path / "run"
+    sets = (
+        "--id",
+        f"a={tmp_path}/a.npz",
+        "--id",
+        f"b={tmp_path}/b.npz",
+        "--ood",
+        "o=digits:noise",
+    )
+    how = ("--model", "digits", "--layers", "last", "--run", run, "--quiet")
+    assert invoke("extract", *sets, *how).exit_code == 0
+    told = invoke("evaluate", "--run", run, "--method", "knn").stderr
+    assert "10 images of a are in both of its halves: scores learned from one know them." in told
+    assert "54 images of a are in b, too: methods that learned from it know them." in told
+    assert "54 images of b are in a, too" in told
+    notes = invoke("choose", "--run", run).stderr
+    assert "10 images of a are in both of its halves" in notes
 
 
 def test_score_leaves_surrogates_out_unless_named(run):

@@ -1,7 +1,8 @@
 """The model of a detector: given, named by a run or a file; and a run of its images in memory."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,13 @@ from gradscore.detector.calibration import Calibration, Wanted, calibrate_run
 from gradscore.detector.file import DetectorInfo
 from gradscore.detector.live import RowSource, device_of, example, rows_in_memory
 from gradscore.detector.stand_ins import MemoryRun, set_entry
-from gradscore.errors import DetectorError, InvalidArgument, ModelError
+from gradscore.errors import (
+    DetectorError,
+    GradScoreError,
+    InvalidArgument,
+    ModelError,
+    reason_of,
+)
 from gradscore.extraction.classifier import Classifier
 from gradscore.extraction.resolved import describe, resolve_model
 from gradscore.layers.features import find_stages, observe_stages
@@ -26,6 +33,10 @@ from gradscore.run.layout import BLOCKS
 
 BATCH = 64
 """Images of a tensor that are computed at once."""
+UNKNOWN = (
+    "nothing is known of how pictures become the model's input: `predict` and `export` take their "
+    "pixels as numbers of 0 to 1; give `preprocessing={'mean': M, 'std': D}` if that is not so"
+)
 IMAGES, FIT = "images", "fit"
 """Sets of a run in memory."""
 
@@ -59,7 +70,8 @@ def model_for(
         weights: Weight file; None for the file's.
 
     Raises:
-        DetectorError: If the user must name the model and did not.
+        DetectorError: If the user must name the model and did not, or makes pictures ready
+            otherwise.
         InvalidArgument: If weights come with a module.
         ModelError: If it cannot be built.
         WeightsError: If its weights cannot be had.
@@ -67,6 +79,7 @@ def model_for(
     if isinstance(model, nn.Module):
         if weights is not None:
             raise InvalidArgument(f"Expected weights with a model's spec only, got {weights!r}.")
+        _require_same_preprocessing(path, info, model)
         return model
     if model is None and must_be_named(info.model):
         raise DetectorError(
@@ -74,7 +87,57 @@ def model_for(
             "fetch files, and is built only where you name it, too: add `model=...` if you trust "
             "it."
         )
-    return create_model(model or info.model, info.weights if weights is None else weights)
+    built = create_model(model or info.model, info.weights if weights is None else weights)
+    built.preprocessing = Preprocessing.from_dict(info.preprocessing)
+    return built
+
+
+def _require_same_preprocessing(path: Path, info: DetectorInfo, model: nn.Module) -> None:
+    """Raise where a model says that its pictures are made ready otherwise than at the calibration.
+
+    Raises:
+        DetectorError: With both ways.
+    """
+    own = getattr(model, "preprocessing", None)
+    own = own.to_dict() if isinstance(own, Preprocessing) else own
+    kept = Preprocessing.from_dict(info.preprocessing).to_dict()
+    if own is not None and Preprocessing.from_dict(own).to_dict() != kept:
+        raise DetectorError(
+            f"Expected a model of the preprocessing of the detector {str(path)!r}, {kept}, got "
+            f"{own}; set the model's `preprocessing` to the first, and make images ready by it."
+        )
+
+
+@contextmanager
+def told_damaged(path: Path) -> Iterator[None]:
+    """Say that a detector's file is damaged where what it holds makes a score impossible.
+
+    Raises:
+        DetectorError: In place of errors that are not ours: what a file holds may be anything.
+    """
+    try:
+        yield
+    except GradScoreError:
+        raise
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise DetectorError(
+            f"The detector {str(path)!r} is damaged: its score cannot be computed "
+            f"({reason_of(error)}); make it again with `gradscore calibrate`."
+        ) from error
+
+
+def require_working(path: Path, detector: nn.Module, info: DetectorInfo) -> None:
+    """Try a detector of a file once.
+
+    Raises:
+        DetectorError: If its model has another number of classes.
+    """
+    logits = detector(example(info.input_shape).to(device_of(detector))).logits
+    if logits.shape[1] != info.classes:
+        raise DetectorError(
+            f"Expected a model of {info.classes} classes, as the detector {str(path)!r} says, got "
+            f"one of {logits.shape[1]}."
+        )
 
 
 def calibrate_model(
@@ -137,6 +200,8 @@ def _empty_run(
     device = device_of(model)
     drawn = example(shape).to(device)
     info, head, arrays = describe(resolved, drawn[:1], precision="float32", blocks={})
+    if assumed is not preprocessing:
+        info.notice = info.notice or UNKNOWN
     info.passes |= _stages(model, head, info, drawn)
     run = MemoryRun(info, arrays)
     if "layers" in find_method(wanted.method).options:

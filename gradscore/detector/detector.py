@@ -9,7 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gradscore.detector.building import calibrate_model, model_for, run_model
+from gradscore.detector.building import (
+    calibrate_model,
+    model_for,
+    require_working,
+    run_model,
+    told_damaged,
+)
 from gradscore.detector.calibration import Wanted, calibrate_run
 from gradscore.detector.decision import Decision, decide
 from gradscore.detector.file import SCORES, DetectorInfo, read_detector, write_detector
@@ -130,7 +136,11 @@ class Detector(nn.Module):
             WeightsError: If the weights cannot be had.
         """
         info, arrays = read_detector(path)
-        return cls(model_for(Path(path), info, model, weights), info, arrays)
+        built = model_for(Path(path), info, model, weights)
+        with told_damaged(Path(path)):
+            found = cls(built, info, arrays)
+            require_working(Path(path), found, info)
+        return found
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the detector's file, without the model's weights.

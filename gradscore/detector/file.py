@@ -9,8 +9,9 @@ No byte of a file is ever run as code.
 import dataclasses
 import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradscore.choices import PRECISIONS
 from gradscore.detector.threshold import Threshold
 from gradscore.errors import DetectorError, InvalidArgument
 from gradscore.files import read_regular, written_aside
@@ -30,6 +32,8 @@ ENTRY = "gradscore"
 """Name of the text in the file's metadata."""
 MOST = 1 << 32
 """Most bytes of a file: a bank of 500,000 features of 2,048 channels."""
+LARGEST_INPUT = 1 << 26
+"""Most numbers of one input."""
 MOST_TEXT = 1 << 24
 """Most bytes of the header, which holds the text: names of 200,000 classes."""
 SCORES, PREDICTED, FIT = "scores", "predicted", "fit."
@@ -243,6 +247,8 @@ def _check(info: DetectorInfo, arrays: Arrays) -> None:
             wrong.append(name)
     if wrong or info.schema != SCHEMA:
         raise Unexpected(f"expected {wrong[0] if wrong else 'schema'!r} to be another")
+    for fault in _faults(info, arrays):
+        raise Unexpected(fault)
     predicted, told = arrays[PREDICTED], info.threshold
     if len(predicted) and not 0 <= predicted.min() <= predicted.max() < info.classes:
         raise Unexpected(f"expected predicted classes below {info.classes}")
@@ -256,3 +262,16 @@ def _check(info: DetectorInfo, arrays: Arrays) -> None:
         raise Unexpected(str(error).removesuffix(".")) from None
     if again != told or not (np.diff(arrays[SCORES]) >= 0).all():
         raise Unexpected("its threshold is not that of its scores")
+
+
+def _faults(info: DetectorInfo, arrays: Arrays) -> Iterator[str]:
+    """Yield what a file says of its model and score that cannot be."""
+    shape = info.input_shape
+    if not shape or min(shape) < 1 or math.prod(shape) > LARGEST_INPUT:
+        yield f"expected the shape of an input, got {list(shape)}"
+    if info.precision not in PRECISIONS:
+        yield f"expected a precision of {', '.join(PRECISIONS)}, got {info.precision!r}"
+    if any(name.startswith(FIT) for name in arrays) != bool(info.fit):
+        yield "expected what was learned together with the images that it was learned from"
+    if info.parameters and not isinstance(info.settings.get("layers"), str):
+        yield "expected layers as the name of the parameters"

@@ -8,12 +8,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.small_models import make_model
 from torch.utils.data import DataLoader, TensorDataset
 
 import gradscore as gs
 from gradscore.data import open_set
 from gradscore.detector import Detector
-from gradscore.errors import DetectorError, InvalidArgument, NotRecorded, RunError
+from gradscore.detector.file import write_detector
+from gradscore.errors import (
+    DetectorError,
+    GradScoreError,
+    InvalidArgument,
+    NotRecorded,
+    RunError,
+)
 
 LEARNED = ("laplace_energy_blocks", "knn", "vim", "mahalanobis", "react")
 SCORES = (
@@ -233,3 +241,71 @@ def test_a_file_never_names_code_that_is_run_unasked(run, model, tmp_path):
     with pytest.raises(DetectorError, match="is built only where you name it"):
         Detector.load(tmp_path / "d.safetensors")
     assert Detector.load(tmp_path / "d.safetensors", model).info.model == module
+
+
+@pytest.fixture(scope="module")
+def saved(run, tmp_path_factory):
+    detector = Detector.calibrate(run, method="knn")
+    path = tmp_path_factory.mktemp("saved") / "d.safetensors"
+    detector.save(path)
+    return detector, path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "python:os:abort"}, "Unknown method 'python:os:abort'"),
+        ({"method": "odd"}, "Unknown method 'odd'"),
+        ({"settings": {"k": "ten"}}, "Expected k of 1 or more, got 'ten'"),
+        ({"settings": {"strange": 1}}, "Unknown option strange"),
+        ({"settings": {"k": 10**6}}, "Expected k of 1 to 181"),
+        ({"preprocessing": {"resize": None}}, "Expected the fields of a preprocessing"),
+        ({"classes": 7}, "Expected a model of 7 classes"),
+        ({"head_sha256": "0" * 64}, "Expected the last layer"),
+        ({"weights_sha256": "0" * 64}, "Expected the weights"),
+        ({"weights": "/absent.safetensors"}, "No weight file"),
+        ({"method": "vim", "settings": {}}, "its score cannot be computed"),
+    ],
+)
+def test_a_file_that_says_what_cannot_be_is_one_line(saved, tmp_path, change, message):
+    detector, _ = saved
+    path = tmp_path / "d.safetensors"
+    write_detector(path, replace(detector.info, **change), detector.arrays)
+    with pytest.raises(GradScoreError, match=message) as caught:
+        Detector.load(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(181, 3), (20, 65)])
+def test_what_was_learned_may_be_anything_and_is_tried_first(saved, tmp_path, shape):
+    detector, _ = saved
+    path = tmp_path / "d.safetensors"
+    arrays = {n: np.ones(shape) if n.endswith("bank") else x for n, x in detector.arrays.items()}
+    write_detector(path, detector.info, arrays)
+    with pytest.raises(GradScoreError, match="damaged: its score cannot"):
+        Detector.load(path)
+
+
+def test_a_model_that_makes_pictures_ready_otherwise_is_refused(saved):
+    _, path = saved
+    model = gs.create_model("digits")
+    model.preprocessing = model.preprocessing.with_overrides(mean=0.5)
+    with pytest.raises(DetectorError, match="Expected a model of the preprocessing of"):
+        Detector.load(path, model)
+
+
+def test_a_spec_gives_a_model_of_the_recorded_preprocessing(saved, tmp_path):
+    detector, _ = saved
+    path = tmp_path / "d.safetensors"
+    kept = {**detector.info.preprocessing, "mean": [0.5]}
+    write_detector(path, replace(detector.info, preprocessing=kept), detector.arrays)
+    assert Detector.load(path).model.preprocessing.mean == (0.5,)
+
+
+def test_pictures_of_unknown_normalisation_are_told_of():
+    model, x = make_model(), torch.rand(80, 1, 8, 8)
+    del model.preprocessing
+    (told,) = Detector.calibrate(model, x).info.notices
+    assert "nothing is known of how pictures become the model's input" in told
+    how = {"resize": None, "crop": None, "mean": 0.5, "std": 0.5, "mode": "L"}
+    assert Detector.calibrate(model, x, preprocessing=how).info.notices == ()

@@ -15,6 +15,8 @@ BINS = 64
 """Of each distribution; never more than 512."""
 TOP, TITLE, HEIGHT, GAP, FOOT = 26, 20, 46, 16, 24
 """Pixels: above all, of a set's line of text, of its curve, below it, and of the axis."""
+LABEL = 18
+"""Characters of a set's name that leave room beside it on a narrow screen."""
 SHARES = {"lowest": 0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95}
 SHARES |= {"highest": 1}
 
@@ -76,7 +78,7 @@ def _row(place: int, one: ScoredSet, share: int, grid: Grid, y: float) -> Markup
     told = tag("tspan", percent(share), data_set=place, data_show="flagged")
     return tag(
         "g",
-        tag("text", set_label(one.info), x=0, y=y + 12, class_="name"),
+        tag("text", set_label(one.info, LABEL), x=0, y=y + 12, class_="name"),
         tag("text", told, " flagged", x="100%", y=y + 12, text_anchor="end", class_="told"),
         curve,
         class_=role_class(one.role),

@@ -39,7 +39,7 @@ def draw_false_alarms(ids: Sequence[ScoredSet], cut: Cut, about: RunInfo) -> Mar
         "flagged far more often than others, that share holds for this mix of classes alone. "
         f"{_about_few(images[seen])}"
     )
-    columns = ["Predicted class", "Images", "Flagged", "Share", "95% interval", "0% to 100%"]
+    columns = ["Predicted class", "Share", "0% to 100%", "95% interval", "Flagged", "Images"]
     caption = "False alarms by predicted class"
     shown = table(caption, columns, rows[:SHOWN])
     rest = rows[SHOWN:]
@@ -69,4 +69,4 @@ def _row(name: str, wrong: int, images: int) -> list[object]:
     )
     interval = f"{percent(low)} to {percent(high)}"
     bar = tag("td", drawing, class_="bar id")
-    return [name, f"{images:,}", f"{wrong:,}", percent(share), interval, bar]
+    return [name, percent(share), bar, interval, f"{wrong:,}", f"{images:,}"]

@@ -65,8 +65,8 @@ def draw_facts(
     }
     return joined(
         *_warnings(about, sets),
-        *(note(text) for text in basis.notices),
         _sets(store, sets),
+        *(note(text) for text in basis.notices),
         *_skipped(store),
         *_left_out(store, left),
         _detector(basis),

@@ -1,13 +1,14 @@
 """What sets and classes are called on the page."""
 
+from gradscore.reporting.markup import LONGEST, clipped
 from gradscore.run import RunInfo, SetInfo
 
 ROLES = {"id": "ID", "ood": "OOD", "fit": "to fit to", None: "no role", "surrogate": "surrogate"}
 
 
-def set_label(entry: SetInfo) -> str:
-    """Return a set's name with its role."""
-    return f"{entry.name} ({ROLES[entry.role]})"
+def set_label(entry: SetInfo, most: int = LONGEST) -> str:
+    """Return a set's name, or of a longer one than ``most`` its two ends, with its role."""
+    return f"{clipped(entry.name, most)} ({ROLES[entry.role]})"
 
 
 def as_sentence(clause: str) -> str:

@@ -57,5 +57,8 @@ SCORE_ENDINGS = (".csv", ".parquet")
 PREDICTION_ENDINGS = (".csv", ".parquet", ".jsonl")
 """Of files with a detector's decisions, a row an image."""
 
+REPORT_ENDINGS = (".html",)
+"""Endings of the files that reports are written to."""
+
 FIGURE_ENDINGS = (".png", ".pdf", ".svg")
 """Of drawn figures."""

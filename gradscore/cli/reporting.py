@@ -2,6 +2,7 @@
 
 import click
 
+from gradscore.choices import REPORT_ENDINGS
 from gradscore.cli.console import Progress, notice
 from gradscore.cli.options import (
     Pair,
@@ -12,8 +13,6 @@ from gradscore.cli.options import (
     quiet_option,
     run_option,
 )
-
-ENDINGS = (".html",)
 
 
 @click.command(short_help="Write a run as one page to look at.")
@@ -40,7 +39,7 @@ ENDINGS = (".html",)
     metavar="FILE",
     default="report.html",
     show_default=True,
-    callback=checked_output(ENDINGS),
+    callback=checked_output(REPORT_ENDINGS),
     help="The page (.html).",
 )
 @quiet_option

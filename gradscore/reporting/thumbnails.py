@@ -22,6 +22,7 @@ from gradscore.errors import DataError, RunError
 from gradscore.extraction.sets import Opener
 from gradscore.run import ROLE_OPTIONS, RunInfo, SetInfo
 from gradscore.run.hints import require_openable
+from gradscore.run.names import ARRAYS
 
 SIDE = 128
 """Pixels along the longer side, at most."""
@@ -97,6 +98,8 @@ def open_source(about: RunInfo, run: Path, entry: SetInfo, moved: str | None = N
     """
     source = entry.source if moved is None else moved
     opener = Opener(about.class_names, about.classes, None)
+    if about.model == ARRAYS:
+        return _beside_arrays(opener, entry, moved)
     try:
         if moved is None:
             require_openable(run, entry, "--data")
@@ -111,6 +114,26 @@ def open_source(about: RunInfo, run: Path, entry: SetInfo, moved: str | None = N
         return Source(notice=f"{error}{hint}")
     places = {path: place for place, path in enumerate(images.paths)}
     return Source(images, places, notice="" if moved is not None else CHANGED)
+
+
+def _beside_arrays(opener: Opener, entry: SetInfo, moved: str | None) -> Source:
+    """Return the images of a set that came as arrays: only the user knows where they are."""
+    if moved is None:
+        option = f"{ROLE_OPTIONS[None]} {entry.name}=PATH"
+        return Source(
+            notice="These features came without images. Say where the images are, in the same "
+            f"order: {option}."
+        )
+    try:
+        images = opener(moved, entry.role)
+    except DataError as error:
+        return Source(notice=str(error))
+    if len(images) != entry.rows:
+        return Source(
+            notice=f"Expected {entry.rows:,} images in the order of the features, got "
+            f"{len(images):,} in {moved!r}."
+        )
+    return Source(images)
 
 
 def _below(folder: Path, path: str) -> Picture:
@@ -164,7 +187,7 @@ def _hint(entry: SetInfo, source: str) -> str:
     return f" Looked in {source!r}{relative}; say where they are: {option} {entry.name}=PATH."
 
 
-def wanted_of(names: Sequence[str], moved: Mapping[str, str]) -> None:
+def check_moved(names: Sequence[str], moved: Mapping[str, str]) -> None:
     """Raise where the user says where images of an unknown set are.
 
     Raises:

@@ -1,68 +1,36 @@
 """The report of a run: everything that a person wants to see before trusting a gate."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import shlex
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gradscore import __version__
-from gradscore.errors import InvalidArgument, ModelError, NotRecorded
+from gradscore.choices import REPORT_ENDINGS
 from gradscore.extraction.settings import Progress, Silent
 from gradscore.files import written_aside
 from gradscore.methods import RecordedRun, ScoreSpec
 from gradscore.recorded import Run, open_store
-from gradscore.reporting.basis import Basis, Cut, fall_back, find_basis, find_cut
 from gradscore.reporting.choice import draw_choice
 from gradscore.reporting.densities import draw_densities
 from gradscore.reporting.factors import draw_factors
 from gradscore.reporting.false_alarms import draw_false_alarms
+from gradscore.reporting.findings import Findings, gather
 from gradscore.reporting.gallery import draw_gallery
 from gradscore.reporting.header import draw_cards, draw_facts
 from gradscore.reporting.layers import draw_layers
 from gradscore.reporting.markup import Markup, command, joined, note, tag
-from gradscore.reporting.operating import Grid, Shares
 from gradscore.reporting.page import Section, make_page
 from gradscore.reporting.roc import draw_curves
-from gradscore.reporting.scored import Left, ScoredSet, score_for_report, shown_sets
 from gradscore.reporting.threshold import draw_shares, draw_slider
-from gradscore.reporting.thumbnails import wanted_of
+from gradscore.reporting.thumbnails import check_moved
 from gradscore.run import RunStore, extract_command
 from gradscore.run.hints import command as command_text
+from gradscore.run.names import ARRAYS
 from gradscore.tables import check_output
-
-ENDINGS = (".html",)
-
-
-@dataclass(frozen=True)
-class Findings:
-    """All that a report says, before it is drawn.
-
-    Attributes:
-        store: The run.
-        basis: The score, and where it was taken from.
-        sets: The sets that are shown, ID first.
-        left: The sets that are not, and why.
-        cut: The report's threshold; None where no image has a score.
-        grid: The thresholds of its slider.
-        shares: What each does to each set.
-        known: What each does to all ID images together.
-    """
-
-    store: RunStore
-    basis: Basis
-    sets: Sequence[ScoredSet]
-    left: Sequence[Left]
-    cut: Cut | None
-    grid: Grid | None = None
-    shares: Sequence[Shares] = field(default_factory=tuple)
-    known: Shares | None = None
-
-    def of_role(self, role: str | None) -> list[ScoredSet]:
-        """Return the sets of a role."""
-        return [one for one in self.sets if one.role == role]
 
 
 def report(
@@ -101,44 +69,15 @@ def report(
         DataError: If ``data`` names a set that the run does not hold.
         RunError: If the run is damaged, or the file cannot be written.
     """
-    check_output(path, ENDINGS)
+    check_output(path, REPORT_ENDINGS)
     store, progress = open_store(run), progress or Silent()
     moved = {name: os.fspath(place) for name, place in (data or {}).items()}
-    wanted_of([*store.sets], moved)
-    found = find(store, detector, method, [*sets], progress)
+    check_moved([*store.sets], moved)
+    found = gather(store, detector, method, [*sets], progress)
     page = _page(found, moved if images else None, progress)
     with written_aside(path) as file:
         file.write(page)
     return Path(path)
-
-
-def find(
-    store: RunStore,
-    detector: str | os.PathLike | None,
-    method: str | ScoreSpec | None,
-    asked: Sequence[str],
-    progress: Progress,
-) -> Findings:
-    """Return what a report says."""
-    names, left = shown_sets(store, asked)
-    basis = find_basis(store, detector, method)
-    try:
-        sets, unscored = score_for_report(store, basis.run, basis.spec, names, progress)
-    except (NotRecorded, ModelError, InvalidArgument) as error:
-        if basis.source != "choice":
-            raise
-        basis = fall_back(basis, str(error))
-        sets, unscored = score_for_report(store, basis.run, basis.spec, names, progress)
-    ids = [one.scores for one in sets if one.role == "id"]
-    others = [one.scores for one in sets if one.role != "id"]
-    cut = find_cut(basis, ids, others)
-    found = Findings(store, basis, sets, [*left, *unscored], cut)
-    if cut is None or not sets:
-        return found
-    grid = Grid.of([one.scores for one in sets], ids, cut)
-    shares = [Shares.of(one.scores, grid.thresholds) for one in sets]
-    known = Shares.of(np.concatenate(ids), grid.thresholds) if ids else None
-    return Findings(store, basis, sets, found.left, cut, grid, shares, known)
 
 
 def _page(found: Findings, moved: Mapping[str, str] | None, progress: Progress) -> bytes:
@@ -193,10 +132,18 @@ def _lacking(found: Findings, *roles: str) -> Markup | None:
     """Return what to do where a part needs sets that are not there; else None."""
     for role in roles:
         if not found.of_role(role):
-            make = extract_command(found.store, f"--{role}", "NAME=PATH").strip("`")
+            make = _adding(found.store, role)
             told = f"No {role.upper()} set is shown here. Add one with "
             return note(told, command(make))
     return None
+
+
+def _adding(store: RunStore, role: str) -> str:
+    """Return the command that adds a set of a role to a run."""
+    if store.info.model == ARRAYS:
+        words = ("run", "import", f"--{role}", "NAME", "--features", "F.npy", "--logits", "L.npy")
+        return shlex.join(("gradscore", *words, "--run", os.fspath(store.path)))
+    return extract_command(store, f"--{role}", "NAME=PATH").strip("`")
 
 
 def _curves(found: Findings) -> Markup:

@@ -16,6 +16,7 @@ from gradscore.data.manifest import file_sha256
 from gradscore.data.named import digit_arrays
 from gradscore.errors import DataError
 from gradscore.reporting.thumbnails import SIDE, make_thumbnail
+from gradscore.run import import_set
 
 ENERGY = {"method": "energy"}
 
@@ -222,6 +223,24 @@ def test_a_data_set_of_a_library_is_opened_only_where_it_is_named(tmp_path):
     run = drawn_run(tmp_path / "run", sources={"digits": "torchvision:CIFAR10:test"})
     page = Page(gs.report(run, tmp_path / "report.html"))
     assert "--data digits=torchvision:CIFAR10:test" in page.section("images").text
+
+
+def test_features_that_came_without_images_can_be_shown_beside_them(tmp_path):
+    rng = np.random.default_rng(0)
+    features, weight = rng.normal(size=(361, 4)), rng.normal(size=(6, 4))
+    arrays = {"features": features.astype(np.float32), "head": {"weight": np.float32(weight)}}
+    arrays["logits"] = (features @ weight.T).astype(np.float32)
+    import_set(tmp_path / "run", "mine", "id", **arrays)
+    page = Page(gs.report(tmp_path / "run", tmp_path / "a.html"))
+    told = page.section("images").text
+    assert "Say where the images are, in the same order: --data mine=PATH." in told
+    assert page.section("curves").one("code").text.startswith("gradscore run import --ood NAME")
+    page = Page(gs.report(tmp_path / "run", tmp_path / "b.html", data={"mine": "digits:test"}))
+    known = {image.tobytes() for image in digit_arrays("test")[0]}
+    assert len(page.root.all("img")) == 24
+    assert {decoded(image).tobytes() for image in page.root.all("img")} <= known
+    page = Page(gs.report(tmp_path / "run", tmp_path / "c.html", data={"mine": "digits:noise"}))
+    assert "Expected 361 images in the order of the features, got 500" in page.source
 
 
 def test_images_of_an_unknown_set_are_refused(embedded, tmp_path):

@@ -162,6 +162,18 @@ def latex_lines(table: Pivot) -> Iterator[str]:
     yield r"\end{tabular}"
 
 
+def plain_latex(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield the lines of a ``tabular`` of texts as they are."""
+    yield rf"\begin{{tabular}}{{{'l' * len(columns)}}}"
+    yield r"\toprule"
+    for place, row in enumerate((columns, *rows)):
+        yield " & ".join(map(to_latex, row)) + r" \\"
+        if not place:
+            yield r"\midrule"
+    yield r"\bottomrule"
+    yield r"\end{tabular}"
+
+
 def pipes(cells: Sequence[str]) -> str:
     """Return one line of a Markdown table."""
     return f"| {' | '.join(cells)} |"

@@ -30,6 +30,7 @@ from gradscore.pivot import (
     percent,
     pipes,
     pivot,
+    plain_latex,
 )
 from gradscore.score_table import arrow_table, score_columns
 from gradscore.scoring import Scores
@@ -190,11 +191,14 @@ def _markdown(
 def _latex(
     file: BinaryIO, rows: Sequence[Row], facts: Facts, metrics: Sequence[str] | None
 ) -> None:
-    if not is_evaluation(rows):
-        raise InvalidArgument("Expected rows of an evaluation for a .tex, got others.")
-    table = pivot(rows, metrics)
-    notes = [*_facts_lines(facts), _legend(table), "Needs \\usepackage{booktabs}."]
-    lines = [*(f"% {printable(note)}" for note in notes), *latex_lines(table)]
+    notes = ["Needs \\usepackage{booktabs}."]
+    if is_evaluation(rows):
+        table = pivot(rows, metrics)
+        notes = [*_facts_lines(facts), _legend(table), *notes]
+        body = latex_lines(table)
+    else:
+        body = plain_latex(list(rows[0]), [[_text(v) for v in row.values()] for row in rows])
+    lines = [*(f"% {printable(note)}" for note in notes), *body]
     file.write(("\n".join(lines) + "\n").encode())
 
 

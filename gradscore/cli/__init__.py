@@ -50,16 +50,18 @@ class _InOrder(click.Group):
 def cli() -> None:
     """Gradient-norm out-of-distribution scores for any PyTorch classifier.
 
-    `gradscore demo` runs the whole job on an embedded example. `gradscore extract`, then
-    `gradscore score` and `gradscore evaluate`, are the three steps of it.
+    `gradscore demo` runs the whole job on an embedded example, and names each command of it:
+    extract, choose, evaluate, score, calibrate, report.
 
     \b
-    spec   text that names a model, such as timm:resnet18
-    run    folder with what one model gave for all sets of images
-    set    images under one name, with a role: ID, OOD, to fit to, or none
-    pass   one kind of numbers of a set in a run, such as base
-    group  parameters under one name: last, block1, ...
-    rule   what computes the per-sample norms of one kind of layer
+    spec      text that names a model, such as timm:resnet18
+    run       folder with what one model gave for all sets of images
+    set       images under one name, with a role: ID, OOD, to fit to, or none
+    pass      one kind of numbers of a set in a run, such as base: features and logits
+    group     parameters under one name: last, block1, ..., all
+    method    way to score images, such as energy
+    detector  file with a score, its threshold, and what it promises
+    rule      code that computes the per-sample norms of one kind of layer
     """  # noqa: D301
 
 

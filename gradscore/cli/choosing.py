@@ -29,9 +29,10 @@ FLAGS = {"p": "-p", "temperature": "-T"}
 def choose(run_path, model, sets, fit, methods, output, quiet) -> None:
     """Rank every score of a run by its own ID images, and recommend one.
 
-    far: how well each score tells ID images from surrogates of them (`extract --record
-    surrogates`). near: from ID images of classes that the head is robbed of. No label is needed,
-    and no OOD set is read, but for a column that checks the ranking where the run holds one.
+    far: how well each score tells ID images from surrogates, changed copies of them (`extract
+    --record surrogates`). near: from ID images of classes that are taken out of the last layer.
+    No label is needed. An OOD set of the run is read for a column that checks the ranking, and
+    changes no choice.
     """
     from gradscore.choosing import choose as choose_score
     from gradscore.choosing import ood_aurocs

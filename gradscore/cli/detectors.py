@@ -29,7 +29,13 @@ DETECTOR = "detector.safetensors"
 
 @click.command(short_help="Find a threshold with a guarantee, and write the detector.")
 @chained(run_option, named_model_option)
-@click.option("--id", "sets", metavar="SET", multiple=True, help="ID set; default: all of them.")
+@click.option(
+    "--id",
+    "sets",
+    metavar="SET",
+    multiple=True,
+    help="ID set; default: all of them. May be repeated.",
+)
 @click.option("--method", metavar="M", help="The score; default: what `choose` found, or energy.")
 @setting_options
 @click.option(
@@ -47,7 +53,11 @@ DETECTOR = "detector.safetensors"
     help="pac: holds with the confidence. marginal: holds on average.",
 )
 @click.option(
-    "--confidence", metavar="SHARE", default="0.95", show_default=True, help="That pac holds."
+    "--confidence",
+    metavar="SHARE",
+    default="0.95",
+    show_default=True,
+    help="Confidence with which pac holds.",
 )
 @click.option(
     "--cross-fit",

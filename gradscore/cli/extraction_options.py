@@ -47,18 +47,30 @@ def sets_option(*names: str, help: str):
 extract_options = chained(
     model_options,
     run_option,
-    sets_option("--id", "ids", help="ID set."),
-    sets_option("--ood", "oods", help="OOD set."),
     sets_option(
-        "--fit-set", "fit_sets", help="ID set that methods learn from, and that is not tested on."
+        "--id",
+        "ids",
+        help="ID set: images like those of the training, and new to the model. May be repeated.",
     ),
-    sets_option("--data", "data", help="Another set."),
+    sets_option(
+        "--ood", "oods", help="OOD set: images that the model was not made for. May be repeated."
+    ),
+    sets_option(
+        "--fit-set",
+        "fit_sets",
+        help="ID set that methods learn from, and that no figure is of. May be repeated.",
+    ),
+    sets_option(
+        "--data",
+        "data",
+        help="Set without a role: it is scored, and in no evaluation. May be repeated.",
+    ),
     click.option(
         "--layers",
         metavar="L",
         multiple=True,
-        help="Parameters whose norms are recorded: all (default), last (forward only), a group, a "
-        "glob.",
+        help="Parameters whose gradient norms are recorded: all (default), last (a forward pass "
+        "alone), a group, or a glob over names. May be repeated.",
     ),
     click.option(
         "-p",
@@ -80,28 +92,30 @@ extract_options = chained(
         "--target",
         type=click.Choice(RECORDED_TARGETS),
         multiple=True,
-        help="Target distribution of the loss, default uniform; all-ones (every class is "
-        "the label; with -p 2) is for the method lee_alregib. May be repeated.",
+        help="What the loss compares the softmax with. uniform (default): the paper's. one-hot: "
+        "the predicted class. all-ones: every class is the label; with -p 2 for the method "
+        "lee_alregib. May be repeated.",
     ),
     click.option(
         "--keep",
         metavar="MODULE",
         multiple=True,
-        help="Store the input of this module: scores of it and of what follows, with any "
-        "settings, then need no images.",
+        help="Make scores of this module and of what follows it, with any settings, possible "
+        "later without the images: its input is stored. May be repeated.",
     ),
     click.option(
         "--keep-dtype",
         type=click.Choice(KEPT_TYPES),
         default=KEPT_TYPES[0],
-        help="How --keep stores.",
+        help="Type of the numbers that --keep stores; default float32.",
     ),
     click.option(
         "--record",
         type=click.Choice(RECORDED_METHODS),
         multiple=True,
-        help="Run what a method needs beside the forward: odin, perturbed images (--epsilon); "
-        "mahalanobis, every stage's confidence (--fit); surrogates, for choose. May be repeated.",
+        help="Make a method possible that needs more than features and logits. odin: with "
+        "perturbed images (--epsilon). mahalanobis: mahalanobis_stages (--fit). surrogates: the "
+        "far table of choose. May be repeated.",
     ),
     click.option(
         "--epsilon",
@@ -118,24 +132,39 @@ extract_options = chained(
         metavar="NAME=PATTERN",
         type=Pair("PATTERN"),
         multiple=True,
-        help="Name a group of parameters by a glob.",
+        help="Name a group of parameters by a glob over names. May be repeated.",
     ),
     preprocessing_options,
     click.option(
-        "--batch-size", type=BatchSize(), default=64, show_default=True, help="Images a forward."
+        "--batch-size",
+        type=BatchSize(),
+        default=64,
+        show_default=True,
+        help="Images at once; auto: the most that pays and fits.",
     ),
-    click.option("--device", type=click.Choice(DEVICES), default=AUTO, show_default=True),
+    click.option(
+        "--device",
+        type=click.Choice(DEVICES),
+        default=AUTO,
+        show_default=True,
+        help="Where to compute; auto: on CUDA where it is there.",
+    ),
     click.option(
         "--precision",
         type=click.Choice(PRECISIONS),
-        help="Default: float32; tf32 is for CUDA.",
+        help="Type of the forward, default float32; tf32, bfloat16, float16: faster on CUDA.",
     ),
-    click.option("--workers", metavar="N", type=click.IntRange(0), help="Decoding processes."),
+    click.option(
+        "--workers",
+        metavar="N",
+        type=click.IntRange(0),
+        help="Processes that decode images; 0: none beside the main one.",
+    ),
     click.option(
         "--limit",
         metavar="N",
         type=click.IntRange(1),
-        help="N images of each set, spread over its classes (or folders) by a fixed seed.",
+        help="Take N images of each set, spread over its classes (or folders), always the same.",
     ),
     click.option(
         "--max-pixels",
@@ -148,7 +177,7 @@ extract_options = chained(
         type=click.Choice(ON_ERROR),
         default=ON_ERROR[0],
         show_default=True,
-        help="At an image that cannot be read.",
+        help="At an image that cannot be read: stop, or leave it out and record why.",
     ),
     click.option(
         "--gradients",

@@ -15,7 +15,9 @@ def manifest() -> None:
 @manifest.command(short_help="Write a list of each set's images.")
 @click.argument("benchmark", metavar="BENCHMARK.json")
 @click.argument("root", metavar="ROOT", type=click.Path(exists=True, file_okay=False))
-@click.option("-o", "--output", metavar="DIR", default=".", show_default=True, help="For lists.")
+@click.option(
+    "-o", "--output", metavar="DIR", default=".", show_default=True, help="Folder for the lists."
+)
 @click.option(
     "--set", "sets", metavar="NAME", multiple=True, help="Only this set. May be repeated."
 )
@@ -46,7 +48,11 @@ def build(benchmark, root, output, sets) -> None:
 @manifest.command(short_help="Say what is missing or differs.")
 @click.argument("benchmark", metavar="BENCHMARK.json")
 @click.argument("root", metavar="ROOT", type=click.Path(exists=True, file_okay=False))
-@click.option("--lists", metavar="DIR", help="Lists that `build` wrote: compare every image.")
+@click.option(
+    "--lists",
+    metavar="DIR",
+    help="Folder of the lists that `build` wrote; every image is compared with them.",
+)
 @click.option(
     "--set", "sets", metavar="NAME", multiple=True, help="Only this set. May be repeated."
 )

@@ -80,8 +80,10 @@ def _numbered(rules: Iterable[str]) -> str:
 
 @click.command(short_help="Compare the gradient norms with plain autograd.")
 @chained(model_options, preprocessing_options)
-@click.option("--data", metavar="PATH", help="Images to verify on. Default: noise.")
-@click.option("--layers", metavar="L", default="all", show_default=True, help="Parameters.")
+@click.option("--data", metavar="PATH", help="Images to verify with. Default: noise.")
+@click.option(
+    "--layers", metavar="L", default="all", show_default=True, help="Parameters to verify."
+)
 @click.option(
     "-p",
     "p",
@@ -91,10 +93,38 @@ def _numbered(rules: Iterable[str]) -> str:
     default=(1.0,),
     help="Order of the norm. May be repeated.",
 )
-@click.option("-T", "--temperature", metavar="T", type=TEMPERATURE, default=1.0)
-@click.option("--target", type=TARGET, default="uniform")
-@click.option("--limit", metavar="N", type=click.IntRange(1), default=4, show_default=True)
-@click.option("--tolerance", metavar="X", type=Positive("X"), default=1e-8, show_default=True)
+@click.option(
+    "-T",
+    "--temperature",
+    metavar="T",
+    type=TEMPERATURE,
+    default=1.0,
+    show_default=True,
+    help="Softmax temperature.",
+)
+@click.option(
+    "--target",
+    type=TARGET,
+    default="uniform",
+    show_default=True,
+    help="What the loss compares the softmax with.",
+)
+@click.option(
+    "--limit",
+    metavar="N",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Number of images.",
+)
+@click.option(
+    "--tolerance",
+    metavar="X",
+    type=Positive("X"),
+    default=1e-8,
+    show_default=True,
+    help="Largest relative error that passes.",
+)
 @chained(output_option(ROW_ENDINGS), quiet_option)
 def verify(
     model,
@@ -110,7 +140,7 @@ def verify(
     quiet,
     **how,
 ):
-    """Compare gradient norms with one-backward-a-sample autograd, in float64.
+    """Compare the gradient norms with plain autograd, one backward a sample, in float64.
 
     Prints the rule that served each parameter and its largest relative error over the images;
     exits with 1 where one is above the tolerance.

@@ -105,7 +105,8 @@ quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress, no
 named_model_option = click.option(
     "--model",
     metavar="SPEC",
-    help="The run's model again, where a part of it is run and it is code of your own (python:).",
+    help="The run's model, to be named again where it is your own code (python:) and a part of "
+    "it is run.",
 )
 backend_option = click.option(
     "--backend",
@@ -161,7 +162,7 @@ plot_option = click.option(
     "--plot",
     metavar="F.png",
     callback=_drawable,
-    help=f"Draw the figure ({', '.join(FIGURE_ENDINGS)}).",
+    help=f"Draw the figure into a file ({', '.join(FIGURE_ENDINGS)}).",
 )
 
 
@@ -212,10 +213,14 @@ model_options = chained(
 
 preprocessing_options = chained(
     click.option("--resize", metavar="S|HxW", help="Short side, or exact height x width."),
-    click.option("--crop", metavar="S", type=int, help="Side of the central crop."),
+    click.option("--crop", metavar="S", type=int, help="Side of the square cut from the centre."),
     click.option("--mean", metavar="A,B,C", type=Numbers(), help="Mean of each channel."),
-    click.option("--std", metavar="A,B,C", type=Numbers(), help="Deviation of each channel."),
-    click.option("--interpolation", help="nearest, bilinear, bicubic, ..."),
+    click.option(
+        "--std", metavar="A,B,C", type=Numbers(), help="Standard deviation of each channel."
+    ),
+    click.option(
+        "--interpolation", help="How --resize interpolates: nearest, bilinear, bicubic, ..."
+    ),
 )
 
 own_method_option = click.option(
@@ -226,7 +231,9 @@ own_method_option = click.option(
     help="Also a score of your own: FUNCTION(features, logits, head). May be repeated.",
 )
 named_score_options = chained(
-    click.option("--set", "sets", metavar="NAME", multiple=True, help="Only these sets."),
+    click.option(
+        "--set", "sets", metavar="NAME", multiple=True, help="Only these sets. May be repeated."
+    ),
     click.option(
         "--method",
         "methods",
@@ -238,10 +245,21 @@ named_score_options = chained(
     ),
 )
 setting_options = chained(
-    repeatable("--layers", metavar="L", help="last, block1, ..., all, or a glob over names."),
-    repeatable("-p", "p", metavar="P", type=ORDER, help="Order of the norm; inf is allowed."),
+    repeatable(
+        "--layers",
+        metavar="L",
+        help="Parameters whose gradient is scored: last (default), block1, ..., all, or a glob.",
+    ),
+    repeatable(
+        "-p", "p", metavar="P", type=ORDER, help="Order of the norm, default 1; inf is allowed."
+    ),
     repeatable("-T", "--temperature", metavar="T", type=TEMPERATURE, help="Softmax temperature."),
-    repeatable("--target", type=TARGET, help="Target distribution of the loss."),
+    repeatable(
+        "--target",
+        type=TARGET,
+        help="What the loss compares the softmax with. uniform (default): the paper's. "
+        "one-hot: the predicted class; the score is then minus the norm.",
+    ),
     repeatable(
         "--epsilon",
         metavar="E",
@@ -251,19 +269,22 @@ setting_options = chained(
     repeatable("--fit", metavar="SET", help="ID set that fitted methods learn from."),
     repeatable("--k", metavar="K", type=click.IntRange(1), help="Neighbours of knn and nnguide."),
     repeatable(
-        "--dimension", metavar="D", type=click.IntRange(0), help="Principal subspace of vim."
+        "--dimension",
+        metavar="D",
+        type=click.IntRange(0),
+        help="Dimension of the principal subspace of vim.",
     ),
     repeatable(
         "--percentile",
         metavar="Q",
         type=click.FloatRange(0, 100),
-        help="Where react clips, ash prunes and scale divides.",
+        help="Percentile at which react clips, ash prunes and scale divides.",
     ),
     click.option(
         "--two-sided",
         is_flag=True,
         callback=lambda ctx, param, value: value or None,
-        help="laplace_energy_blocks: nearer than ID inputs usually are counts as evidence.",
+        help="laplace_energy_blocks: nearer than ID images usually are counts as evidence, too.",
     ),
     repeatable(
         "--clip",

@@ -113,10 +113,14 @@ def merge(path, quiet) -> None:
 
 @run.command(name="import", short_help="Bring features and logits of your own into a run.")
 @run_place
-@click.option("--id", "ids", metavar="NAME", help="The set is ID; default: named as its file.")
-@click.option("--ood", "oods", metavar="NAME", help="The set is OOD.")
-@click.option("--fit-set", "fit_sets", metavar="NAME", help="Methods learn from the set.")
-@click.option("--data", "data", metavar="NAME", help="The set has no role.")
+@click.option(
+    "--id", "ids", metavar="NAME", help="Name of the set, an ID set. Default: its file's name."
+)
+@click.option("--ood", "oods", metavar="NAME", help="Name of the set, an OOD set.")
+@click.option(
+    "--fit-set", "fit_sets", metavar="NAME", help="Name of the set, one that methods learn from."
+)
+@click.option("--data", "data", metavar="NAME", help="Name of the set, one without a role.")
 @click.option(
     "--features",
     metavar="F.npy",

@@ -22,6 +22,7 @@ from gradscore.detector.stand_ins import Arrays, PartOfRun
 from gradscore.detector.threshold import Share, Threshold
 from gradscore.errors import DetectorError, InvalidArgument
 from gradscore.methods import METHODS, Plan, RecordedRun, ScoreSpec, find_method, make_spec
+from gradscore.run import extract_command
 from gradscore.run.layout import BLOCKS
 from gradscore.scoring import Scores, score_sets
 
@@ -173,7 +174,7 @@ def _one_forward(spec: ScoreSpec, part: PartOfRun) -> Plan:
         if part.info.passes[name].kind not in ("norms", BLOCKS):
             raise DetectorError(
                 f"Expected recorded gradient norms, got {name} to run again; record them with "
-                "`gradscore extract --layers ...`, then calibrate."
+                f"{extract_command(part.path, '--layers', spec.layers or 'all')}, then calibrate."
             )
     return plan
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from gradscore.errors import InvalidArgument, RunError
 from gradscore.run.given_arrays import read_head, read_labels, read_matrix
+from gradscore.run.hints import remove_command
 from gradscore.run.layout import BASE, HeadInfo, RunInfo, SetInfo
 from gradscore.run.names import ARRAYS, RUN_FILE, check_set_name
 from gradscore.run.store import RunStore
@@ -117,8 +118,7 @@ def _write(store: RunStore, entry: SetInfo, x: NDArray, f: NDArray, y: NDArray) 
     elif (there.manifest_sha256, there.role) != (entry.manifest_sha256, entry.role):
         raise RunError(
             f"The run {store.path} holds a set {entry.name} of other arrays or of another role; "
-            f"choose another name, or forget it with `gradscore run remove {entry.name} --run "
-            f"{store.path}`."
+            f"choose another name, or forget it with {remove_command(store.path, entry.name)}."
         )
     for start in range(store.sets[entry.name].done(BASE), entry.rows, ROWS):
         stop = min(start + ROWS, entry.rows)

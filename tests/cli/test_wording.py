@@ -4,6 +4,7 @@ import ast
 import re
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ from helpers.commands import call
 from torch import nn
 
 import gradscore as gs
+from gradscore.cli import cli
 from gradscore.cli.console import as_options
 from gradscore.errors import InvalidArgument
 
@@ -48,6 +50,23 @@ def test_the_library_names_no_option_of_the_command_line():
 def test_an_option_would_be_found():
     tree = ast.parse('"""--a"""\nraise ValueError(f"give --fit {x}, or {y}", "--weights")')
     assert [options_in(text) for text in texts(tree) if options_in(text)] == [["--fit"]]
+
+
+def helped(command, name="gradscore"):
+    """Yield each option of a command and of those within it, with its help."""
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            yield f"{name} {parameter.opts[-1]}", parameter.help or ""
+    for inner in getattr(command, "commands", {}).values():
+        yield from helped(inner, f"{name} {inner.name}")
+
+
+def test_every_option_says_in_a_sentence_what_it_does():
+    told = dict(helped(cli))
+    assert len(told) > 100
+    assert {name for name, text in told.items() if not re.match(r"[A-Za-z].*\.$", text)} == set()
+    vague = ("Store what", "to ask later", "record the answers", "is answered", "Repeatable")
+    assert {name for name, text in told.items() if any(v in text for v in vague)} == set()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import pytest
 from helpers.recorded_run import make_run
 
 from gradscore.ablation import compare
-from gradscore.errors import InvalidArgument
 from gradscore.evaluation import evaluate_run
 from gradscore.methods import make_specs
 from gradscore.pivot import pivot
@@ -98,7 +97,11 @@ def test_runs_side_by_side_say_their_id_accuracy_and_keep_their_own_best(run, tm
     assert (tmp_path / "t.tex").read_text().count(r"\midrule") == 2
 
 
-def test_latex_takes_evaluations_alone(tmp_path):
-    with pytest.raises(InvalidArgument, match=r"rows of an evaluation for a \.tex, got others"):
-        write_rows(tmp_path / "t.tex", [{"a": 1}])
-    assert list(tmp_path.iterdir()) == []
+def test_other_rows_are_a_plain_table(tmp_path):
+    write_rows(tmp_path / "t.tex", [{"rule": "linear_weight", "error": 1e-9}])
+    assert (tmp_path / "t.tex").read_text().splitlines()[3:7] == [
+        r"rule & error \\",
+        r"\midrule",
+        r"linear\_weight & 1e-09 \\",
+        r"\bottomrule",
+    ]

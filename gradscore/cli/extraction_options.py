@@ -44,6 +44,36 @@ def sets_option(*names: str, help: str):
     return click.option(*names, metavar="NAME=PATH", type=Pair("PATH"), multiple=True, help=help)
 
 
+computing_options = chained(
+    click.option(
+        "--device",
+        type=click.Choice(DEVICES),
+        default=AUTO,
+        show_default=True,
+        help="Where to compute; auto: on CUDA where it is there.",
+    ),
+    click.option(
+        "--workers",
+        metavar="N",
+        type=click.IntRange(0),
+        help="Processes that decode images; 0: none beside the main one.",
+    ),
+    click.option(
+        "--max-pixels",
+        metavar="N",
+        type=click.IntRange(1),
+        help="Decode images of up to N pixels; by default Pillow's limit, 89 million.",
+    ),
+    click.option(
+        "--on-error",
+        type=click.Choice(ON_ERROR),
+        default=ON_ERROR[0],
+        show_default=True,
+        help="At an image that cannot be read: stop, or leave it out and record why.",
+    ),
+)
+"""Where a forward computes, and how pictures are decoded for it."""
+
 extract_options = chained(
     model_options,
     run_option,
@@ -143,41 +173,16 @@ extract_options = chained(
         help="Images at once; auto: the most that pays and fits.",
     ),
     click.option(
-        "--device",
-        type=click.Choice(DEVICES),
-        default=AUTO,
-        show_default=True,
-        help="Where to compute; auto: on CUDA where it is there.",
-    ),
-    click.option(
         "--precision",
         type=click.Choice(PRECISIONS),
         help="Type of the forward, default float32; tf32, bfloat16, float16: faster on CUDA.",
     ),
-    click.option(
-        "--workers",
-        metavar="N",
-        type=click.IntRange(0),
-        help="Processes that decode images; 0: none beside the main one.",
-    ),
+    computing_options,
     click.option(
         "--limit",
         metavar="N",
         type=click.IntRange(1),
         help="Take N images of each set, spread over its classes (or folders), always the same.",
-    ),
-    click.option(
-        "--max-pixels",
-        metavar="N",
-        type=click.IntRange(1),
-        help="Decode images of up to N pixels; by default Pillow's limit, 89 million.",
-    ),
-    click.option(
-        "--on-error",
-        type=click.Choice(ON_ERROR),
-        default=ON_ERROR[0],
-        show_default=True,
-        help="At an image that cannot be read: stop, or leave it out and record why.",
     ),
     click.option(
         "--gradients",

@@ -4,9 +4,10 @@ import os
 
 import click
 
-from gradscore.choices import AUTO, DEVICES, ON_ERROR, PREDICTION_ENDINGS
+from gradscore.choices import PREDICTION_ENDINGS
 from gradscore.cli.console import Progress, notice, print_table, say
 from gradscore.cli.detectors import DETECTOR, class_text
+from gradscore.cli.extraction_options import computing_options
 from gradscore.cli.options import chained, output_option, quiet_option
 from gradscore.escapes import counted
 
@@ -52,23 +53,9 @@ detector_options = chained(
     type=click.IntRange(1),
     default=64,
     show_default=True,
-    help="Images a forward.",
+    help="Images at once.",
 )
-@click.option("--device", type=click.Choice(DEVICES), default=AUTO, show_default=True)
-@click.option("--workers", metavar="N", type=click.IntRange(0), help="Decoding processes.")
-@click.option(
-    "--max-pixels",
-    metavar="N",
-    type=click.IntRange(1),
-    help="Decode images of up to N pixels; by default Pillow's limit, 89 million.",
-)
-@click.option(
-    "--on-error",
-    type=click.Choice(ON_ERROR),
-    default=ON_ERROR[0],
-    show_default=True,
-    help="At an image that cannot be read.",
-)
+@computing_options
 @chained(output_option(PREDICTION_ENDINGS), quiet_option)
 def predict(paths, detector, model, weights, show, fail_on_drift, output, quiet, **how) -> None:
     """Say of new images which a detector accepts, and whether more are flagged than usual.

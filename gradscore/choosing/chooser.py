@@ -128,8 +128,8 @@ def _chosen(
     specs = choice_specs(store, notes, fit)
     scored_sets = [*names, *surrogates(store, names, notes)]
     specs = fitting_specs(store, specs, scored_sets, notes)
-    notes += repeat_notices(store, specs, names)
     scored = score_sets(store, scored_sets, specs)
+    notes += repeat_notices(store, specs, names)
     count = sum(len(scored[name]) for name in names)
     if count < FEWEST_IMAGES:
         raise NotRecorded(
@@ -141,10 +141,11 @@ def _chosen(
     far = ranked_rows(specs, shifts)
     if not far:
         notes.append(f"Without surrogates there is no far table; {hint}.")
+    told = len(notes) - (not far)
     near = ranked_rows(*near_shifts(store, names, specs, scored, notes))
     table = far or near
     if not table:
-        raise NotRecorded(" ".join(notes))
+        raise NotRecorded(" ".join(notes[told:]))
     costs = {row.ranked.place: cost(row.spec, store) for row in table}
     least = max(row.ranked.value for row in table if row.spec.method == "msp")
     best = recommended([row.ranked for row in table], costs, least)

@@ -71,13 +71,37 @@ def fitted(
     entry = describe_fit(run.info, method, sets, settings)
     arrays = run.read_fit(entry.name)
     if arrays is None:
-        read = partial(run.fit_blocks, fields=fields, norms=passes)
+        read = partial(_finite_blocks, run, tuple(dict.fromkeys(("index", *fields))), passes)
         learned = learn(*(partial(read, name) for name in sets))
         arrays = {name: np.atleast_1d(np.asarray(array)) for name, array in learned.items()}
         # A run that is read-only, or being written by another process, can be scored all the same.
         with suppress(RunError):
             run.keep_fit(entry, arrays)
     return arrays
+
+
+def _finite_blocks(
+    run: RecordedRun, fields: Sequence[str], passes: Sequence[str], name: str
+) -> Iterator[Arrays]:
+    """Yield the rows to fit to.
+
+    Raises:
+        RunError: If a recorded value is not finite; the message names its row.
+    """
+    for block in run.fit_blocks(name, fields=fields, norms=passes):
+        for what, values in block.items():
+            # A sum is not finite where any entry is not; a second pass where large ones overflow.
+            if values.dtype.kind == "f" and not np.isfinite(values.sum(dtype=np.float64)):
+                flat = values.reshape(len(values), -1)
+                bad = np.flatnonzero(~np.isfinite(flat).all(axis=1))
+                if len(bad):
+                    value = flat[bad[0]][~np.isfinite(flat[bad[0]])][0]
+                    row = block["index"][bad[0]]
+                    raise RunError(
+                        f"Expected finite {what} to learn from, got {value} in row {row} of set "
+                        f"{name!r}."
+                    )
+        yield block
 
 
 def repeat_notices(

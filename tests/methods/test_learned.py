@@ -216,6 +216,17 @@ def test_what_never_varies_or_is_masked_is_told(tmp_path, monkeypatch, stages):
         assert np.isfinite(score(run, "mine", "laplace_energy_blocks")).all()
 
 
+@pytest.mark.parametrize("method", LEARNING)
+def test_a_value_that_is_not_finite_is_named_and_nothing_is_stored(tmp_path, monkeypatch, method):
+    arrays = drawn("mine", 80)
+    arrays["features"][7, 3] = np.nan
+    monkeypatch.setitem(globals(), "drawn", lambda name, rows: arrays)
+    run = make_run(tmp_path / "run", {"mine": "id"})
+    with pytest.raises(RunError, match="finite features to learn from, got nan in row 7 of"):
+        score(run, "mine", method)
+    assert run.info.fits == {}
+
+
 def test_a_run_without_block_means_says_how_to_add_them(tmp_path):
     run = make_run(tmp_path / "run", {"mine": "id"}, blocks=False)
     with pytest.raises(NotRecorded, match="no block means; record them with `gradscore extract"):

@@ -3,11 +3,15 @@
 Limits, taken in the same rounds: from features and logits, reading both once (a ``sum`` over each
 on a CPU, a copy's bytes on CUDA); from features and head, the bare matrix product.
 
+From features and logits, several ways take part in the same rounds: ours as users call it (numba
+on a CPU, Triton on CUDA), at T = 1 and T = 1024; our plain form in torch; Eq. 9 as it stands, over
+all rows at once, in blocks, and with ``--compile`` compiled by ``torch.compile``. In float32 it
+loses the digits of nearly uniform rows.
+
 Peers: ``backward``, one backward a row with one layer kept, as the authors' code does; ``fresh``,
 one backward a row with a ``Linear`` made anew for it, as OpenOOD does; ``vmap``, per-sample
 gradients by ``vmap(grad)``; ``pytorch-ood``, its detector on the layer alone. They run on fewer
-rows, and are given as time a row. From logits, Eq. 9 as it stands takes part in the same rounds,
-over all rows at once and in blocks: in float32 it loses the digits of nearly uniform rows.
+rows, and are given as time a row.
 
 python benchmarks/closed_form.py -o benchmarks/results/closed-form-cpu.csv
 python benchmarks/closed_form.py --sweep -o benchmarks/results/closed-form-cpu-sweep.csv
@@ -33,7 +37,12 @@ from torch.nn.functional import linear, log_softmax
 
 from gradscore.closed_form import head_score, last_layer_score
 
-SHAPES = ((20000, 2048, 1000), (2000, 2048, 21843), (200000, 64, 10))
+SHAPES = (
+    (20000, 2048, 1000),
+    (2000, 2048, 21843),
+    (100000, 512, 100),
+    (200000, 64, 10),
+)
 """Rows, features and classes at which the limits are compared."""
 
 LARGE = ((1_000_000, 2048, 1000), (50_000, 2048, 21843), (10_000_000, 64, 10))
@@ -47,7 +56,7 @@ SWEEPS = {
 """One size grows while the others stay; rows at 1e6 take 2.4 GB."""
 
 PEER_ROWS = 8
-PLAIN_BLOCK_BYTES = 2 << 20
+EQUATION_BLOCK_BYTES = 2 << 20
 """Size of a block of logits with which Eq. 9 as it stands is fastest on a CPU."""
 
 
@@ -59,6 +68,7 @@ def compare(
     repeats: int = 15,
     seconds: float = 5.0,
     peers: bool = True,
+    compiled: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each shape and way of computing the score (p = 1, T = 1, uniform).
 
@@ -68,7 +78,8 @@ def compare(
         device: ``cpu`` or ``cuda``.
         repeats: Most rounds of each comparison.
         seconds: Longest time to go on with one comparison.
-        peers: Whether to run the slow ways too.
+        peers: Whether to run the other ways too.
+        compiled: Whether to run what ``torch.compile`` makes, which takes a minute a shape.
 
     Yields:
         ``figure, rows, features, classes, us_per_row, rows_per_second, limit, of_limit`` (the
@@ -89,9 +100,17 @@ def compare(
         }
         for source, (limit, bare) in limits.items():
             runs = {limit: bare, f"gradscore from {source}": ours[source]}
+            if source == "logits":
+                runs["gradscore from logits, T = 1024"] = lambda x=x, f=logits: last_layer_score(
+                    x, f, temperature=1024
+                )
             if peers and source == "logits":
-                runs["plain"] = lambda x=x, f=logits: _plain(x, f)
-                runs["plain, in blocks"] = lambda x=x, f=logits: _plain_in_blocks(x, f)
+                runs["plain form"] = lambda x=x, f=logits: last_layer_score(x, f, backend="torch")
+                runs["equation"] = lambda x=x, f=logits: _equation(x, f)
+                runs["equation, in blocks"] = lambda x=x, f=logits: _equation_in_blocks(x, f)
+            if compiled and source == "logits":
+                function = torch.compile(_equation, dynamic=False)
+                runs["equation, torch.compile"] = lambda x=x, f=logits, g=function: g(x, f)
             taken = interleaved(runs, repeats=repeats, seconds=seconds, device=device)
             yield _record(limit, rows, x, classes, taken[limit], {"limit": limit}, device)
             how = {"limit": limit, "of_limit": taken.pop(limit)}
@@ -147,16 +166,16 @@ def _copy(*tensors: Tensor) -> None:
         tensor[:half].copy_(tensor[half : 2 * half])
 
 
-def _plain(x: Tensor, logits: Tensor) -> Tensor:
+def _equation(x: Tensor, logits: Tensor) -> Tensor:
     classes = logits.shape[1]
     deviation = (1 - classes * logits.softmax(dim=1)).abs().sum(dim=1)
     return x.abs().sum(dim=1) * deviation / classes
 
 
-def _plain_in_blocks(x: Tensor, logits: Tensor) -> Tensor:
-    rows = max(1, PLAIN_BLOCK_BYTES // logits[0].nbytes)
+def _equation_in_blocks(x: Tensor, logits: Tensor) -> Tensor:
+    rows = max(1, EQUATION_BLOCK_BYTES // logits[0].nbytes)
     return torch.cat(
-        [_plain(*some) for some in zip(x.split(rows), logits.split(rows), strict=True)]
+        [_equation(*some) for some in zip(x.split(rows), logits.split(rows), strict=True)]
     )
 
 
@@ -230,6 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
     parser.add_argument("--sweep", action="store_true", help="cost against each size")
     parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="measure torch.compile too")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args(arguments)
     rows = []
@@ -242,6 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             dtype=getattr(torch, options.dtype),
             device=options.device,
             peers=not options.no_peers,
+            compiled=options.compile,
         )
     for row in measured:
         rows.append(row)

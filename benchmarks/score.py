@@ -4,14 +4,19 @@ The limit opens each shard in turn with h5py and reads features and logits, chec
 one thread, as a script of a few lines would. Both sides run in turn, over the same files. The run
 is drawn, and removed afterwards, where none is given.
 
+With ``--sweeps`` it times the 22 settings of ``ablate p`` and ``ablate temperature``, all from one
+read, with and without their intervals.
+
 python benchmarks/score.py --rows 1000000 -o benchmarks/results/score-cpu.csv
+python benchmarks/score.py --rows 50000 --sweeps -o benchmarks/results/sweeps-cpu.csv
 """
 
 import argparse
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +26,9 @@ import records
 import torch
 from timing import device_name, fraction, interleaved
 
+from gradscore.ablation import ablate, ablation_specs
 from gradscore.methods import ScoreSpec
+from gradscore.recorded import Run
 from gradscore.run import HeadInfo, RunInfo, RunStore, SetInfo
 from gradscore.scoring import iterate_scores
 
@@ -30,7 +37,9 @@ READ_ROWS = 2048
 
 
 def write_run(path: Path, *, rows: int, features: int, classes: int) -> None:
-    """Write a run of one set ``drawn`` of random rows: ``4 (features + classes)`` bytes each.
+    """Write a run of random rows, ``4 (features + classes)`` bytes each.
+
+    Half of them are a set ``drawn``, ID, and half a set ``other``, OOD.
 
     Args:
         path: A directory that holds no run.
@@ -52,19 +61,23 @@ def write_run(path: Path, *, rows: int, features: int, classes: int) -> None:
         {"fc.weight": classes * features}, groups,
     )  # fmt: skip
     with RunStore.create(path, info) as store:
-        store.add_set(SetInfo("drawn", "id", "drawn", "a" * 64, rows))
-        for start in range(0, rows, SHARD_ROWS):
-            stop = min(start + SHARD_ROWS, rows)
-            n = stop - start
-            # Rolled, so that no two shards are equal; drawing anew would take most of the time.
-            base = {
-                "index": np.arange(start, stop),
-                "path": np.array([f"drawn/{i}" for i in range(start, stop)], dtype=object),
-                "label": np.full(n, -1),
-                "features": np.roll(x, start // SHARD_ROWS, axis=1)[:n],
-                "logits": np.roll(f, start // SHARD_ROWS, axis=1)[:n],
-            }
-            store.add_shards("drawn", {"base": base}, (start, stop))
+        for name, role, first, last in (
+            ("drawn", "id", 0, rows // 2),
+            ("other", "ood", rows // 2, rows),
+        ):
+            store.add_set(SetInfo(name, role, name, "a" * 64, last - first))
+            for start in range(0, last - first, SHARD_ROWS):
+                stop = min(start + SHARD_ROWS, last - first)
+                n, turn = stop - start, (first + start) // SHARD_ROWS
+                # Rolled, so that no two shards are equal; drawing takes most of the time.
+                base = {
+                    "index": np.arange(start, stop),
+                    "path": np.array([f"{name}/{i}" for i in range(start, stop)], dtype=object),
+                    "label": np.full(n, -1),
+                    "features": np.roll(x, turn, axis=1)[:n],
+                    "logits": np.roll(f, turn, axis=1)[:n],
+                }
+                store.add_shards(name, {"base": base}, (start, stop))
 
 
 def measure(
@@ -103,6 +116,40 @@ def measure(
         "device": device_name("cpu"),
         "torch": torch.__version__,
     }
+
+
+def measure_sweeps(path: Path) -> Iterator[dict[str, Any]]:
+    """Time the sweeps over orders and temperatures, without and with intervals.
+
+    Args:
+        path: A run with an ID and an OOD set.
+
+    Yields:
+        ``figure`` (what was done), ``rows, features, classes, settings, seconds``, ``peak_mb`` of
+        this process so far, and ``device, torch``.
+    """
+    store = RunStore(path)
+    kinds = ["p", "temperature"]
+    settings = {spec for kind in kinds for spec in ablation_specs(kind, Run(path))}
+    for figure, work in {
+        "read once": lambda: _read(store),
+        "score": lambda: _score(store, list(settings)),
+        "ablate": lambda: ablate(Run(path), kinds, replicates=0),
+        "ablate, with intervals": lambda: ablate(Run(path), kinds),
+    }.items():
+        began = time.perf_counter()
+        work()
+        yield {
+            "figure": figure,
+            "rows": sum(entry.recorded() for entry in store.sets.values()),
+            "features": store.info.features,
+            "classes": store.info.classes,
+            "settings": len(settings),
+            "seconds": round(time.perf_counter() - began, 2),
+            "peak_mb": _peak_mb(),
+            "device": device_name("cpu"),
+            "torch": torch.__version__,
+        }
 
 
 def _read(store: RunStore) -> None:
@@ -147,6 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--features", type=int, default=2048)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--method", action="append", dest="methods")
+    parser.add_argument("--sweeps", action="store_true", help="time ablate p and temperature")
     parser.add_argument("--run", type=Path, help="measure this run, and leave it")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args(arguments)
@@ -156,10 +204,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run = Path(folder, "run")
             sizes = {"features": options.features, "classes": options.classes}
             write_run(run, rows=options.rows, **sizes)
-        row = measure(run, methods=options.methods or ("gradnorm",))
-    print(row)
+        if options.sweeps:
+            rows = list(measure_sweeps(run))
+        else:
+            rows = [measure(run, methods=options.methods or ("gradnorm",))]
+    print(*rows, sep="\n")
     if options.output is not None:
-        records.write(options.output, [row])
+        records.write(options.output, rows)
 
 
 if __name__ == "__main__":

@@ -74,11 +74,12 @@ def test_functions_take_turns_and_ratios_are_of_one_round():
 def test_the_closed_form_is_measured_beside_limits_and_peers():
     rows = list(closed_form.compare([(64, 16, 5)], repeats=2, seconds=0.1))
     names = [row["figure"] for row in rows]
-    assert names[:4] == ["read once", "gradscore from logits", "plain", "plain, in blocks"]
-    assert names[4:6] == ["bare product", "gradscore from head"]
-    assert {"backward a row", "backward a row, fresh layer", "vmap(grad)"} <= set(names[6:])
+    ours = ["gradscore from logits", "gradscore from logits, T = 1024", "plain form"]
+    assert names[:6] == ["read once", *ours, "equation", "equation, in blocks"]
+    assert names[6:8] == ["bare product", "gradscore from head"]
+    assert {"backward a row", "backward a row, fresh layer", "vmap(grad)"} <= set(names[8:])
     assert all(row["us_per_row"] > 0 for row in rows)
-    assert all(rows[position]["of_limit"] > 0 for position in (1, 2, 3, 5))
+    assert all(rows[position]["of_limit"] > 0 for position in (1, 2, 3, 4, 5, 7))
     assert closed_form.slope([1, 10, 100], [2, 200, 20000]) == pytest.approx(2)
 
 
@@ -97,9 +98,18 @@ def test_score_is_measured_beside_reading(tmp_path):
     assert float(row["of_limit"]) > 0
 
 
-def test_the_plain_form_is_that_of_the_equation(monkeypatch):
-    monkeypatch.setattr(closed_form, "PLAIN_BLOCK_BYTES", 3 * 5 * 4)
+def test_sweeps_are_timed_beside_reading(tmp_path):
+    score.write_run(tmp_path / "run", rows=40, features=6, classes=5)
+    rows = list(score.measure_sweeps(tmp_path / "run"))
+    assert [row["figure"] for row in rows] == [
+        *("read once", "score", "ablate", "ablate, with intervals"),
+    ]
+    assert all((row["rows"], row["settings"]) == (40, 21) for row in rows)
+
+
+def test_the_equation_is_the_score(monkeypatch):
+    monkeypatch.setattr(closed_form, "EQUATION_BLOCK_BYTES", 3 * 5 * 4)
     x, logits = torch.randn(7, 4), torch.randn(7, 5)
     expected = last_layer_score(x, logits)
-    torch.testing.assert_close(closed_form._plain(x, logits), expected)
-    torch.testing.assert_close(closed_form._plain_in_blocks(x, logits), expected)
+    torch.testing.assert_close(closed_form._equation(x, logits), expected)
+    torch.testing.assert_close(closed_form._equation_in_blocks(x, logits), expected)

@@ -14,7 +14,7 @@ from numba.core.dispatcher import Dispatcher
 from gradscore.closed_form import elementary, float32_rows, row_norms, side_by_side
 from gradscore.closed_form.elementary import F, borrowed
 from gradscore.closed_form.float32_rows import VECTOR, deviation_norms32, fill
-from gradscore.closed_form.row_norms import below_zero, norm_of, settle
+from gradscore.closed_form.row_norms import PART, below_zero, norm_of, settle
 from gradscore.closed_form.side_by_side import LANES, NARROW, norms_side_by_side, prepare
 
 called = njit(error_model="numpy", nogil=True)
@@ -61,7 +61,7 @@ def _functions(sources: str) -> tuple[Dispatcher, Dispatcher]:
         n = f.shape[1]
         space = np.zeros((2 + len(orders), max(n, LANES)))
         lanes = np.zeros((3 * n + 5 if n <= NARROW else 1, LANES))
-        float32s = np.empty((2, n + VECTOR), F)
+        float32s = np.empty((2, max(n + VECTOR, PART)), F)
         f, out, orders = borrowed(f), borrowed(out), borrowed(orders)
         e, logs, found = (
             borrowed(space)[0, :n],
@@ -70,7 +70,7 @@ def _functions(sources: str) -> tuple[Dispatcher, Dispatcher]:
         )
         columns, top, work = borrowed(lanes)[:n], borrowed(lanes)[n], borrowed(lanes)[n + 1 :]
         single = borrowed(float32s)[0, : n + VECTOR - 1 - (n - 1) % VECTOR]
-        tail = borrowed(float32s)[1, :VECTOR]
+        spare = borrowed(float32s)[1, :PART]
         step = LANES if n <= NARROW else 1
         for first in range(0, len(f), step):
             rows = f[first : first + step]
@@ -78,16 +78,18 @@ def _functions(sources: str) -> tuple[Dispatcher, Dispatcher]:
                 prepare(rows, columns, top)
             for g in range(len(temperatures)):
                 a, b, t = begins[g], begins[g + 1], temperatures[g]
-                asked, norms = orders[a:b], found[a:b]
+                asked, norms, hot = orders[a:b], found[a:b], one_hot[g]
                 if n <= NARROW:
-                    norms_side_by_side(columns, top, t, one_hot[g], asked, norms, work)
+                    norms_side_by_side(columns, top, t, hot, asked, norms, work)
                 else:
                     fill(norms[:, 0], -1.0)
                     if f.itemsize == 4:
-                        deviation_norms32(rows[0], t, one_hot[g], asked, norms[:, 0], tail, single)
+                        deviation_norms32(
+                            rows[0], t, one_hot[g], asked, norms[:, 0], spare, single
+                        )
                 for k in range(len(rows)):
                     if below_zero(norms[:, k]):
-                        settle(rows[k], t, one_hot[g], asked, e, logs, norms[:, k])
+                        settle(rows[k], t, hot, asked, e, logs, norms[:, k])
             for s in range(len(orders)):
                 for k in range(len(rows)):
                     out[s, first + k] = found[s, k]

@@ -120,39 +120,35 @@ def in_parts(e, kind, centre):
 
 
 @compiled
-def exponentiate(row, tail, top, how, e):
+def exponentiate(body, tail, n, top, how, e):
     """Return how many classes are the largest, and the sum of the others, that one being 1."""
-    body = len(row) - len(row) % VECTOR
-    total, others = 0.0, 0.0
-    for start in range(0, body, PART):
-        stop = min(start + PART, body)
-        part = exponentials32(row[start:stop], F(top), how, e[start:stop])
+    total, others = 0.0, n - float(len(e))  # what pads the row is no class
+    for start in range(0, len(body), PART):
+        stop = min(start + PART, len(body))
+        part = exponentials32(body[start:stop], F(top), how, e[start:stop])
         total += part[0]
         others += part[1]
-    if body < len(row):
-        part = exponentials32(tail, F(top), how, e[body:])
+    if len(tail):
+        part = exponentials32(tail, F(top), how, e[len(body) :])
         total += part[0]
-        others += part[1] - (body + VECTOR - len(row))
-    return len(row) - others, total
+        others += part[1]
+    return n - others, total
 
 
 @compiled
-def mean_of(row):
-    """Return the mean of a row."""
+def mean_of(body, tail, n):
+    """Return the mean of a row of ``n`` entries."""
     total = 0.0
-    for start in range(0, len(row), PART):
-        total += sum_of_part(row[start : start + PART])
-    return total / len(row)
+    for start in range(0, min(n, len(body)), PART):
+        total += sum_of_part(body[start : min(start + PART, n)])
+    return (total + sum_of_part(tail[: max(0, n - len(body))])) / n
 
 
 @compiled
-def centred32(row, tail, centre, ends, how, orders, found, e):
+def centred32(body, tail, n, centre, ends, how, orders, found, e):
     """Norms of deviations that are small, around ``centre``: ``exp - 1`` subtracts nothing."""
-    n = len(row)
-    body = n - n % VECTOR
-    less_one(row[:body], F(centre), how, e[:body])
-    if body < n:
-        less_one(tail, F(centre), how, e[body:])
+    less_one(body, F(centre), how, e[: len(body)])
+    less_one(tail, F(centre), how, e[len(body) :])
     fill(e[n:], F(0))
     mean = in_parts(e, 0, F(0)) / n
     fill(e[n:], F(mean))
@@ -169,14 +165,13 @@ def centred32(row, tail, centre, ends, how, orders, found, e):
 
 
 @compiled
-def uniform32(row, tail, ends, temperature, how, orders, found, e):
+def uniform32(body, tail, n, ends, temperature, how, orders, found, e):
     """Norms of ``C softmax(f/T) - 1``, or -1 where float32 is not enough."""
-    n = len(row)
     low, top = ends
     near = flat = top - low <= temperature
-    centre = mean_of(row) if flat else top
+    centre = mean_of(body, tail, n) if flat else top
     if not flat:
-        ties, total = exponentiate(row, tail, top, how, e)
+        ties, total = exponentiate(body, tail, n, top, how, e)
         mean = (ties + total) / n
         for k in range(len(orders)):
             if orders[k] == 1:  # deviations sum to zero: those above it are half
@@ -196,13 +191,13 @@ def uniform32(row, tail, ends, temperature, how, orders, found, e):
             centre = top + temperature * math.log(mean)
     if near:
         ends = (low - F(centre)) / temperature, (top - F(centre)) / temperature
-        centred32(row, tail, centre, ends, how, orders, found, e)
+        centred32(body, tail, n, centre, ends, how, orders, found, e)
 
 
 @compiled
-def one_hot32(row, tail, ends, how, orders, found, e):
+def one_hot32(body, tail, n, ends, how, orders, found, e):
     """Norms of ``softmax(f/T) - e_y``, or -1 where float32 is not enough."""
-    ties, total = exponentiate(row, tail, ends[1], how, e)
+    ties, total = exponentiate(body, tail, n, ends[1], how, e)
     others = ties - 1 + total  # in units of the largest class
     for k in range(len(orders)):
         if orders[k] == 2:
@@ -214,20 +209,34 @@ def one_hot32(row, tail, ends, how, orders, found, e):
 
 
 @compiled
-def deviation_norms32(row, temperature, one_hot, orders, found, tail, e):
-    """Fill ``found`` where float32 is enough, and leave what is below zero elsewhere."""
-    if not 1e-30 < temperature < 1e30:
-        return
-    body = len(row) - len(row) % VECTOR
-    fill(tail, F(row[0]))
-    copy(row[body:], tail)
-    most, least = extremes(row[:body], BITS(-0x80000000), BITS(0x7FFFFFFF))
-    most, least = extremes(tail, most, least)
-    fill(tail[len(row) - body :], F(-math.inf))
-    ends = np.float64(reinterpret(key(least))), np.float64(reinterpret(key(most)))
+def padded32(body, tail, n, ends, temperature, one_hot, orders, found, e):
+    """As :func:`deviation_norms32`, of a row that is padded to whole vectors."""
     inverse = F(1 / temperature)
     how = inverse, F(1 / temperature - np.float64(inverse)), F(-88.0 * temperature)
     if one_hot:
-        one_hot32(row, tail, ends, how, orders, found, e)
+        one_hot32(body, tail, n, ends, how, orders, found, e)
     else:
-        uniform32(row, tail, ends, temperature, how, orders, found, e)
+        uniform32(body, tail, n, ends, temperature, how, orders, found, e)
+
+
+@compiled
+def deviation_norms32(row, temperature, one_hot, orders, found, spare, e):
+    """Fill ``found`` where float32 is enough, and leave what is below zero elsewhere.
+
+    A short row is copied to where it can be padded, of a long one only the end.
+    """
+    if not 1e-30 < temperature < 1e30:
+        return
+    n = len(row)
+    first = n - n % VECTOR if n > PART else 0
+    rest = len(e) - first
+    fill(spare[n - first : rest], F(row[0]))
+    copy(row[first:], spare)
+    most, least = extremes(spare[:rest], key(reinterpret(F(row[0]))), key(reinterpret(F(row[0]))))
+    most, least = extremes(row[:first], most, least)
+    fill(spare[n - first : rest], F(-math.inf))
+    ends = np.float64(reinterpret(key(least))), np.float64(reinterpret(key(most)))
+    if first:
+        padded32(row[:first], spare[:rest], n, ends, temperature, one_hot, orders, found, e)
+    else:
+        padded32(spare[:rest], spare[:0], n, ends, temperature, one_hot, orders, found, e)

@@ -265,6 +265,20 @@ def test_weights_kept_from_a_forward_before_are_right_or_refused(name, before):
         torch.testing.assert_close(got, expected, rtol=1e-8, atol=0)
 
 
+def test_a_single_number_kept_of_weights_is_refused():
+    def forward(m, x):
+        if m.holder.table is None:
+            m.holder.table = m.w.norm()
+        return F.linear(x * m.holder.table, m.u)
+
+    model = Model(forward, **SHAPES)
+    model.holder = types.SimpleNamespace(table=None)
+    with torch.no_grad():
+        model(images(3, 5))
+    with pytest.raises(ModelError, match="may have been made of it before"):
+        gradient_norms(model, images(3, 5))
+
+
 def checkpointed(reentrant, first=True):
     def forward(m, x):
         block = lambda h: F.linear(F.linear(h, m.w).tanh(), m.v).tanh()  # noqa: E731

@@ -73,6 +73,13 @@ def test_the_channels_come_last_where_few_parameters_are_asked_for(layers, last)
     torch.testing.assert_close(found.norms, one_backward_a_sample(model, x, layers=layers).norms)
 
 
+@pytest.mark.parametrize("images", [1, 5])
+def test_the_channels_come_last_for_at_most_half_of_the_parameters(images):
+    model, x = make()
+    assert memory_format(model, x[:images], 0.5) is torch.channels_last
+    assert memory_format(model, x[:images], 0.51) is torch.contiguous_format
+
+
 @pytest.mark.parametrize("flatten", [lambda x: x.view(len(x), -1), in_memory_order])
 def test_a_model_that_needs_the_channels_first_gets_them(flatten):
     model, x = make(flatten)

@@ -95,8 +95,8 @@ def elementwise():
             yield name, function, (x, w), {}
             yield f"{name} first", function, (w, x), {}
         for function in (torch.add, Tensor.add, torch.sub, Tensor.sub):
-            yield name, function, (x, w), {"alpha": 3}
-            yield f"{name} first", function, (w, x), {"alpha": 3}
+            yield name, function, (x, w), {"alpha": 2}
+            yield f"{name} first", function, (w, x), {"alpha": 2}
         for function in (torch.addcmul, Tensor.addcmul):
             yield name, function, (x, w, draw(N, 4, 5, seed=4)), {"value": 2}
             yield f"{name} second", function, (x, draw(N, 4, 5, seed=4), w), {}

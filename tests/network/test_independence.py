@@ -9,8 +9,9 @@ from torch.nn import functional as F
 import gradscore as gs
 from gradscore.errors import GradScoreWarning, ModelError
 from gradscore.models.preprocessing import Preprocessing
-from gradscore.network import check_independence, state_of
+from gradscore.network import check_independence, comparison, state_of
 from gradscore.network import independence as module
+from gradscore.network.comparison import EVERY, NONE, SOME
 from gradscore.reference import one_backward_a_sample
 
 LAYERS = {"w": (5, 6), "u": (4, 5)}
@@ -383,6 +384,32 @@ def test_what_was_tried_is_known_by_the_state(monkeypatch):
     check_independence(model, x)
     monkeypatch.setattr(module, "float64_copy", None)
     check_independence(model, x + 1)
+
+
+@pytest.mark.parametrize(("by_itself", "alone"), [(SOME, 4), (EVERY, 6), (NONE, 0)])
+def test_of_large_samples_some_are_run_by_themselves_and_all_where_asked(
+    by_itself, alone, monkeypatch
+):
+    sizes = []
+
+    def forward(m, x):
+        sizes.append(len(x))
+        return F.linear(F.linear(x, m.w).tanh(), m.u)
+
+    monkeypatch.setattr(comparison, "ALONE_VALUES", 0)
+    assert comparison.Comparison(Model(forward, **LAYERS)).difference(images(6, 6), by_itself) == 0
+    assert sizes.count(1) == alone
+
+
+@pytest.mark.parametrize("batch", [2, 5])
+def test_images_that_keep_to_a_range_are_compared_within_it(batch):
+    def forward(m, x):
+        assert x.min() >= 0
+        assert x.max() <= 1
+        return F.linear(F.linear(x / x.max(), m.w).tanh(), m.u)
+
+    with pytest.raises(ModelError, match=REFUSED):
+        check_independence(Model(forward, **LAYERS), images(batch, 6).sigmoid())
 
 
 class Trimmed(nn.Module):

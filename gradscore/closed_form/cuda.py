@@ -22,8 +22,11 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 TILE = 4096
 """Entries that a program reading logits holds at once: 32 a thread with 4 warps."""
 
-HEAD_TILE = {"ROWS": 64, "FEATURE_BLOCK": 32, "CLASS_BLOCK": 64}
+HEAD_ROWS, HEAD_FEATURES, HEAD_CLASSES = 64, 32, 64
 """Tile of a program multiplying with the head: what the products of both operands' types fit."""
+
+ONE_TILE = 128
+"""Most classes of a head whose logits a program keeps, in place of multiplying twice."""
 
 NEAR_UNIFORM = 0.05
 """Below this mean deviation of ``C softmax`` from 1, subtracting the 1 in float32 leaves too few
@@ -108,15 +111,26 @@ def from_logits(
         temperature: Softmax temperature ``T``.
         target: ``uniform`` or ``one-hot``.
     """
-    feature_block, class_block = (
-        min(TILE, 1 << (x.shape[1] - 1).bit_length()) for x in (features, logits)
-    )
-    tile = {
-        "ROWS": max(1, min(64, TILE // max(feature_block, class_block))),
-        "FEATURE_BLOCK": feature_block,
-        "CLASS_BLOCK": class_block,
-    }
+    tile = logits_tile(features.shape[1], logits.shape[1])
     return _launch(features, logits, None, None, tile, p, temperature, target)
+
+
+def logits_tile(in_features: int, classes: int) -> dict[str, int]:
+    """Return the tile of a program that reads features and logits, as arguments of the kernel."""
+    feature_block, class_block = (min(TILE, _power_of_2(n)) for n in (in_features, classes))
+    rows = max(1, min(64, TILE // max(feature_block, class_block)))
+    return {"ROWS": rows, "FEATURE_BLOCK": feature_block, "CLASS_BLOCK": class_block}
+
+
+def head_tile(classes: int) -> dict[str, int]:
+    """Return the tile of a program that makes logits from features, as arguments of the kernel."""
+    block = max(16, _power_of_2(classes)) if classes <= ONE_TILE else HEAD_CLASSES
+    return {"ROWS": HEAD_ROWS, "FEATURE_BLOCK": HEAD_FEATURES, "CLASS_BLOCK": block}
+
+
+def _power_of_2(size: int) -> int:
+    """Return the smallest power of 2 that is not below ``size``."""
+    return 1 << (size - 1).bit_length()
 
 
 def from_head(
@@ -138,7 +152,8 @@ def from_head(
         temperature: Softmax temperature ``T``.
         target: ``uniform`` or ``one-hot``.
     """
-    return _launch(features, None, weight, bias, HEAD_TILE, p, temperature, target)
+    tile = head_tile(weight.shape[0])
+    return _launch(features, None, weight, bias, tile, p, temperature, target)
 
 
 def _launch(

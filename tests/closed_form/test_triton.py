@@ -96,6 +96,24 @@ for target, p in itertools.product(("uniform", "one-hot"), (1.0, 3.0, math.inf))
     found, expected = (last_layer_score(x, f, **how, backend=b) for b in ("triton", "torch"))
     agree(found, expected, 2e-5, how)
 """,
+    "near-uniform-and-near-one-hot": """
+# One class apart, all classes apart, one of probability zero; and logits far from zero.
+for classes, gap in itertools.product((10, 5000), (1e-3, 0.3)):
+    x, f = rows((4, 6), 1e3, 1), rows((4, classes), gap, 1)
+    f[0], f[0, 3], f[2, 1] = 0, gap, -math.inf
+    f[3] += 100
+    for p, t in itertools.product((1.0, 2.0, 3.0, math.inf), (1.0, 1e4)):
+        how = {"p": p, "temperature": t}
+        exact = last_layer_score(x.double(), f.double(), **how, backend="torch").float()
+        agree(last_layer_score(x, f, **how, backend="triton"), exact, 5e-6, (classes, gap, how))
+    # V leaves float32's range at the third row; the score does not.
+    f[:, 1] = torch.tensor([65.0, 75.0, 90.0, 100.0])
+    f[3, 2:] = -math.inf
+    for p in (1.0, 2.0, 3.0, math.inf):
+        how = {"p": p, "target": "one-hot"}
+        exact = last_layer_score(x.double(), f.double(), **how, backend="torch").float()
+        agree(last_layer_score(x, f, **how, backend="triton"), exact, 2e-5, (classes, gap, how))
+""",
     "tiny-and-huge-features": """
 f = rows((4, 5), 1)
 for size, p in itertools.product((1e-30, 1e30), (1.0, 2.0, 3.0, math.inf)):

@@ -264,14 +264,21 @@ def _logits(
     """Yield some rows and their logits, in a block that the next rows overwrite."""
     dtype = _raised(features)
     classes, in_features = weight.shape
-    weight, bias = weight.to(dtype).t(), None if bias is None else bias.to(dtype)
+    # Tensor cores multiply half precision exactly and add in float32: no operand need be widened.
+    half = features.is_cuda and features.dtype == weight.dtype != dtype
+    weight = weight.t() if half else weight.to(dtype).t()
+    bias = None if bias is None else bias.to(dtype)
     step = max(BLOCK_ROWS, BLOCK_BYTES // (max(classes, in_features) * dtype.itemsize))
     block = features.new_empty(min(step, features.shape[0]), classes, dtype=dtype)
     for start in range(0, features.shape[0], step):
         rows = slice(start, start + step)
-        x = features[rows].to(dtype)
+        x = features[rows] if half else features[rows].to(dtype)
         out = block[: x.shape[0]]
-        if bias is None:
+        if half:
+            torch.mm(x, weight, out_dtype=dtype, out=out)
+            if bias is not None:
+                out += bias
+        elif bias is None:
             torch.mm(x, weight, out=out)
         else:
             torch.addmm(bias, x, weight, out=out)

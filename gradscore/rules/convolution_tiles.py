@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gradscore.rules.rule import Tile, Tiling, matrix_product, product_tiles, spans
+from gradscore.rules.rule import Tile, Tiling, matrix_product, product_tiles, spans, tile_elements
 
 FEW_POSITIONS = 1024
 """Up to so many output positions, the library's weight gradient of one sample is slow."""
@@ -76,6 +76,8 @@ def conv_tiles(x: Tensor, g: Tensor, geometry: Geometry, samples: int) -> Iterat
     few = g.shape[2:].numel() <= few_positions() and x.device.type == "cpu"
     if worth and few and x.ndim == 4 and len(x) == samples:
         return kernel_row_tiles(x, g, geometry)
+    if geometry.shape[1] <= FEW_CHANNELS and x.ndim == 4 and x.device.type != "cpu":
+        return unfolded_tiles(x, g, geometry, samples)
     return folded_tiles(x, g, geometry, samples)
 
 
@@ -170,6 +172,27 @@ def _shifted(x: Tensor, geometry: Geometry, height: int, width: int) -> Tensor:
             part = part[:, :, :rows]
             shifted[:, remainder, j, :, : part.shape[2]].copy_(part)
     return shifted.flatten(4).flatten(2, 3)
+
+
+def unfolded_tiles(x: Tensor, g: Tensor, geometry: Geometry, samples: int) -> Iterator[Tile]:
+    """Yield the gradients of a plain two-dimensional convolution: products over unfolded inputs.
+
+    An unfolded input has few columns where there are few channels. A GPU then takes many images
+    at once, where the batch folded into groups would be a launch, or a group of three channels,
+    for each.
+    """
+    k, columns = len(x) // samples, geometry.shape[1:].numel()
+    each = max(columns * g[:k, 0].numel(), geometry.shape.numel())
+    for part in spans(samples, max(1, tile_elements(x) // max(1, each))):
+        inside = slice(part.start * k, part.stop * k)
+        unfolded = F.unfold(
+            x[inside], geometry.shape[2:], geometry.dilation, geometry.padding, geometry.stride
+        )
+        n = part.stop - part.start
+        products = product_tiles(_by_sample(g[inside], n), _by_sample(unfolded, n).mT)
+        for tile in products:
+            samples_of = slice(part.start + tile.samples.start, part.start + tile.samples.stop)
+            yield tile._replace(samples=samples_of)
 
 
 def folded_tiles(x: Tensor, g: Tensor, geometry: Geometry, samples: int) -> Iterator[Tile]:

@@ -171,7 +171,8 @@ def product_tiles(left: Tensor, right: Tensor) -> Iterator[Tile]:
 def abs_norms(gradient: Tensor, orders: Sequence[float]) -> Tensor:
     """Return norms of each sample's gradient, overwriting the gradient.
 
-    torch's own reduction for p = 1 runs at a sixth of the speed of ``abs`` in place and ``sum``.
+    On a CPU, torch's own reduction for p = 1 runs at a sixth of the speed of ``abs`` in place and
+    ``sum``. Elsewhere it is one kernel, which writes nothing back.
 
     Args:
         gradient: Shape ``[samples, ...]``.
@@ -183,7 +184,8 @@ def abs_norms(gradient: Tensor, orders: Sequence[float]) -> Tensor:
     dims = tuple(range(1, gradient.ndim))
     if gradient.dtype in (torch.float16, torch.bfloat16):
         gradient = gradient.float()
-    if 1 not in orders:
+    one_kernel = gradient.device.type != "cpu" and not gradient.is_complex()
+    if 1 not in orders or one_kernel:
         return torch.stack([vector_norm(gradient, p, dims) for p in orders], dim=1)
     gradient = gradient.abs() if gradient.is_complex() else gradient.abs_()
     norms = [gradient.sum(dims) if p == 1 else vector_norm(gradient, p, dims) for p in orders]

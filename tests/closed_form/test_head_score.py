@@ -85,3 +85,29 @@ def test_a_row_that_is_not_finite_is_named_in_the_whole_batch():
 def test_parts_that_do_not_fit_are_shown(change, message):
     with pytest.raises(InvalidArgument, match=message):
         head_score(*change(*drawn()))
+
+
+class OnCuda(torch.Tensor):
+    """A tensor that says it is on CUDA, and is not."""
+
+    is_cuda = property(lambda self: True)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_gpu_multiplies_a_head_of_half_precision_as_it_is(dtype, with_bias, monkeypatch):
+    def product(x, w, *, out_dtype, out):
+        assert x.dtype == w.dtype == dtype
+        assert out_dtype == out.dtype == torch.float32
+        seen.append(len(x))
+        return plain(x.float(), w.float(), out=out)
+
+    seen, plain = [], torch.mm
+    monkeypatch.setattr(torch, "mm", product)
+    x, weight, bias = drawn(dtype=dtype)
+    bias = bias if with_bias else None
+    found = head_score(x.as_subclass(OnCuda), weight, bias, backend="torch")
+    assert seen == [9]
+    logits = linear(x.float(), weight.float(), None if bias is None else bias.float())
+    expected = last_layer_score(x.float(), logits)
+    torch.testing.assert_close(found.as_subclass(torch.Tensor), expected, rtol=1e-5, atol=0)

@@ -135,6 +135,33 @@ def test_both_ways_of_a_mid_size_convolution_equal_autograd(
     torch.testing.assert_close(norms.double(), naive_norms(expected), rtol=rtol, atol=0)
 
 
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("tile", [1, 3000, 1 << 19])
+@pytest.mark.parametrize(("stride", "padding", "dilation"), [(1, 0, 1), (2, 3, 1), ((3, 2), 1, 2)])
+def test_first_layers_by_unfolded_inputs_equal_autograd(
+    stride, padding, dilation, tile, k, monkeypatch
+):
+    monkeypatch.setitem(rule.TILE_ELEMENTS, "cpu", tile)
+    monkeypatch.setattr(rule, "LEAST_BAND", 4)
+    torch.manual_seed(0)
+    how = {"stride": sizes(stride, 2), "padding": (padding,) * 2, "dilation": (dilation,) * 2}
+    weight, x = torch.randn(10, 3, 5, 4).double(), torch.randn(4 * k, 3, 17, 16).double()
+    g = torch.randn_like(F.conv2d(x, weight, **how))
+    tiles = convolution_tiles.unfolded_tiles(x, g, Geometry(weight.shape, **how), 4)
+    expected = sample_gradients(lambda a, w: F.conv2d(a, w, **how), weight, x, g, 4)
+    norms = rule.reduce_tiles(tiles, ORDERS)
+    torch.testing.assert_close(norms, naive_norms(expected), rtol=1e-9, atol=1e-12)
+
+
+def test_a_first_layer_on_a_gpu_takes_all_images_at_once(monkeypatch):
+    monkeypatch.setitem(rule.TILE_ELEMENTS, "meta", rule.TILE_ELEMENTS["cuda"])
+    geometry = Geometry(torch.Size((24, 3, 7, 7)), (2, 2), (3, 3), (1, 1))
+    x, g = torch.empty(64, 3, 32, 32, device="meta"), torch.empty(64, 24, 16, 16, device="meta")
+    (tile,) = conv_tiles(x, g, geometry, 64)
+    assert tile.samples == slice(0, 64)
+    assert tile.gradient.shape == (64, 1, 24, 147)
+
+
 @pytest.mark.parametrize(("shape", "size", "stride", "padding", "form"), FORMS)
 def test_the_form_is_chosen_by_shape_and_keeps_its_digits(
     shape, size, stride, padding, form, monkeypatch

@@ -42,6 +42,9 @@ ON_ERROR = ("fail", "skip")
 GUARANTEES = ("pac", "marginal")
 """What a threshold promises: with a confidence, or on average."""
 
+INPUTS = ("normalized", "uint8")
+"""What an exported detector takes: preprocessed images, or their pixels before normalisation."""
+
 BACKENDS = ("auto", "torch", "numba", "triton")
 """What computes the closed form; ``auto``: the fastest there is."""
 

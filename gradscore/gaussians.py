@@ -58,6 +58,8 @@ class ClassGaussians:
     def _distances(self, features: Tensor) -> Tensor:
         z, means = features.double() @ self._root, self.means @ self._root
         # Differences, not products: near a mean those would cancel.
+        if torch.compiler.is_compiling():  # ONNX has no such distance
+            return torch.stack([(z - mean).square().sum(dim=1).sqrt() for mean in means], dim=1)
         return torch.cdist(z, means, compute_mode="donot_use_mm_for_euclid_dist")
 
 

@@ -13,6 +13,7 @@ from gradscore.cli.choosing import choose
 from gradscore.cli.detectors import calibrate, detector
 from gradscore.cli.ending import end_with, open_streams, stopped_by_signals
 from gradscore.cli.example import demo
+from gradscore.cli.exporting import export
 from gradscore.cli.extraction import extract
 from gradscore.cli.manifests import manifest
 from gradscore.cli.models import layers, verify
@@ -30,6 +31,7 @@ COMMANDS = (
     choose,
     calibrate,
     predict,
+    export,
     detector,
     ablate,
     compare,

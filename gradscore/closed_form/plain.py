@@ -66,14 +66,17 @@ def deviation_norms(logits: Tensor, objectives: Sequence[Objective]) -> Tensor:
 
 
 def row_blocks(rows: Tensor) -> Iterable[Tensor]:
-    """Split a matrix into blocks of rows whose temporaries stay in the outer cache."""
+    """Split a matrix into blocks of rows whose temporaries stay in the outer cache.
+
+    In a graph it stays whole: a loop over blocks would freeze the batch.
+    """
+    if torch.compiler.is_compiling():
+        return (rows,)
     entries = BLOCK_ENTRIES.get(rows.device.type, BLOCK_ENTRIES["cpu"])
     return rows.split(max(1, entries // max(1, rows.shape[1])))
 
 
 def _in_blocks(norms: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    if torch.compiler.is_compiling():  # a graph with a loop over blocks would freeze the batch
-        return norms(rows)
     return torch.cat([norms(block) for block in row_blocks(rows)], dim=1)
 
 

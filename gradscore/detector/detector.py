@@ -18,6 +18,7 @@ from gradscore.detector.building import (
 )
 from gradscore.detector.calibration import Wanted, calibrate_run
 from gradscore.detector.decision import Decision, decide
+from gradscore.detector.exporting import Agreement, export_onnx
 from gradscore.detector.file import SCORES, DetectorInfo, read_detector, write_detector
 from gradscore.detector.live import LiveScore, check_shape, device_of
 from gradscore.detector.threshold import Share, Threshold
@@ -150,6 +151,41 @@ class Detector(nn.Module):
             DetectorError: If it cannot be written.
         """
         write_detector(path, self.info, self.arrays)
+
+    def export(
+        self,
+        path: str | os.PathLike,
+        images: Tensor | None = None,
+        *,
+        takes: str = "normalized",
+        batch: int | None = None,
+    ) -> Agreement:
+        """Write the detector as ONNX: ``images`` to ``logits``, ``score`` and ``accepted``.
+
+        The file is kept once onnxruntime gave the same for some images.
+
+        Args:
+            path: Where to; it ends in ``.onnx``.
+            images: Real images to try it with, as the file takes them. None draws numbers.
+            takes: ``normalized``: preprocessed images, shape ``[n, channels, height, width]``.
+                ``uint8``: pixels of the model's size, shape ``[n, height, width, channels]``; the
+                file then holds the normalisation.
+            batch: The one batch size that the file takes; None for any.
+
+        Returns:
+            How far the file and the detector are apart.
+
+        Raises:
+            InvalidArgument: If an argument is out of range.
+            DetectorError: If the score needs gradients of inner layers, the model cannot be
+                exported, a package is missing, or the file does not agree.
+        """
+        there = device_of(self.model)
+        try:
+            self.model.to("cpu")
+            return export_onnx(self._score(), self.info, path, images, takes=takes, batch=batch)
+        finally:
+            self.model.to(there)
 
     @torch.compiler.disable
     def forward(self, images: Tensor) -> Decision:

@@ -71,6 +71,16 @@ class LiveScore:
         info: What the file says.
         arrays: What its score learned, among the file's arrays.
 
+    Attributes:
+        model: The classifier.
+        device: Where it is.
+        head: Its last layer.
+        preprocessing: How a picture becomes its input.
+        stages: Stage to the module whose channel means are read.
+        arrays: What the score learned.
+        plan: How the score follows from rows.
+        learned: What the score learned, as the plan takes it.
+
     Raises:
         DetectorError: If the model is not that of the file.
     """
@@ -78,24 +88,25 @@ class LiveScore:
     def __init__(
         self, model: nn.Module, info: DetectorInfo, arrays: Mapping[str, NDArray]
     ) -> None:
-        self.device, self._info, self._model = device_of(model), info, model
+        self.device, self._info, self.model = device_of(model), info, model
+        self.preprocessing, self.stages = info.preprocessing, info.stages
+        self.arrays = {n.removeprefix(FIT): x for n, x in arrays.items() if n.startswith(FIT)}
         self._lock = threading.Lock()
         check_model(model, info)
         self._state = state_of(model)
-        self._head = find_head(model, example(info.input_shape).to(self.device))
-        run = self._run(arrays)
-        self._plan = spec_of(info).definition.plan(spec_of(info), run)
-        self._learned = self._plan.fit() if self._plan.fit else None
-        self._needs_features = "features" in self._plan.fields
-        passes = [run.info.passes[name] for name in self._plan.passes]
-        classifier = Classifier(model, self._head, self.device, info.precision)
+        self.head = find_head(model, example(info.input_shape).to(self.device))
+        run = self._run()
+        self.plan = spec_of(info).definition.plan(spec_of(info), run)
+        self.learned = self.plan.fit() if self.plan.fit else None
+        passes = [run.info.passes[name] for name in self.plan.passes]
+        classifier = Classifier(model, self.head, self.device, info.precision)
         self._rows = RowSource(classifier, passes, info.input_shape)
 
-    def _run(self, arrays: Mapping[str, NDArray]) -> MemoryRun:
+    def _run(self) -> MemoryRun:
         """Return what the score is planned on."""
-        info, found, head = self._info, self._head, {}
+        info, found, head = self._info, self.head, {}
         if found.closed_form:
-            last = self._model.get_submodule(found.module)
+            last = self.model.get_submodule(found.module)
             head["weight"] = last.weight.detach().float().flatten(1).cpu().numpy()
             if last.bias is not None:
                 head["bias"] = last.bias.detach().float().cpu().numpy()
@@ -103,9 +114,8 @@ class LiveScore:
             raise DetectorError(
                 "Expected the last layer that the detector was calibrated with, got another."
             )
-        sizes = {n: p.numel() for n, p in differentiable_parameters(self._model).items()}
+        sizes = {n: p.numel() for n, p in differentiable_parameters(self.model).items()}
         groups = {info.settings["layers"]: info.parameters} if info.parameters else {}
-        learned = {n.removeprefix(FIT): x for n, x in arrays.items() if n.startswith(FIT)}
         passes = {}
         if info.stages:
             # Stages that the score learned of, in their order.
@@ -125,7 +135,7 @@ class LiveScore:
             passes=passes,
             sets={FIT_SET: set_entry(FIT_SET, "fit", fit)} if info.fit else {},
         )
-        return MemoryRun(about, head, learned=learned)
+        return MemoryRun(about, head, learned=self.arrays)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits ``[batch, classes]`` float32 and scores ``[batch]`` float64, on the CPU.
@@ -138,13 +148,13 @@ class LiveScore:
             InvalidArgument: If a score is not finite; the message names the image.
         """
         with self._lock:  # what observes a forward belongs to one thread
-            if state_of(self._model) is not self._state:
-                check_model(self._model, self._info)
-                self._state = state_of(self._model)
+            if state_of(self.model) is not self._state:
+                check_model(self.model, self._info)
+                self._state = state_of(self.model)
             tensors = {name: values.clone() for name, values in self._rows(images).items()}
         arrays: dict[str, Any] = {"index": np.arange(len(images)), **tensors}
-        block = Block(arrays, self._plan.feature_orders, self._plan.deviations)
-        scores = self._plan.score(self._learned, block).double()
+        block = Block(arrays, self.plan.feature_orders, self.plan.deviations)
+        scores = self.plan.score(self.learned, block).double()
         bad = ~(scores.isfinite() & tensors["logits"].isfinite().all(dim=1))
         if bad.any():
             raise InvalidArgument(

@@ -45,8 +45,11 @@ def fdbd(rows: Rows, fit: Fit, head: LastLayer) -> Tensor:
     """
     logits, weight = rows.logits.double(), head.weight.double()
     largest, predicted = logits.max(dim=1, keepdim=True)
-    classes, place = predicted[:, 0].unique(return_inverse=True)
-    apart = _distances(weight, classes)[place]
+    if torch.compiler.is_compiling():  # a graph has no shape that depends on values
+        apart = _distances(weight, predicted[:, 0])
+    else:
+        classes, place = predicted[:, 0].unique(return_inverse=True)
+        apart = _distances(weight, classes)[place]
     boundary = apart > 0
     distances = torch.where(boundary, (largest - logits) / torch.where(boundary, apart, 1), 0)
     mean = distances.sum(dim=1) / boundary.sum(dim=1).clamp_min(1)

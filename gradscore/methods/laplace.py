@@ -103,9 +103,9 @@ def laplace_energy_blocks(
 
 def evidence(rows: Rows, fit: Fit, head: LastLayer | None = None) -> Tensor:
     """Return ``logsumexp(f) - log C - mean ID logit``, in nats, shape ``[rows]``, float64."""
-    logits = _logits(rows, fit, head)[:, fit["kept"].bool()]
-    classes = torch.tensor(float(logits.shape[1]), dtype=torch.float64)
-    return logits.logsumexp(dim=1) - classes.log() - fit["mean_logit"]
+    kept = fit["kept"].bool()
+    logits = _logits(rows, fit, head).masked_fill(~kept, -torch.inf)
+    return logits.logsumexp(dim=1) - kept.sum().double().log() - fit["mean_logit"]
 
 
 def head_distance(features: Tensor, fit: Fit) -> Tensor:

@@ -101,7 +101,7 @@ def _largest_products(features: Tensor, bank: Tensor, k: int) -> Tensor:
     if not 1 <= k <= len(bank):
         raise InvalidArgument(f"Expected k of 1 to {len(bank)}, the images fitted to, got {k}.")
     directions = normalize(features.double(), dim=1)
-    best = directions.new_empty(len(directions), 0)
+    best = directions[:, :0]
     for part in bank.split(PART):
         products = torch.cat([best, directions @ part.double().T], dim=1)
         best = products.topk(min(k, products.shape[1]), dim=1).values

@@ -1,0 +1,68 @@
+"""``gradscore export``: a detector as one ONNX file."""
+
+import click
+
+from gradscore.choices import INPUTS
+from gradscore.cli.console import notice, say
+from gradscore.cli.detectors import promise_of, score_text
+from gradscore.cli.options import chained, model_options, quiet_option
+from gradscore.cli.results import notice_written
+from gradscore.escapes import counted
+
+TRIED = 256
+"""Images of the calibration that the file is tried with."""
+
+
+@click.command(short_help="Write a detector as an ONNX file.")
+@click.option("--detector", "path", metavar="FILE", required=True, help="The detector's file.")
+@model_options
+@click.option(
+    "--input",
+    "takes",
+    type=click.Choice(INPUTS),
+    default=INPUTS[0],
+    show_default=True,
+    help="normalized: preprocessed images. uint8: pixels at the model's size; the file then "
+    "holds the normalisation.",
+)
+@click.option(
+    "--data",
+    metavar="PATH",
+    help="Images to try the file with. Default: those of the calibration.",
+)
+@click.option(
+    "--batch",
+    metavar="N",
+    type=click.IntRange(1),
+    help="The one batch size that the file takes. Default: any.",
+)
+@click.option("-o", "--output", metavar="F.onnx", required=True, help="The file (.onnx).")
+@chained(quiet_option)
+def export(path, model, weights, takes, data, batch, output, quiet) -> None:
+    """Write a detector as ONNX: images in; logits, score and accepted out.
+
+    The file is kept once onnxruntime decided real images as the detector does. It runs without
+    torch and without gradscore. Its threshold is the initializer `threshold`.
+    """
+    from gradscore.detector import Detector
+    from gradscore.detector.trial import trial_images
+
+    detector = Detector.load(path, model, weights)
+    images, reason = trial_images(detector.info, data, takes, TRIED)
+    if reason:
+        notice(f"The file is tried with random numbers: {reason}", quiet=quiet)
+    found = detector.export(output, images, takes=takes, batch=batch)
+    what = "random images" if found.drawn else "images"
+    say(f"{score_text(detector.info)}: {promise_of(detector.info)}")
+    say(
+        f"Tried in onnxruntime with {found.images:,} {what}: logits within {found.logits:.1g}, "
+        f"scores within {found.score:.1g} of the largest; {counted(found.near, 'image')} so near "
+        "the threshold that rounding may decide."
+    )
+    learned = f", of which the score learned {_mebibytes(found.learned)}" if found.learned else ""
+    say(f"{_mebibytes(found.size)}{learned}.")
+    notice_written(output, quiet=quiet)
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / (1 << 20):,.1f} MiB"

@@ -1,0 +1,199 @@
+"""A detector in ONNX: the same decisions by onnxruntime alone; what cannot be exported is told."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import gradscore as gs
+from gradscore.detector import Detector
+from gradscore.errors import DetectorError, InvalidArgument
+
+pytest.importorskip("onnxscript")
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+SCORES = {
+    "gradnorm": {},
+    "gradnorm of order 2, one-hot": {"p": 2.0, "target": "one-hot"},
+    "gradnorm of order inf, T 1000": {"p": float("inf"), "temperature": 1000.0},
+    "energy": {},
+    "react": {},
+    "ash": {},
+    "scale": {},
+    "gen": {},
+    "knn": {},
+    "nnguide": {},
+    "fdbd": {},
+    "vim": {},
+    "mahalanobis": {},
+    "laplace_energy clipped": {"clip": 95.0},
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 5)).eval()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def session(path):
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_every_score_of_one_forward_decides_as_it_does_in_torch(model, images, name, tmp_path):
+    with torch.no_grad():
+        labelled = [(images, model(images).argmax(dim=1).where(torch.arange(200) > 9, 0))]
+    detector = Detector.calibrate(model, labelled, method=name.split()[0], **SCORES[name])
+    found = detector.export(tmp_path / "gate.onnx", images[:70])
+    assert found.images == 70
+    assert not found.drawn
+    assert max(found.logits, found.score) < 1e-5
+    run = session(tmp_path / "gate.onnx")
+    for size in (1, 7, 64):
+        expected = detector(images[:size])
+        logits, score, accepted = run.run(None, {"images": images[:size].numpy()})
+        np.testing.assert_allclose(logits, expected.logits, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(score, expected.score, rtol=1e-4, atol=1e-5)
+        sure = abs(score - detector.info.threshold.value) > 1e-4
+        assert (accepted == expected.accepted.numpy())[sure].all()
+
+
+def test_pixels_are_normalised_inside(model, images, tmp_path):
+    how = {"resize": None, "crop": None, "mean": 0.3, "std": 0.38, "mode": "L"}
+    detector = Detector.calibrate(model, images, preprocessing=how)
+    pixels = torch.randint(0, 256, (9, 8, 8, 1), dtype=torch.uint8)
+    detector.export(tmp_path / "gate.onnx", pixels, takes="uint8")
+    prepared = ((pixels.float() / 255 - 0.3) / 0.38).permute(0, 3, 1, 2)
+    logits, score, _ = session(tmp_path / "gate.onnx").run(None, {"images": pixels.numpy()})
+    np.testing.assert_allclose(score, detector(prepared).score, rtol=1e-5)
+    np.testing.assert_allclose(logits, detector(prepared).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_the_file_says_what_it_is_and_its_threshold_can_be_changed(model, images, tmp_path):
+    detector = Detector.calibrate(model, images)
+    detector.export(tmp_path / "gate.onnx")
+    content = onnx.load(tmp_path / "gate.onnx")
+    told = {entry.key: entry.value for entry in content.metadata_props}
+    assert json.loads(told["gradscore"])["method"] == "energy"
+    assert told["gradscore.promise"] == detector.info.threshold.promise()
+    assert json.loads(told["gradscore.agreement"])["drawn"] is True
+    (threshold,) = (x for x in content.graph.initializer if x.name == "threshold")
+    assert onnx.numpy_helper.to_array(threshold) == detector.info.threshold.value
+    threshold.CopyFrom(onnx.numpy_helper.from_array(np.array(1e9), "threshold"))
+    onnx.save(content, tmp_path / "strict.onnx")
+    *_, accepted = session(tmp_path / "strict.onnx").run(None, {"images": images[:5].numpy()})
+    assert not accepted.any()
+
+
+def test_block_means_go_along_without_channels_that_never_vary(images, tmp_path):
+    model = gs.create_model("digits")
+    with torch.no_grad():
+        model.block4.bn2.weight[:4], model.block4.bn2.bias[:4] = 0, -99
+    detector = Detector.calibrate(model, images, method="laplace_energy_blocks")
+    assert (detector.arrays["fit.fold0.block4.deviation"] == 0).sum() >= 4
+    found = detector.export(tmp_path / "gate.onnx", images[:20])
+    assert max(found.logits, found.score) < 1e-4
+
+
+class Dict(nn.Module):
+    """Returns its logits as HuggingFace's models do."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.inner = model
+
+    def forward(self, x):
+        return {"logits": self.inner(x)}
+
+
+def test_outputs_with_logits_and_files_of_one_size(model, images, tmp_path):
+    detector = Detector.calibrate(Dict(model), images, method="gradnorm")
+    assert detector.export(tmp_path / "three.onnx", images, batch=3).score < 1e-4
+    with pytest.raises(Exception, match="invalid dimensions"):
+        session(tmp_path / "three.onnx").run(None, {"images": images[:2].numpy()})
+
+
+class Frozen(nn.Module):
+    """Asks for its batch size in a way that a graph cannot follow."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.fc(x.reshape(len(x), -1))
+
+
+def test_a_model_that_freezes_the_batch_is_refused_or_exported_for_one_size(tmp_path):
+    x = torch.rand(100, 3, 2, 2)
+    detector = Detector.calibrate(Frozen().eval(), x)
+    path = tmp_path / "gate.onnx"
+    with pytest.raises(DetectorError, match=r"freezes the batch|export for one size"):
+        detector.export(path, x)
+    assert not path.exists()
+    detector.export(path, x, batch=5)
+    assert path.exists()
+
+
+def refusals(model, images, path):
+    energy = Detector.calibrate(model, images)
+    inner = Detector.calibrate(model, images, method="gradnorm", layers="1.weight")
+    return {
+        "inner layers": (lambda: inner.export(path), "got gradnorm of layers 1.weight"),
+        "ending": (lambda: energy.export("gate.pt"), r"ending in .onnx, got 'gate.pt'"),
+        "input": (lambda: energy.export(path, takes="jpeg"), "normalized or uint8, got 'jpeg'"),
+        "batch": (lambda: energy.export(path, batch=0), "1 or more, got 0"),
+    }
+
+
+@pytest.mark.parametrize("case", ["inner layers", "ending", "input", "batch"])
+def test_what_cannot_be_exported_is_one_line(model, images, tmp_path, case):
+    act, message = refusals(model, images, tmp_path / "gate.onnx")[case]
+    with pytest.raises((DetectorError, InvalidArgument), match=message):
+        act()
+    assert not (tmp_path / "gate.onnx").exists()
+
+
+def test_a_file_that_disagrees_is_not_kept(model, images, tmp_path, monkeypatch):
+    from gradscore.detector import exporting
+
+    detector = Detector.calibrate(model, images)
+    monkeypatch.setattr(exporting, "_apart", lambda found, expected: 1.0)
+    with pytest.raises(DetectorError, match="the file is not kept"):
+        detector.export(tmp_path / "gate.onnx", images)
+    assert list(tmp_path.iterdir()) == []
+
+
+ALONE = """
+import sys, numpy as np, onnxruntime
+run = onnxruntime.InferenceSession(sys.argv[1])
+pixels = np.load(sys.argv[2])
+logits, score, accepted = run.run(None, {"images": pixels})
+assert "torch" not in sys.modules and "gradscore" not in sys.modules
+np.savez(sys.argv[3], score=score, accepted=accepted)
+"""
+
+
+def test_it_runs_without_torch(model, images, tmp_path):
+    how = {"resize": None, "crop": None, "mean": 0.3, "std": 0.38, "mode": "L"}
+    detector = Detector.calibrate(model, images, method="laplace_energy", preprocessing=how)
+    pixels = torch.randint(0, 256, (20, 8, 8, 1), dtype=torch.uint8)
+    detector.export(tmp_path / "gate.onnx", pixels, takes="uint8")
+    np.save(tmp_path / "pixels.npy", pixels.numpy())
+    paths = [tmp_path / name for name in ("gate.onnx", "pixels.npy", "out.npz")]
+    subprocess.run([sys.executable, "-c", ALONE, *paths], check=True, cwd=tmp_path, timeout=120)
+    found = np.load(tmp_path / "out.npz")
+    expected = detector(((pixels.float() / 255 - 0.3) / 0.38).permute(0, 3, 1, 2))
+    np.testing.assert_allclose(found["score"], expected.score, rtol=1e-4, atol=1e-6)
+    assert (found["accepted"] == expected.accepted.numpy()).all()

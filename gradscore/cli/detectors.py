@@ -120,7 +120,7 @@ def info(file) -> None:
         "detector": file,
         "score": score_text(about),
         "threshold": f"{threshold.value:.6g}",
-        "promise": promise_of(about).removesuffix("."),
+        "promise": promise_text(about).removesuffix("."),
         "model": about.model,
         "weights": weights_text(about),
         "weights' SHA-256": about.weights_sha256,
@@ -142,12 +142,13 @@ def score_text(about: "DetectorInfo") -> str:
     return f"{about.method} ({settings})" if settings else about.method
 
 
-def promise_of(about: "DetectorInfo") -> str:
+def promise_text(about: "DetectorInfo") -> str:
     """Return what a detector promises, as one sentence."""
     threshold = about.threshold
+    promise = threshold.promise()
     approximate = " (approximate: cross-fit)" if about.cross_fit else ""
     return (
-        f"{threshold.promise()}{approximate}; {threshold.flagged:,} of these "
+        f"{promise[0].upper()}{promise[1:]}{approximate}; {threshold.flagged:,} of these "
         f"{threshold.images:,} are."
     )
 
@@ -182,8 +183,7 @@ def _chosen(run: "RunStore", options: dict[str, Any], quiet: bool) -> tuple[str,
 def _show(made: "Calibration", run: "RunStore") -> None:
     about = made.info
     say(f"{score_text(about)}: images with a score below {about.threshold.value:.6g} are flagged.")
-    promise = promise_of(about)
-    say(f"{promise[0].upper()}{promise[1:]}")
+    say(promise_text(about))
     say("This holds for images like the calibration images: drawn alike, and new to the model.")
     worst = sorted(made.by_class.items(), key=lambda one: (-one[1].flagged, one[0]))
     rows = [

@@ -62,7 +62,7 @@ def demo(output, quiet) -> None:
     _score(run.store, [choice.spec], scores, figure)
     detector = folder / "detector.safetensors"
     step("A threshold that holds what it promises, and the detector", "calibrate", "-o", detector)
-    say(promise_text(_calibrate(run.store, choice.spec, detector)))
+    say(promise_text(_calibrate(run.store, choice.spec, detector).info))
     page = folder / "report.html"
     step("All of it on one page", "report", "--detector", detector, "-o", page)
     report(run.store, page, detector=detector)

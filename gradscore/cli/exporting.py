@@ -4,7 +4,7 @@ import click
 
 from gradscore.choices import INPUTS
 from gradscore.cli.console import notice, say
-from gradscore.cli.detectors import promise_of, score_text
+from gradscore.cli.detectors import promise_text, score_text
 from gradscore.cli.options import chained, model_options, quiet_option
 from gradscore.cli.results import notice_written
 from gradscore.escapes import counted
@@ -53,7 +53,7 @@ def export(path, model, weights, takes, data, batch, output, quiet) -> None:
         notice(f"The file is tried with random numbers: {reason}", quiet=quiet)
     found = detector.export(output, images, takes=takes, batch=batch)
     what = "random images" if found.drawn else "images"
-    say(f"{score_text(detector.info)}: {promise_of(detector.info)}")
+    say(f"{score_text(detector.info)}. {promise_text(detector.info)}")
     say(
         f"Tried in onnxruntime with {found.images:,} {what}: logits within {found.logits:.1g}, "
         f"scores within {found.score:.1g} of the largest; {counted(found.near, 'image')} so near "

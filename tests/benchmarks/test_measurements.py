@@ -2,6 +2,7 @@
 
 import csv
 
+import block_means
 import closed_form
 import extract
 import norms
@@ -41,6 +42,17 @@ def test_each_model_gets_the_images_that_it_expects():
     assert (first["size"], first["note"]) == (8, "")
     (found,) = extract.measure(["digits"], images=4, batch_size=4, repeats=1)
     assert found.extract > 0
+
+
+def test_block_means_are_measured_beside_the_forward(tmp_path, capsys):
+    monitored = torch.get_num_threads()
+    try:
+        block_means.main(["--model", "digits", "-o", str(tmp_path / "b.csv")])
+    finally:
+        torch.set_num_threads(monitored)
+    (row,) = csv.DictReader((tmp_path / "b.csv").read_text().splitlines())
+    assert (row["model"], row["stages"], row["rounds"]) == ("digits", "4", "20")
+    assert float(row["quarter"]) <= float(row["ratio"]) <= float(row["three_quarters"])
 
 
 def test_a_benchmark_of_which_nothing_succeeds_fails(monkeypatch):

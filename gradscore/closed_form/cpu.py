@@ -101,8 +101,9 @@ def score(features: Tensor, logits: Tensor, objective: Objective) -> Tensor:
 
     def fill(rows: slice) -> None:
         norms = _feature_norms(x[rows], orders)[0]
-        norms *= _deviation_norms(f[rows], asked)[0]
-        np.divide(norms, sign * objective.temperature, out=scores[rows], casting="same_kind")
+        with np.errstate(all="ignore"):  # what is not finite is refused by the caller
+            norms *= _deviation_norms(f[rows], asked)[0]
+            np.divide(norms, sign * objective.temperature, out=scores[rows], casting="same_kind")
 
     _share_out(fill, x, f)
     return torch.from_numpy(scores)
@@ -120,13 +121,13 @@ def _kernels(dtype: type) -> tuple[Callable[..., None], Callable[..., None]] | N
             kernels = _warmed(make_kernels(cached=False), dtype)
             _tell(
                 "Expected a folder that keeps compiled functions for the next process, got: "
-                f"{reason_of(error)} Set NUMBA_CACHE_DIR to one that can be written."
+                f"{reason_of(error).rstrip('.')}. Set NUMBA_CACHE_DIR to one that can be written."
             )
             return kernels
     except Exception as error:  # numba is missing, or does not know this Python or processor
         _tell(
-            f"Expected the package numba, which scores on a CPU, got: {reason_of(error)} Scores "
-            "are computed by torch, more slowly."
+            f"Expected the package numba, which scores on a CPU, got: "
+            f"{reason_of(error).rstrip('.')}. Scores are computed by torch, more slowly."
         )
         return None
 

@@ -150,6 +150,14 @@ def test_half_precision_is_raised_without_loss(dtype):
     )
 
 
+@pytest.mark.parametrize("features", [math.inf, 3e38], ids=str)
+def test_a_score_beyond_its_type_is_refused_as_by_torch(features):
+    x, f = torch.full((2, 9), features), torch.tensor([[0.0, 0.0], [99.0, 0.0]])
+    for backend in ("numba", "torch"):
+        with pytest.raises(InvalidArgument, match=r"finite features and logits, got .* in row"):
+            last_layer_score(x, f, backend=backend)
+
+
 @pytest.fixture
 def _threads(monkeypatch):
     before = torch.get_num_threads()

@@ -160,3 +160,12 @@ def test_a_head_is_found_anew_where_weights_changed_in_place():
     expected = hold_to_reference(model, x)
     assert expected
     torch.testing.assert_close(scorer(x), gs.gradient_norms(model, x, layers="last").norms[:, 0])
+
+
+def test_a_state_that_came_back_stays():
+    model = Gated()
+    first = state_of(model)
+    model.level = 1.0
+    assert state_of(model) is not first
+    model.level = 0.0
+    assert [state_of(model) is first for _ in range(3)] == [True] * 3

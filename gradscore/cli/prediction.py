@@ -8,7 +8,7 @@ from gradscore.choices import PREDICTION_ENDINGS
 from gradscore.cli.console import Progress, notice, print_table, say
 from gradscore.cli.detectors import DETECTOR, class_text
 from gradscore.cli.extraction_options import computing_options
-from gradscore.cli.options import chained, output_option, quiet_option
+from gradscore.cli.options import chained, import_methods, output_option, quiet_option
 from gradscore.escapes import counted
 
 SHOWN = 5
@@ -28,6 +28,11 @@ detector_options = chained(
         help="The detector's model again, where it is code of your own (python:) or is fetched.",
     ),
     click.option("--weights", metavar="FILE[#KEY]", help="Its weight file, where it has moved."),
+    click.option(
+        "--method",
+        metavar="python:MODULE:FUNCTION",
+        help="The detector's score again, where it is one of your own.",
+    ),
 )
 
 
@@ -57,7 +62,9 @@ detector_options = chained(
 )
 @computing_options
 @chained(output_option(PREDICTION_ENDINGS), quiet_option)
-def predict(paths, detector, model, weights, show, fail_on_drift, output, quiet, **how) -> None:
+def predict(
+    paths, detector, model, weights, method, show, fail_on_drift, output, quiet, **how
+) -> None:
     """Say of new images which a detector accepts, and whether more are flagged than usual.
 
     PATH is a folder, a list or an archive, as `gradscore extract` takes them. A file has a row an
@@ -68,13 +75,17 @@ def predict(paths, detector, model, weights, show, fail_on_drift, output, quiet,
 
     from gradscore.data import open_set
     from gradscore.detector import Detector
+    from gradscore.detector.building import UNKNOWN
     from gradscore.detector.file import read_detector
     from gradscore.detector.prediction import Tally, predict_images
     from gradscore.detector.prediction_file import written_predictions
     from gradscore.errors import InvalidArgument
     from gradscore.extraction.classifier import device_for
 
+    import_methods([method] if method else ())
     info, _ = read_detector(detector)
+    if UNKNOWN in info.notices:
+        notice(f"{UNKNOWN[0].upper()}{UNKNOWN[1:]}.", quiet=quiet)
     if fail_on_drift and info.cross_fit:
         raise InvalidArgument(
             "Expected no --fail-on-drift with a cross-fitted detector: whether too many images "

@@ -34,8 +34,8 @@ from gradscore.run.layout import BLOCKS
 BATCH = 64
 """Images of a tensor that are computed at once."""
 UNKNOWN = (
-    "nothing is known of how pictures become the model's input: `predict` and `export` take their "
-    "pixels as numbers of 0 to 1; give `preprocessing={'mean': M, 'std': D}` if that is not so"
+    "nothing is known of how pictures become the model's input: their pixels are taken as numbers "
+    "of 0 to 1; calibrate with `preprocessing=...` if that is not so"
 )
 IMAGES, FIT = "images", "fit"
 """Sets of a run in memory."""

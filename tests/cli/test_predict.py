@@ -5,11 +5,14 @@ import hashlib
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from helpers.commands import call, fails
 from PIL import Image
 
+import gradscore as gs
 from gradscore.cli import cli
+from gradscore.methods import METHODS
 
 
 def invoke(*words):
@@ -111,3 +114,35 @@ def test_what_cannot_be_is_one_line(detector, tmp_path, capsys):
         capsys, "predict", "digits:unseen", "--detector", detector, "-o", tmp_path / "a.txt"
     )
     assert "ending in .csv, .parquet, .jsonl" in told
+
+
+def test_a_score_of_ones_own_is_imported_only_where_it_is_given_again(
+    detector, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "own_score.py").write_text(
+        "def spread(features, logits, head):\n    return logits.std(dim=1)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    name, file = "python:own_score:spread", tmp_path / "own.safetensors"
+    run = detector.parent / "run"
+    words = ("digits:unseen", "--detector", file, "--show", "0")
+    try:
+        assert call("calibrate", "--run", run, "--method", name, "-o", file, "-q") in (0, None)
+        capsys.readouterr()
+        METHODS.pop(name)
+        told = fails(capsys, "predict", *words)
+        assert "it is imported only where you give it" in told
+        assert call("predict", *words, "--method", name) in (0, None)
+        assert "of 714 images" in capsys.readouterr().out
+    finally:
+        METHODS.pop(name, None)
+
+
+def test_pictures_of_unknown_normalisation_are_told_of(tmp_path):
+    model = gs.create_model("digits")
+    del model.preprocessing
+    made = gs.Detector.calibrate(model, torch.rand(70, 1, 8, 8))
+    made.save(tmp_path / "d.safetensors")
+    result = invoke("predict", "digits:unseen", "--detector", tmp_path / "d.safetensors")
+    assert result.exit_code == 0, result.output
+    assert "Nothing is known of how pictures become the model's input" in result.stderr

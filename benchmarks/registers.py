@@ -8,7 +8,6 @@ python benchmarks/registers.py -o kernel-registers.csv
 
 import argparse
 import itertools
-import math
 import re
 import subprocess
 import tempfile
@@ -24,7 +23,8 @@ LOGITS = [(2048, 1000), (2048, 21843), (64, 10), (512, 100)]
 """Features and classes of rows whose logits come from memory."""
 HEADS = [(64, 10), (256, 1000)]
 """Features and classes of heads that are multiplied in the kernel."""
-ORDERS = (0.5, 1.0, 2.0, 3.0, math.inf)
+ORDERS = (0.5, 1.0, 3.0)
+"""Below 1 a kernel works in float64; 2 and infinity take about what 1 takes."""
 WARPS = 4
 
 

@@ -45,6 +45,9 @@ GUARANTEES = ("pac", "marginal")
 INPUTS = ("normalized", "uint8")
 """What an exported detector takes: preprocessed images, or their pixels before normalisation."""
 
+EXECUTORS = ("local", "ray")
+"""Who computes an extraction: this process, or the workers of a Ray cluster."""
+
 BACKENDS = ("auto", "torch", "numba", "triton")
 """What computes the closed form; ``auto``: the fastest there is."""
 

@@ -180,6 +180,8 @@ def extract(
     blocks: Mapping[str, str | Sequence[str]] | None = None,
     shard_rows: int = 4096,
     part: str | tuple[int, int] | None = None,
+    executor: str = "local",
+    actors: int | None = None,
     progress: Progress | None = None,
 ) -> Run:
     """Record what a model answers for sets of images, in a run on disk.
@@ -227,6 +229,9 @@ def extract(
         part: Record only part ``(I, N)`` of each set, I of 1 to N, or ``I/N``; ``env`` takes both
             from the variables of a cluster's job. Parts may be recorded at once, and are joined
             by ``gradscore run merge``.
+        executor: ``local``, or ``ray`` for the workers of a cluster (extra ``ray``), which share
+            the disk of the run and of the images.
+        actors: Workers of the cluster; by default one for each of its GPUs, or CPUs.
         progress: Is told how far the work has come.
 
     Returns:
@@ -267,6 +272,8 @@ def extract(
         blocks=blocks or {},
         shard_rows=shard_rows,
         part=numbers,
+        executor=executor,
+        actors=actors,
         progress=progress or Silent(),
     )
     if said:

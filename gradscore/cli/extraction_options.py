@@ -5,6 +5,7 @@ import click
 from gradscore.choices import (
     AUTO,
     DEVICES,
+    EXECUTORS,
     GRADIENTS,
     KEPT_TYPES,
     ON_ERROR,
@@ -197,6 +198,20 @@ extract_options = chained(
         help="Record part I of N of each set; `gradscore run merge` joins them. env: as the "
         "variables of a Slurm array, a Kubernetes indexed job or torchrun say; env/N where they "
         "do not say N.",
+    ),
+    click.option(
+        "--executor",
+        type=click.Choice(EXECUTORS),
+        default=EXECUTORS[0],
+        show_default=True,
+        help="Who computes: this process, or the workers of a Ray cluster that share the disk of "
+        "the run and the images (pip install 'gradscore[ray]').",
+    ),
+    click.option(
+        "--actors",
+        metavar="N",
+        type=click.IntRange(1),
+        help="Workers of --executor ray; by default one a GPU, or a CPU.",
     ),
     quiet_option,
 )

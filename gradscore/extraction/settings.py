@@ -9,7 +9,15 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from gradscore.choices import AUTO, DEVICES, GRADIENTS, ON_ERROR, PRECISIONS, RECORDED_METHODS
+from gradscore.choices import (
+    AUTO,
+    DEVICES,
+    EXECUTORS,
+    GRADIENTS,
+    ON_ERROR,
+    PRECISIONS,
+    RECORDED_METHODS,
+)
 from gradscore.data import ImageSet
 from gradscore.errors import InvalidArgument
 from gradscore.models.preprocessing import Preprocessing
@@ -78,6 +86,8 @@ class Settings:
     blocks: Mapping[str, str | Sequence[str]]
     shard_rows: int
     part: tuple[int, int] | None
+    executor: str
+    actors: int | None
     progress: Progress
 
     def __post_init__(self) -> None:
@@ -87,6 +97,13 @@ class Settings:
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("on_error", self.on_error, ON_ERROR)
         _one_of("gradients", self.gradients, GRADIENTS)
+        _one_of("executor", self.executor, EXECUTORS)
+        if self.actors is not None and (type(self.actors) is not int or self.actors < 1):
+            raise InvalidArgument(f"Expected 1 or more actors, got {self.actors!r}.")
+        if self.executor == EXECUTORS[0] and self.actors is not None:
+            raise InvalidArgument("Expected actors with executor ray only; add `executor='ray'`.")
+        if self.executor != EXECUTORS[0] and self.part is not None:
+            raise InvalidArgument("Expected a part or executor ray, got both; give one of them.")
         for name, least in (("workers", 0), ("shard_rows", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:

@@ -15,6 +15,8 @@ LOCK_FILE = ".lock"
 FITS = "fits"
 PARTS = ".parts"
 """Folder of a run that holds its parts; no set can have that name."""
+TASKS = ".tasks"
+"""Folder of a run for shards that the tasks of a cluster wrote, and that have no place yet."""
 CHOICE_FILE = f"{FITS}/choice.json"
 """Which score was last chosen for the run's model."""
 TAKEN = ("mean", FITS, RUN_FILE, HEAD_FILE)

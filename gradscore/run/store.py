@@ -200,6 +200,41 @@ class RunStore(RunReader):
             digest = hashlib.sha256(built).hexdigest()
             rows = len(content["index"])
             added[name] = Shard(file, digest, *span, rows, dict(settings or {}))
+        self._note(entry, added, failed)
+
+    def adopt_shards(
+        self,
+        set_name: str,
+        files: Mapping[str, tuple[str, str, int]],
+        span: tuple[int, int],
+        failed: Sequence[FailedRow] = (),
+        settings: Mapping[str, object] | None = None,
+    ) -> None:
+        """Give shards that lie elsewhere in the run their places, and write a line of the journal.
+
+        Args:
+            set_name: A set that was added.
+            files: Pass name to its file below the run, its SHA-256 and its number of rows.
+            span: As of :meth:`add_shards`.
+            failed: As of :meth:`add_shards`.
+            settings: As of :meth:`add_shards`.
+
+        Raises:
+            RunError: If a file cannot be moved, or the run was not opened for writing.
+        """
+        entry, added = self.info.sets[set_name], {}
+        for name, (source, digest, rows) in files.items():
+            file = shard_file(set_name, name, len(entry.passes.setdefault(name, [])))
+            self.writer.link(source, file)
+            added[name] = Shard(file, digest, *span, rows, dict(settings or {}))
+        self._note(entry, added, failed)
+        for source, _, _ in files.values():
+            self.writer.delete(source, folders_too=False)
+
+    def _note(
+        self, entry: SetInfo, added: Mapping[str, Shard], failed: Sequence[FailedRow]
+    ) -> None:
+        """Take new shards into the index: a line of the journal, or the whole where it is due."""
         for name, shard in added.items():
             entry.passes[name].append(shard)
         entry.failed.extend(failed)
@@ -207,7 +242,9 @@ class RunStore(RunReader):
             self.save()
         else:
             new = not self._journal.begun
-            writer.append(JOURNAL_FILE, self._journal.line(set_name, added, failed), new=new)
+            self.writer.append(
+                JOURNAL_FILE, self._journal.line(entry.name, added, failed), new=new
+            )
 
     def _known_rules(self) -> int:
         """Return how many parameters' rules are known: each pass's, once a batch was computed."""

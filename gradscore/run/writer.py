@@ -138,16 +138,17 @@ class Writer:
         except OSError as error:
             raise cannot_write(self.directory / target, error) from error
 
-    def delete(self, file: str) -> None:
-        """Delete a file of the run, and the folders that are empty then; an absent one is none.
+    def delete(self, file: str, *, folders_too: bool = True) -> None:
+        """Delete a file of the run; an absent one is none.
 
         Args:
             file: Its path below the run, parts joined by ``/``.
+            folders_too: Whether folders that are empty then are deleted, too.
         """
         *folders, name = file.split("/")
         with contextlib.suppress(OSError), self._folder(folders) as folder:
             os.unlink(name, dir_fd=folder)
-        for depth in range(len(folders), 0, -1):
+        for depth in range(len(folders) if folders_too else 0, 0, -1):
             with contextlib.suppress(OSError), self._folder(folders[: depth - 1]) as folder:
                 os.rmdir(folders[depth - 1], dir_fd=folder)
 

@@ -45,6 +45,10 @@ GUARANTEES = ("pac", "marginal")
 INPUTS = ("normalized", "uint8")
 """What an exported detector takes: preprocessed images, or their pixels before normalisation."""
 
+STORED = ("all", "features", "features-float16")
+"""What a run keeps of the last layer: its input and the logits; or its input alone, from which its
+weights give the logits when they are read; or that in half precision."""
+
 EXECUTORS = ("local", "ray")
 """Who computes an extraction: this process, or the workers of a Ray cluster."""
 

@@ -180,6 +180,7 @@ def extract(
     blocks: Mapping[str, str | Sequence[str]] | None = None,
     shard_rows: int = 4096,
     part: str | tuple[int, int] | None = None,
+    store: str = "all",
     executor: str = "local",
     actors: int | None = None,
     progress: Progress | None = None,
@@ -229,6 +230,9 @@ def extract(
         part: Record only part ``(I, N)`` of each set, I of 1 to N, or ``I/N``; ``env`` takes both
             from the variables of a cluster's job. Parts may be recorded at once, and are joined
             by ``gradscore run merge``.
+        store: ``all``; or ``features`` for the input of the last layer alone, whose weights give
+            the logits when they are read; or ``features-float16`` for that in half precision. How
+            far the logits are then from the model's is recorded beside each shard.
         executor: ``local``, or ``ray`` for the workers of a cluster (extra ``ray``), which share
             the disk of the run and of the images.
         actors: Workers of the cluster; by default one for each of its GPUs, or CPUs.
@@ -272,6 +276,7 @@ def extract(
         blocks=blocks or {},
         shard_rows=shard_rows,
         part=numbers,
+        store=store,
         executor=executor,
         actors=actors,
         progress=progress or Silent(),

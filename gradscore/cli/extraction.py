@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from gradscore.choices import PRECISIONS
+from gradscore.choices import PRECISIONS, STORED
 from gradscore.cli.console import Progress, notice
 from gradscore.cli.extraction_options import extract_options
 from gradscore.cli.results import notice_chance
@@ -120,9 +120,11 @@ def _settings(known, **how) -> dict:
         recorded = Preprocessing.from_dict(known.preprocessing)
         how["preprocessing"] = recorded.with_overrides(**overrides)
         how["precision"] = how["precision"] or known.precision
+        how["store"] = how["store"] or known.stored
     else:
         how["preprocessing"] = overrides
         how["precision"] = how["precision"] or PRECISIONS[0]
+        how["store"] = how["store"] or STORED[0]
     defaults = {"layers": ("all",), "p": (1.0,), "target": ("uniform",)}
     for name, default in defaults.items():
         how[name] = how[name] or default
@@ -151,6 +153,14 @@ def _report(store, sets: list[str], fit: str | None, run_path: str, quiet: bool)
     for entry in store.info.fits.values():
         if entry.notice and fit in entry.sets:
             notice(f"{fit}: {entry.notice}.", quiet=quiet)
+    if store.info.stored != STORED[0]:
+        apart = [
+            shard.settings.get("logits_apart", 0.0)
+            for name in sets
+            for shard in store.sets[name].passes.get("base", ())
+        ]
+        largest = f"{max(apart, default=0.0):.2g}"
+        notice(f"Logits of the stored features: at most {largest} from the model's.", quiet=quiet)
     notice_chance(store, sets, quiet=quiet)
     images = sum(store.sets[name].recorded() for name in sets)
     what = f"{counted(images, 'image')} in {counted(len(sets), 'set')} recorded."

@@ -12,6 +12,7 @@ from gradscore.choices import (
     PRECISIONS,
     RECORDED_METHODS,
     RECORDED_TARGETS,
+    STORED,
 )
 from gradscore.cli.options import (
     ORDER,
@@ -198,6 +199,12 @@ extract_options = chained(
         help="Record part I of N of each set; `gradscore run merge` joins them. env: as the "
         "variables of a Slurm array, a Kubernetes indexed job or torchrun say; env/N where they "
         "do not say N.",
+    ),
+    click.option(
+        "--store",
+        type=click.Choice(STORED),
+        help="all (default): features and logits. features: the logits are made of them and the "
+        "last layer when they are read. features-float16: in half precision.",
     ),
     click.option(
         "--executor",

@@ -7,7 +7,7 @@ thread, so that the computation does not wait for the disk) overlap.
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,10 +24,13 @@ from gradscore.extraction.probes import make_probes
 from gradscore.extraction.resolved import Resolved
 from gradscore.extraction.settings import Progress, Settings
 from gradscore.run import BASE, FailedRow, RunStore
+from gradscore.run.contents import logits_from, stored_arrays
 
 SHARD_BYTES = 64 << 20
 SHARD_SECONDS = 60.0
 WAITING_BATCHES = 4
+COMPARED = 256
+"""Rows of a shard whose logits are compared with those that the stored features give."""
 
 
 class Computed(NamedTuple):
@@ -59,6 +62,7 @@ class ShardWriter:
         settings: What the extraction is asked.
         how: What is recorded beside each shard.
         same: What compares the logits with those recorded; None where they are recorded now.
+        head: The last layer's weights.
     """
 
     def __init__(
@@ -70,10 +74,12 @@ class ShardWriter:
         settings: Settings,
         how: dict[str, object],
         same: SamePictures | None = None,
+        head: Mapping[str, NDArray] | None = None,
     ) -> None:
         self._store, self._images, self._set = store, images, set_name
         self._passes, self._how, self._same = stretch.names, how, same
         self._shard_rows, self._skip = settings.shard_rows, settings.skip
+        self._how_stored, self._head = settings.store, head if settings.store != "all" else None
         self._queue: queue.Queue[Computed | None] = queue.Queue(WAITING_BATCHES)
         self._error: BaseException | None = None
         self._clear(None)
@@ -180,7 +186,22 @@ class ShardWriter:
             failed.append(FailedRow(place, path, reason))
         return np.setdiff1d(np.arange(len(batch.index)), list(bad))
 
+    def _stored(self, base: dict[str, NDArray]) -> tuple[dict[str, NDArray], dict[str, float]]:
+        """Return what is kept of base rows, and how far the logits are that it gives."""
+        if self._head is None:
+            return base, {}
+        kept = stored_arrays(base, self._how_stored)
+        if not np.isfinite(kept["features"]).all():
+            raise DataError(
+                f"Features of set {self._set} are beyond half precision's 65504; give "
+                "`store='features'`."
+            )
+        some = slice(COMPARED)
+        apart = np.abs(logits_from(self._head, kept["features"][some]) - base["logits"][some])
+        return kept, {"logits_apart": float(apart.max(initial=0))}
+
     def _flush(self) -> None:
+        how: dict[str, float] = {}
         if self._start is None or self._start == self._stop:
             return
         index = np.concatenate(self._index)
@@ -190,8 +211,9 @@ class ShardWriter:
         if BASE in content:
             paths = np.array([self._images.paths[i] for i in index], dtype=object)
             content[BASE] |= {"path": paths, "label": self._images.labels[index]}
+            content[BASE], how = self._stored(content[BASE])
         span = (self._start, self._stop)
-        self._store.add_shards(self._set, content, span, self._failed, self._how)
+        self._store.add_shards(self._set, content, span, self._failed, self._how | how)
         self._clear(None)
 
 
@@ -252,7 +274,7 @@ def record_stretch(
         if stretch.base
         else SamePictures(store.holder_of(name, BASE), images, name, stretch.start, device)
     )
-    writer = ShardWriter(store, images, name, stretch, settings, how, same)
+    writer = ShardWriter(store, images, name, stretch, settings, how, same, resolved.head)
     with settings.piece_of_work(stretch.stop - stretch.start, name):
         _compute(loader, computer, writer, settings.progress)
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gradscore.choices import STORED
 from gradscore.data import ImageSet
 from gradscore.data.surrogates import surrogate_set, surrogates_for
 from gradscore.errors import InvalidArgument
@@ -131,6 +132,12 @@ def resolve(settings: Settings) -> Resolved:
     info, head, arrays = describe(
         model, image, precision=settings.precision, blocks=settings.blocks
     )
+    info = replace(info, stored=settings.store)
+    if settings.store != STORED[0] and not arrays:
+        raise InvalidArgument(
+            f"Expected store all, got {settings.store!r}: the last layer does not make the logits "
+            f"of features ({info.head.reason})."
+        )
     class_names = known_class_names(model.module, info.classes)
     opener = Opener(class_names, info.classes, settings.max_pixels)
     sets, left_out = open_sets(settings, opener, recorded)

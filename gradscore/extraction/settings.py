@@ -17,6 +17,7 @@ from gradscore.choices import (
     ON_ERROR,
     PRECISIONS,
     RECORDED_METHODS,
+    STORED,
 )
 from gradscore.data import ImageSet
 from gradscore.errors import InvalidArgument
@@ -86,6 +87,7 @@ class Settings:
     blocks: Mapping[str, str | Sequence[str]]
     shard_rows: int
     part: tuple[int, int] | None
+    store: str
     executor: str
     actors: int | None
     progress: Progress
@@ -97,6 +99,7 @@ class Settings:
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("on_error", self.on_error, ON_ERROR)
         _one_of("gradients", self.gradients, GRADIENTS)
+        _one_of("store", self.store, STORED)
         _one_of("executor", self.executor, EXECUTORS)
         if self.actors is not None and (type(self.actors) is not int or self.actors < 1):
             raise InvalidArgument(f"Expected 1 or more actors, got {self.actors!r}.")

@@ -25,10 +25,10 @@ from gradscore.extraction.record import record_stretch
 from gradscore.extraction.resolved import resolve
 from gradscore.extraction.settings import Settings, Silent
 from gradscore.run import BASE, FailedRow, SetInfo
+from gradscore.run.building import build_shard
 from gradscore.run.files import cannot_write
 from gradscore.run.names import TASKS
 from gradscore.run.reader import RunReader
-from gradscore.run.shard import build_shard
 
 
 @dataclass(frozen=True)

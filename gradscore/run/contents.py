@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gradscore.choices import STORED
 from gradscore.run.files import DamagedFile, damage, read_below
 from gradscore.run.layout import BASE, BLOCKS, FIELDS, FitInfo, RunInfo
 from gradscore.run.names import FITS, HEAD_FILE
@@ -77,8 +78,10 @@ def fields_of(info: RunInfo, name: str) -> Mapping[str, Field]:
     index = {"index": Field(WHOLE)}
     logits = Field(SINGLE, (info.classes,))
     if name == BASE:
-        features = {"features": Field(SINGLE, (info.features,))} if info.features else {}
-        return index | {"path": Field(None), "label": Field(WHOLE), "logits": logits} | features
+        known = index | {"path": Field(None), "label": Field(WHOLE)}
+        kind = HALF if info.stored == STORED[2] else SINGLE
+        features = {"features": Field(kind, (info.features,))} if info.features else {}
+        return known | ({"logits": logits} if info.stored == STORED[0] else {}) | features
     entry = info.passes[name]
     if entry.kind == BLOCKS:
         channels = entry.details["channels"].items()
@@ -99,6 +102,28 @@ def fields_of(info: RunInfo, name: str) -> Mapping[str, Field]:
 def _in_half(info: RunInfo) -> bool:
     """Return whether perturbed logits were stored as a half-precision forward gave them."""
     return info.format == 1 and info.precision == "float16"
+
+
+def logits_from(head: Arrays, features: NDArray) -> NDArray[np.float32]:
+    """Return the logits that the last layer makes of features, shape ``[rows, classes]``."""
+    logits = features.astype(np.float32, copy=False) @ head["weight"].T
+    return logits + head["bias"] if "bias" in head else logits
+
+
+def stored_arrays(arrays: Mapping[str, NDArray], stored: str) -> dict[str, NDArray]:
+    """Return what is kept of the arrays of a base pass.
+
+    Args:
+        arrays: ``features``, ``logits`` and the others.
+        stored: One of :data:`gradscore.choices.STORED`.
+    """
+    if stored == STORED[0]:
+        return dict(arrays)
+    kept = {name: array for name, array in arrays.items() if name != "logits"}
+    if stored == STORED[2]:
+        with np.errstate(over="ignore"):
+            kept["features"] = kept["features"].astype(HALF)
+    return kept
 
 
 def read_head(root: Path, info: RunInfo) -> Arrays:

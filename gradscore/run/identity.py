@@ -10,6 +10,7 @@ IDENTITY = (
     "weights_sha256",
     "preprocessing",
     "precision",
+    "stored",
     "classes",
     "features",
     "input_shape",

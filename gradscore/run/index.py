@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gradscore.choices import KEPT_TYPES
+from gradscore.choices import KEPT_TYPES, STORED
 from gradscore.errors import RunError
 from gradscore.run import layout, names
 from gradscore.run.contents import shard_file
@@ -112,6 +112,10 @@ def _check(info: RunInfo) -> None:
         f"{info.classes} class_names",
     )
     _require(all(size >= 0 for size in info.parameters.values()), "parameters of positive sizes")
+    _require(
+        info.stored in STORED and (info.stored == STORED[0] or info.head.sha256 is not None),
+        f"{' or '.join(STORED)} as stored, with a last layer that gives what is not",
+    )
     part = info.part
     _require(
         part is None or (1 <= part.number <= part.count and part.unit > 0 and info.format > 1),

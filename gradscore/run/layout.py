@@ -7,6 +7,7 @@ Format 2 added ``class_names``, the roles ``fit`` and ``surrogate``, and passes 
 from dataclasses import dataclass, field
 from typing import Any
 
+from gradscore.choices import STORED
 from gradscore.strict_json import MAY_BE_ABSENT
 
 BASE = "base"
@@ -197,6 +198,7 @@ class RunInfo:
         fits: What was learned from sets of the run, by name.
         notice: What the user should know about the model's outputs, or empty.
         part: Which part of a larger run this is; None for a whole run.
+        stored: What is kept of the last layer, of :data:`gradscore.choices.STORED`.
     """
 
     model: str
@@ -217,4 +219,5 @@ class RunInfo:
     notice: str = ""
     class_names: tuple[str, ...] | None = None
     part: PartInfo | None = field(default=None, metadata=MAY_BE_ABSENT)
+    stored: str = field(default=STORED[0], metadata=MAY_BE_ABSENT)
     format: int = FORMAT

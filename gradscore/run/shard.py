@@ -1,13 +1,10 @@
-"""One shard, built and opened: an HDF5 file with a checksum on each chunk of every dataset.
-
-Text is stored at a fixed length, since the checksums do not cover strings of varying length.
+"""One shard opened: an HDF5 file with a checksum on each chunk of every dataset.
 
 A shard that is opened is not trusted. HDF5 sees no byte before the SHA-256 was compared, and is
 asked only where each chunk lies: no filter, link, type or size of the file's own choosing is
 followed, and rows are taken out of the hashed bytes themselves.
 """
 
-import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,49 +15,15 @@ import numpy as np
 from h5py import h5d, h5l, h5t, h5z
 from numpy.typing import NDArray
 
-from gradscore.run.contents import Field, fields_of
+from gradscore.run.building import CHUNK_BYTES
+from gradscore.run.contents import Arrays, Field, fields_of, logits_from, read_head
 from gradscore.run.files import DamagedFile, damage
 from gradscore.run.hashed import HashedFile, HashedFiles
-from gradscore.run.layout import RunInfo, SetInfo, Shard
+from gradscore.run.layout import BASE, RunInfo, SetInfo, Shard
 
-CHUNK_BYTES = 1 << 19
 CHECKSUM_BYTES = 4
 PART_BYTES = 1 << 24
 """Bytes of a dataset that are read at once where every row is verified."""
-
-
-def build_shard(arrays: Mapping[str, NDArray]) -> bytes:
-    """Return a shard's bytes; equal arrays give equal bytes.
-
-    Args:
-        arrays: Arrays ``[rows, ...]`` by name. Arrays of Python strings become UTF-8. An array
-            without entries in a row (a model without features) is left out.
-    """
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w", libver=("earliest", "v108")) as file:
-        for name, array in arrays.items():
-            if array.ndim > 1 and 0 in array.shape[1:]:
-                continue
-            if array.dtype == object:
-                array = _fixed_length(array)
-            row_bytes = array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=int))
-            rows = 1 << max(0, (CHUNK_BYTES // row_bytes).bit_length() - 1)
-            file.create_dataset(
-                name,
-                data=array,
-                chunks=(max(1, min(rows, len(array))), *array.shape[1:]),
-                maxshape=(None, *array.shape[1:]),
-                fletcher32=True,
-                track_times=False,
-            )
-    return buffer.getvalue()
-
-
-def _fixed_length(texts: NDArray) -> NDArray:
-    # Names of files may hold bytes that are no UTF-8; Python reads and writes them so.
-    encoded = [str(text).encode(errors="surrogateescape") for text in texts]
-    length = max(map(len, encoded), default=1) or 1
-    return np.array(encoded, dtype=h5py.string_dtype("utf-8", length))
 
 
 class ShardReader:
@@ -85,6 +48,7 @@ class ShardReader:
         self.shards, self.fields = entry.passes[name], fields_of(info, name)
         self._root, self._span, self.files = root, (entry.start, entry.stop), HashedFiles(root)
         self._failed = np.array([row.index for row in entry.failed], np.int64)
+        self._info, self._head = info, {}
 
     @contextmanager
     def open(self, shard: Shard) -> Iterator["OpenShard"]:
@@ -102,7 +66,14 @@ class ShardReader:
             with file:
                 with damage(path):
                     opened = OpenShard(file, content, path, self.fields, shard, self._failed)
+                    opened.head = self._last_layer()
                 yield opened
+
+    def _last_layer(self) -> Arrays:
+        """Return what makes the logits of the features, where they are not stored."""
+        if not self._head and self.name == BASE and "logits" not in self.fields:
+            self._head = read_head(self._root, self._info)
+        return self._head
 
     def verify(self, shard: Shard) -> None:
         """Read every row of a shard.
@@ -170,6 +141,7 @@ class OpenShard:
 
     Attributes:
         index: Places of its images, ``[rows]``.
+        head: The last layer, where it makes the logits of the features.
     """
 
     def __init__(
@@ -182,6 +154,7 @@ class OpenShard:
         failed: NDArray[np.int64],
     ) -> None:
         self._content, self._path = content, path
+        self.head: Arrays = {}
         self.index = np.empty(0, np.int64)
         if not shard.rows:  # no image could be read; of what type it was, no one knew
             return
@@ -215,6 +188,8 @@ class OpenShard:
         Raises:
             DamagedFile: If a part of it is absent, or the file changed since it was opened.
         """
+        if field == "logits" and self.head:
+            return logits_from(self.head, self.read("features", start, stop))
         with damage(self._path):
             known = self._datasets[field]
             result = np.empty((stop - start, *known.shape), known.dtype)
@@ -230,7 +205,7 @@ class OpenShard:
             if known.dtype.kind == "S":
                 texts = [text.decode(errors="surrogateescape") for text in result.tolist()]
                 return np.array(texts, dtype=object)
-            return result
+            return result.astype(np.float32, copy=False) if field == "features" else result
 
     def _chunk(self, known: _Dataset, begin: int) -> NDArray:
         """Return the rows of one chunk, where they lie in the file."""

@@ -11,6 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from gradscore.errors import RunError
+from gradscore.run.building import build_shard
 from gradscore.run.contents import Arrays, fit_file, read_fit_file, shard_file
 from gradscore.run.hints import repair_hint, require_newest
 from gradscore.run.index import checksum_of, encode
@@ -31,7 +32,6 @@ from gradscore.run.names import (
     check_set_name,
 )
 from gradscore.run.reader import RunReader, read_info
-from gradscore.run.shard import build_shard
 from gradscore.run.writer import Writer
 
 

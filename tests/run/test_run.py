@@ -29,8 +29,8 @@ from gradscore.run import (
     check,
     norms_name,
 )
+from gradscore.run.building import build_shard
 from gradscore.run.changes import repair
-from gradscore.run.shard import build_shard
 
 PASS = "norms-uniform-T0.5-pinf"
 ROWS = 100

@@ -230,11 +230,9 @@ def extract(
         part: Record only part ``(I, N)`` of each set, I of 1 to N, or ``I/N``; ``env`` takes both
             from the variables of a cluster's job. Parts may be recorded at once, and are joined
             by ``gradscore run merge``.
-        store: ``all``; or ``features`` for the input of the last layer alone, whose weights give
-            the logits when they are read; or ``features-float16`` for that in half precision. How
-            far the logits are then from the model's is recorded beside each shard.
-        executor: ``local``, or ``ray`` for the workers of a cluster (extra ``ray``), which share
-            the disk of the run and of the images.
+        store: ``all``; ``features`` for the input of the last layer alone, which then gives the
+            logits; or ``features-float16``. How far these are is recorded beside each shard.
+        executor: ``local``, or ``ray`` for a cluster (extra ``ray``) that shares the run's disk.
         actors: Workers of the cluster; by default one for each of its GPUs, or CPUs.
         progress: Is told how far the work has come.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import records
 import torch
-from timing import interleaved
+from timing import device_name, interleaved
 
 from gradscore.layers.features import find_stages, observe_stages
 from gradscore.layers.head import find_head
@@ -51,6 +51,7 @@ def measure(spec: str, *, batch: int = BATCH, rounds: int = ROUNDS) -> dict:
         "three_quarters": round(high, 4),
         "rounds": len(ratios),
         "forward_s": round(statistics.median(taken["forward"]), 4),
+        "device": device_name("cpu"),
         "torch": torch.__version__,
     }
 

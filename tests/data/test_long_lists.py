@@ -119,7 +119,10 @@ def test_drawn_lists_mean_the_same(tmp_path_factory, suffix, rows, delimiter):
         ({"path": ["a.png", None], "label": [0, 1]}, False),
         ({"path": ["a.png", "b.png"], "label": [0, -3]}, False),
     ],
-    ids=str,
+    ids=[
+        *("labels", "a label missing", "names and digests", "dictionary", "columns of nulls"),
+        *("floats", "a path missing", "a negative label"),
+    ],
 )
 def test_a_parquet_means_the_same(tmp_path, monkeypatch, columns, by_columns):
     path = tmp_path / "list.parquet"

@@ -12,9 +12,9 @@ from gradscore.cli.options import (
     named_model_option,
     quiet_option,
     run_option,
-    setting_options,
 )
 from gradscore.cli.results import notice_written
+from gradscore.cli.score_options import one_score_options
 from gradscore.escapes import counted
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ DETECTOR = "detector.safetensors"
     help="ID set; default: all of them. May be repeated.",
 )
 @click.option("--method", metavar="M", help="The score; default: what `choose` found, or energy.")
-@setting_options
+@one_score_options
 @click.option(
     "--tpr",
     metavar="SHARE",
@@ -87,7 +87,7 @@ def calibrate(
 
     check_ending(output)
     run = RunStore(run_path, model)
-    options = {name: _single(name, values) for name, values in given.items() if values is not None}
+    options = {name: value for name, value in given.items() if value is not None}
     if method is None:
         method, options = _chosen(run, options, quiet)
     import_methods([method])
@@ -151,14 +151,6 @@ def promise_text(about: "DetectorInfo") -> str:
         f"{promise[0].upper()}{promise[1:]}{approximate}; {threshold.flagged:,} of these "
         f"{threshold.images:,} are."
     )
-
-
-def _single(name: str, values: Any) -> Any:
-    if not isinstance(values, tuple):
-        return values
-    if len(values) > 1:
-        raise click.UsageError(f"Expected one value of {name} for a detector, got {len(values)}.")
-    return values[0]
 
 
 def _chosen(run: "RunStore", options: dict[str, Any], quiet: bool) -> tuple[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from gradscore.choices import BACKENDS, FIGURE_ENDINGS, METHODS, METRICS, TARGETS
+from gradscore.choices import BACKENDS, FIGURE_ENDINGS, METRICS, TARGETS
 
 DEFAULT_RUN = "gradscore-run"
 
@@ -230,69 +230,3 @@ own_method_option = click.option(
     multiple=True,
     help="Also a score of your own: FUNCTION(features, logits, head). May be repeated.",
 )
-named_score_options = chained(
-    click.option(
-        "--set", "sets", metavar="NAME", multiple=True, help="Only these sets. May be repeated."
-    ),
-    click.option(
-        "--method",
-        "methods",
-        metavar="M",
-        multiple=True,
-        help="gradnorm; its factors u (norm of the features) and v (distance of the softmax from "
-        f"uniform); {', '.join(METHODS[3:-1])}, or lee_alregib (a classifier of squared gradient "
-        "norms); or python:MODULE:FUNCTION, a score of your own. May be repeated.",
-    ),
-)
-setting_options = chained(
-    repeatable(
-        "--layers",
-        metavar="L",
-        help="Parameters whose gradient is scored: last (default), block1, ..., all, or a glob.",
-    ),
-    repeatable(
-        "-p", "p", metavar="P", type=ORDER, help="Order of the norm, default 1; inf is allowed."
-    ),
-    repeatable("-T", "--temperature", metavar="T", type=TEMPERATURE, help="Softmax temperature."),
-    repeatable(
-        "--target",
-        type=TARGET,
-        help="What the loss compares the softmax with. uniform (default): the paper's. "
-        "one-hot: the predicted class; the score is then minus the norm.",
-    ),
-    repeatable(
-        "--epsilon",
-        metavar="E",
-        type=click.FloatRange(min=0),
-        help="Input perturbation of odin, 0 by default.",
-    ),
-    repeatable("--fit", metavar="SET", help="ID set that fitted methods learn from."),
-    repeatable("--k", metavar="K", type=click.IntRange(1), help="Neighbours of knn and nnguide."),
-    repeatable(
-        "--dimension",
-        metavar="D",
-        type=click.IntRange(0),
-        help="Dimension of the principal subspace of vim.",
-    ),
-    repeatable(
-        "--percentile",
-        metavar="Q",
-        type=click.FloatRange(0, 100),
-        help="Percentile at which react clips, ash prunes and scale divides.",
-    ),
-    click.option(
-        "--two-sided",
-        is_flag=True,
-        callback=lambda ctx, param, value: value or None,
-        help="laplace_energy_blocks: nearer than ID images usually are counts as evidence, too.",
-    ),
-    repeatable(
-        "--clip",
-        metavar="Q",
-        type=click.FloatRange(0, 100),
-        help="laplace_energy: clip features at this percentile first, as react does.",
-    ),
-)
-"""Settings of scores; every combination of repeated ones is answered on its own."""
-score_options = chained(named_score_options, setting_options)
-"""What a run is asked."""

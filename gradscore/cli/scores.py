@@ -15,7 +15,6 @@ from gradscore.cli.options import (
     plot_option,
     quiet_option,
     run_option,
-    score_options,
 )
 from gradscore.cli.results import (
     choose_specs,
@@ -26,6 +25,7 @@ from gradscore.cli.results import (
     notice_outputs,
     notice_written,
 )
+from gradscore.cli.score_options import score_options
 
 SHOWN = 5
 """Images of a set in the summary of its scores."""

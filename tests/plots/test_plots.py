@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -226,7 +227,7 @@ def test_more_ood_sets_than_bars_are_drawn_as_their_mean(run, evaluations, drawn
     mean = [row for row in rows if row["ood"] == "mean"]
     many = [type(row)(row.spec, row | {"ood": f"s{k}"}) for row in mean for k in range(8)]
     for kept, expected in ((rows, {"noise"}), (many + mean, {"mean"})):
-        evaluation = type(evaluations["layers"])(None, kept)
+        evaluation = replace(evaluations["layers"], rows=kept)
         plot_ablation("layers", run, evaluation, tmp_path / "l.png")
         labels = drawn[-1].axes[0].get_legend_handles_labels()[1]
         assert set(labels) == expected

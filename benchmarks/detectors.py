@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from gradscore.detector.calibration import Calibration, Flagged, Wanted, calibrate_run
-from gradscore.detector.stand_ins import Arrays, MemoryRun, set_entry
+from gradscore.detector.part_of_run import Arrays, MemoryRun, set_entry
 from gradscore.detector.threshold import Threshold
 from gradscore.methods import make_spec
 from gradscore.run import RunStore

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from gradscore.detector.calibration import Calibration, Wanted, calibrate_run
 from gradscore.detector.file import DetectorInfo
 from gradscore.detector.live import RowSource, device_of, example, rows_in_memory
-from gradscore.detector.stand_ins import MemoryRun, set_entry
 from gradscore.errors import (
     DetectorError,
     GradScoreError,
@@ -25,6 +24,7 @@ from gradscore.extraction.resolved import describe, resolve_model
 from gradscore.layers.features import find_stages, observe_stages
 from gradscore.layers.head import Head
 from gradscore.methods import RecordedRun, find_method, make_spec
+from gradscore.methods.memory_run import MemoryRun, set_entry
 from gradscore.models import create_model
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.run import PassInfo, RunInfo, model_of

@@ -18,7 +18,7 @@ from gradscore.detector.images import (
     part_of,
     repeated,
 )
-from gradscore.detector.stand_ins import Arrays, PartOfRun
+from gradscore.detector.part_of_run import Arrays, PartOfRun
 from gradscore.detector.threshold import Share, Threshold
 from gradscore.errors import DetectorError, InvalidArgument
 from gradscore.methods import METHODS, Plan, RecordedRun, ScoreSpec, find_method, make_spec

@@ -13,7 +13,7 @@ from itertools import chain
 import numpy as np
 
 from gradscore.detector.file import Source
-from gradscore.detector.stand_ins import Chosen, Mask, PartOfRun
+from gradscore.detector.part_of_run import Chosen, Mask, PartOfRun
 from gradscore.errors import InvalidArgument, NotRecorded
 from gradscore.escapes import listed
 from gradscore.methods import RecordedRun

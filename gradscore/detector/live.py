@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from gradscore.detector.about import head_digest, spec_of
 from gradscore.detector.file import FIT, DetectorInfo
 from gradscore.detector.images import FIT_SET
-from gradscore.detector.stand_ins import Arrays, MemoryRun, set_entry
 from gradscore.errors import DetectorError, InvalidArgument
 from gradscore.extraction.classifier import Classifier
 from gradscore.extraction.computing import Computer
 from gradscore.layers.head import find_head
 from gradscore.methods.block import Block
+from gradscore.methods.memory_run import Arrays, MemoryRun, set_entry
 from gradscore.models import weights_sha256
 from gradscore.network import state_of
 from gradscore.run import BASE, HeadInfo, PassInfo, RunInfo

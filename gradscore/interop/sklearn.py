@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from gradscore.methods import make_spec
-from gradscore.methods.memory_run import MemoryRun
+from gradscore.methods.memory_run import FeatureRun
 from gradscore.scoring import score_sets
 
 FIT, NEW, CLUSTERS = "fit", "new", 8
@@ -40,7 +40,7 @@ class GradNormOutlier(OutlierMixin, BaseEstimator):
         if not 0 < self.contamination <= 0.5:
             raise ValueError(f"Expected contamination in (0, 0.5], got {self.contamination}.")
         features = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
-        self._run = MemoryRun(*self._head(features, y))
+        self._run = FeatureRun(*self._head(features, y))
         self._run.add_set(FIT, "fit", features)
         self.offset_ = np.percentile(self._scores(features), 100 * self.contamination)
         self._run.drop_rows(FIT)

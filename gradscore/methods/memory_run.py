@@ -1,4 +1,4 @@
-"""A run in memory: features and logits of some sets, read by methods as a run on disk is."""
+"""Runs in memory, read by methods as a run on disk is."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,23 +9,124 @@ from numpy.typing import NDArray
 
 from gradscore.errors import InvalidArgument, NotRecorded
 from gradscore.methods.base import ROWS
-from gradscore.run import BASE, FitInfo, HeadInfo, PassInfo, RunInfo, SetInfo, Shard
+from gradscore.run import (
+    BASE,
+    FitInfo,
+    HeadInfo,
+    PassInfo,
+    RunInfo,
+    SetInfo,
+    Shard,
+    norms_name,
+)
 
 Arrays = dict[str, NDArray]
 WEIGHT, BIAS = "head.weight", "head.bias"
 
 
+def set_entry(name: str, role: str | None, rows: int, passes: Sequence[str] = ()) -> SetInfo:
+    """Return the entry of a set of which all rows are there.
+
+    Args:
+        name: Its name.
+        role: As of a run's set.
+        rows: Number of its rows.
+        passes: Names of its passes beside the base pass.
+    """
+    shards = {one: [Shard("", "", 0, rows, rows)] for one in (BASE, *passes)}
+    return SetInfo(name, role, "", "", rows, passes=shards)
+
+
 class MemoryRun:
+    """A run whose rows, if it has any, are in memory.
+
+    Args:
+        info: What the run is about; its sets are those of ``rows``.
+        head: The last layer's ``weight`` and, if it has one, ``bias``.
+        rows: Set to its recorded arrays by name, each ``[rows, ...]``.
+        learned: What the one method that is asked learned, where that is known.
+
+    Attributes:
+        path: What stands in messages for the run's directory.
+        model: Always None: no part of the model is run again.
+        info: What the run is about. Norms that are asked for are added to its passes.
+        learned: What a method learned: given, or learned since.
+    """
+
+    path = Path("gradscore-run")
+    model = None
+
+    def __init__(
+        self,
+        info: RunInfo,
+        head: Mapping[str, NDArray],
+        rows: Mapping[str, Arrays] | None = None,
+        learned: Mapping[str, NDArray] | None = None,
+    ) -> None:
+        self.info, self._head, self._rows = info, dict(head), dict(rows or {})
+        self.learned = None if learned is None else dict(learned)
+
+    @property
+    def sets(self) -> Mapping[str, SetInfo]:
+        """The sets by name."""
+        return self.info.sets
+
+    def find_norms(
+        self,
+        target: str,
+        temperature: float,
+        p: float,
+        parameters: Sequence[str],
+        layers: str = "all",
+    ) -> PassInfo:
+        """Return the pass of some norms: whoever computes rows looks for it among the passes."""
+        name = norms_name(target, temperature, p, layers, parameters)
+        entry = PassInfo(name, "norms", target, temperature, p, "rules", tuple(parameters))
+        return self.info.passes.setdefault(name, entry)
+
+    def head(self) -> Arrays:
+        """Return the last layer's ``weight`` and, if it has one, ``bias``, float32."""
+        return self._head
+
+    def read_fit(self, name: str) -> Arrays | None:
+        """Return what the method learned, or None."""
+        return self.learned
+
+    def keep_fit(self, entry: FitInfo, arrays: Mapping[str, NDArray]) -> None:
+        """Keep what the method learned."""
+        self.learned = dict(arrays)
+
+    def require_complete(self, set_name: str, passes: Sequence[str] = (BASE,)) -> SetInfo:
+        """Return a set's entry, or raise NotRecorded where there is none."""
+        if set_name not in self.sets:
+            raise NotRecorded(f"Expected a set of {', '.join(self.sets)}, got {set_name!r}.")
+        return self.sets[set_name]
+
+    def blocks(
+        self,
+        set_name: str,
+        fields: Sequence[str] = (),
+        norms: Sequence[str] = (),
+        rows: int = ROWS,
+    ) -> Iterator[Arrays]:
+        """Yield all arrays of a set, at most ``rows`` rows at a time."""
+        arrays = self._rows[set_name]
+        for start in range(0, self.sets[set_name].rows, rows):
+            yield {name: values[start : start + rows] for name, values in arrays.items()}
+
+    def fit_blocks(
+        self, set_name: str, fields: Sequence[str] = (), norms: Sequence[str] = ()
+    ) -> Iterator[Arrays]:
+        """Yield the rows of a set that methods learn from: all of them."""
+        return self.blocks(set_name, fields, norms)
+
+
+class FeatureRun(MemoryRun):
     """Answers every method of features, logits and last layer; inner gradients are not recorded.
 
     Args:
         weight: Of the last layer, shape ``[classes, features]``.
         bias: Shape ``[classes]``, or None.
-
-    Attributes:
-        path: A name for messages.
-        model: None: nothing is run again.
-        info: What a run on disk says of its model.
 
     Raises:
         InvalidArgument: If the shapes are others.
@@ -38,13 +139,12 @@ class MemoryRun:
                 "Expected a last layer of weight [classes, features] and bias [classes], got "
                 f"{list(shape)} and {of_bias if of_bias is None else list(of_bias)}."
             )
-        self.path, self.model = Path("memory"), None
-        self._head = {"weight": np.asarray(weight)}
+        head = {"weight": np.asarray(weight)}
         if bias is not None:
-            self._head["bias"] = np.asarray(bias)
+            head["bias"] = np.asarray(bias)
         names = (WEIGHT,) if bias is None else (WEIGHT, BIAS)
-        sizes = dict(zip(names, (values.size for values in self._head.values()), strict=True))
-        self.info = RunInfo(
+        sizes = dict(zip(names, (values.size for values in head.values()), strict=True))
+        info = RunInfo(
             model="memory",
             weights=None,
             weights_sha256="",
@@ -57,13 +157,8 @@ class MemoryRun:
             parameters=sizes,
             groups={"last": (WEIGHT,), "all": names},
         )
-        self._rows: dict[str, Arrays] = {}
+        super().__init__(info, head)
         self._fits: dict[str, Arrays] = {}
-
-    @property
-    def sets(self) -> Mapping[str, SetInfo]:
-        """The sets by name."""
-        return self.info.sets
 
     def add_set(
         self, name: str, role: str | None, features: NDArray, logits: NDArray | None = None
@@ -94,16 +189,11 @@ class MemoryRun:
             "features": np.require(features, requirements="W"),
             "logits": np.require(logits, requirements="W"),
         }
-        passes = {BASE: [Shard("", "", 0, len(index), len(index))]}
-        self.info.sets[name] = SetInfo(name, role, "memory", "", len(index), passes=passes)
+        self.info.sets[name] = set_entry(name, role, len(index))
 
     def drop_rows(self, name: str) -> None:
         """Forget the rows of a set; what was learned from it stays."""
         del self._rows[name]
-
-    def head(self) -> Arrays:
-        """Return the last layer's ``weight`` and, if it has one, ``bias``."""
-        return dict(self._head)
 
     def find_norms(self, *asked: Any) -> PassInfo:
         """Raise: no gradient is recorded.
@@ -127,22 +217,3 @@ class MemoryRun:
             if name != BASE:
                 raise NotRecorded(f"A run in memory holds features and logits, and no {name}.")
         return self.info.sets[set_name]
-
-    def blocks(
-        self,
-        set_name: str,
-        fields: Sequence[str] = ("index",),
-        norms: Sequence[str] = (),
-        rows: int = ROWS,
-    ) -> Iterator[Arrays]:
-        """Yield a set in index order, at most ``rows`` rows at a time."""
-        self.require_complete(set_name, norms)
-        whole = self._rows[set_name]
-        for start in range(0, len(whole["index"]), rows):
-            yield {name: whole[name][start : start + rows] for name in fields}
-
-    def fit_blocks(
-        self, set_name: str, fields: Sequence[str] = ("index",), norms: Sequence[str] = ()
-    ) -> Iterator[Arrays]:
-        """Yield the rows of a set that methods learn from."""
-        return self.blocks(set_name, fields, norms)

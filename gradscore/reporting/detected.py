@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gradscore.detector.about import head_digest
 from gradscore.detector.file import FIT, DetectorInfo, Source
 from gradscore.detector.images import FIT_SET
-from gradscore.detector.stand_ins import Chosen, PartOfRun, set_entry
+from gradscore.detector.part_of_run import Chosen, PartOfRun, set_entry
 from gradscore.errors import DetectorError
 from gradscore.run import RunStore, SetInfo
 from gradscore.run.hints import command

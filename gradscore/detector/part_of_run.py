@@ -1,122 +1,23 @@
-"""Runs that are no directory: rows in memory, and chosen rows of another run.
+"""A run of chosen rows of another run, each set of them for a purpose.
 
-Methods read them as they read a run on disk. A score that a detector deploys is so planned,
-learned and computed by the same code as the score of a recorded run.
+Methods read it as they read a run on disk. A score that a detector deploys is so planned, learned
+and computed by the same code as the score of a recorded run.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscore.errors import NotRecorded
 from gradscore.methods import RecordedRun
-from gradscore.run import BASE, FitInfo, PassInfo, RunInfo, SetInfo, Shard, norms_name
+from gradscore.methods.memory_run import Arrays, set_entry
+from gradscore.run import BASE, FitInfo, PassInfo, SetInfo
 
 ROWS = 4096
-Arrays = dict[str, NDArray]
 Mask = NDArray[np.bool_]
-
-
-def set_entry(name: str, role: str | None, rows: int, passes: Sequence[str] = ()) -> SetInfo:
-    """Return the entry of a set of which all rows are there.
-
-    Args:
-        name: Its name.
-        role: As of a run's set.
-        rows: Number of its rows.
-        passes: Names of its passes beside the base pass.
-    """
-    shards = {one: [Shard("", "", 0, rows, rows)] for one in (BASE, *passes)}
-    return SetInfo(name, role, "", "", rows, passes=shards)
-
-
-class MemoryRun:
-    """A run whose rows, if it has any, are in memory.
-
-    Args:
-        info: What the run is about; its sets are those of ``rows``.
-        head: The last layer's ``weight`` and, if it has one, ``bias``.
-        rows: Set to its recorded arrays by name, each ``[rows, ...]``.
-        learned: What the one method that is asked learned, where that is known.
-
-    Attributes:
-        path: What stands in messages for the run's directory.
-        model: Always None: no part of the model is run again.
-        info: What the run is about. Norms that are asked for are added to its passes.
-        learned: What a method learned: given, or learned since.
-    """
-
-    path = Path("gradscore-run")
-    model = None
-
-    def __init__(
-        self,
-        info: RunInfo,
-        head: Mapping[str, NDArray],
-        rows: Mapping[str, Arrays] | None = None,
-        learned: Mapping[str, NDArray] | None = None,
-    ) -> None:
-        self.info, self._head, self._rows = info, dict(head), dict(rows or {})
-        self.learned = None if learned is None else dict(learned)
-
-    @property
-    def sets(self) -> Mapping[str, SetInfo]:
-        """The sets by name."""
-        return self.info.sets
-
-    def find_norms(
-        self,
-        target: str,
-        temperature: float,
-        p: float,
-        parameters: Sequence[str],
-        layers: str = "all",
-    ) -> PassInfo:
-        """Return the pass of some norms: whoever computes rows looks for it among the passes."""
-        name = norms_name(target, temperature, p, layers, parameters)
-        entry = PassInfo(name, "norms", target, temperature, p, "rules", tuple(parameters))
-        return self.info.passes.setdefault(name, entry)
-
-    def head(self) -> Arrays:
-        """Return the last layer's ``weight`` and, if it has one, ``bias``, float32."""
-        return self._head
-
-    def read_fit(self, name: str) -> Arrays | None:
-        """Return what the method learned, or None."""
-        return self.learned
-
-    def keep_fit(self, entry: FitInfo, arrays: Mapping[str, NDArray]) -> None:
-        """Keep what the method learned."""
-        self.learned = dict(arrays)
-
-    def require_complete(self, set_name: str, passes: Sequence[str] = (BASE,)) -> SetInfo:
-        """Return a set's entry, or raise NotRecorded where there is none."""
-        if set_name not in self.sets:
-            raise NotRecorded(f"Expected a set of {', '.join(self.sets)}, got {set_name!r}.")
-        return self.sets[set_name]
-
-    def blocks(
-        self,
-        set_name: str,
-        fields: Sequence[str] = (),
-        norms: Sequence[str] = (),
-        rows: int = ROWS,
-    ) -> Iterator[Arrays]:
-        """Yield all arrays of a set, at most ``rows`` rows at a time."""
-        arrays = self._rows[set_name]
-        for start in range(0, self.sets[set_name].rows, rows):
-            yield {name: values[start : start + rows] for name, values in arrays.items()}
-
-    def fit_blocks(
-        self, set_name: str, fields: Sequence[str] = (), norms: Sequence[str] = ()
-    ) -> Iterator[Arrays]:
-        """Yield the rows of a set that methods learn from: all of them."""
-        return self.blocks(set_name, fields, norms)
 
 
 @dataclass(frozen=True)

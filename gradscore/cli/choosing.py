@@ -12,7 +12,7 @@ from gradscore.cli.options import (
     output_option,
     own_method_option,
     quiet_option,
-    run_option,
+    run_place,
 )
 from gradscore.cli.results import notice_chance
 
@@ -22,7 +22,7 @@ FLAGS = {"p": "-p", "temperature": "-T"}
 
 
 @click.command(short_help="Say which score to trust for this model.")
-@chained(run_option, named_model_option)
+@chained(run_place, named_model_option)
 @click.option("--id", "sets", metavar="SET", multiple=True, help="ID set; default: all of them.")
 @click.option("--fit", metavar="SET", help="ID set that fitted methods learn from.")
 @chained(own_method_option, output_option((".json",)), quiet_option)

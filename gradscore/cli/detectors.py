@@ -11,7 +11,7 @@ from gradscore.cli.options import (
     import_methods,
     named_model_option,
     quiet_option,
-    run_option,
+    run_place,
 )
 from gradscore.cli.results import notice_written
 from gradscore.cli.score_options import one_score_options
@@ -28,7 +28,7 @@ DETECTOR = "detector.safetensors"
 
 
 @click.command(short_help="Find a threshold with a guarantee, and write the detector.")
-@chained(run_option, named_model_option)
+@chained(run_place, named_model_option)
 @click.option(
     "--id",
     "sets",

@@ -86,7 +86,7 @@ run_option = click.option(
 
 
 def run_place(function: Callable) -> Callable:
-    """Give a command the run's directory as ``path``, by argument or by ``--run`` alike."""
+    """Give a command the run's directory as ``run_path``, by argument or by ``--run`` alike."""
 
     @click.argument("place", metavar="[DIR]", required=False)
     @click.option("--run", "named", metavar="DIR", help="The run's directory, as DIR.")
@@ -94,7 +94,7 @@ def run_place(function: Callable) -> Callable:
     def placed(place, named, **how):
         if place is not None and named is not None:
             raise click.UsageError("Expected the run's directory once, as DIR or as --run DIR.")
-        return function(path=place or named or DEFAULT_RUN, **how)
+        return function(run_path=place or named or DEFAULT_RUN, **how)
 
     return placed
 

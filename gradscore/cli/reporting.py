@@ -11,12 +11,12 @@ from gradscore.cli.options import (
     import_methods,
     named_model_option,
     quiet_option,
-    run_option,
+    run_place,
 )
 
 
 @click.command(short_help="Write a run as one page to look at.")
-@chained(run_option, named_model_option)
+@chained(run_place, named_model_option)
 @click.option("--detector", metavar="FILE", help="Show the score and threshold of this detector.")
 @click.option(
     "--method",

@@ -20,15 +20,15 @@ def run() -> None:
 
 @run.command(short_help="Show what a run holds.")
 @run_place
-def info(path) -> None:
+def info(run_path) -> None:
     """Show what a run holds: its model, its sets, and the questions it recorded."""
     from gradscore.run import BASE, RunStore
     from gradscore.run.description import preprocessing_text, weights_text
 
-    store = RunStore(path)
+    store = RunStore(run_path)
     about = store.info
     facts = {
-        "run": path,
+        "run": run_path,
         "model": about.model,
         "weights": weights_text(about),
         "weights' SHA-256": about.weights_sha256,
@@ -72,12 +72,12 @@ def _names(class_names: tuple[str, ...] | None) -> str:
 
 @run.command(short_help="Verify every byte of a run.")
 @run_place
-def check(path) -> None:
+def check(run_path) -> None:
     """Verify every checksum and row range of a run; exit with 1 if anything is wrong."""
     from gradscore.run import RunStore
     from gradscore.run import check as find_problems
 
-    problems = find_problems(path)
+    problems = find_problems(run_path)
     if problems:
         print_table(("file", "problem"), [problem[:2] for problem in problems], left=2)
         say("Delete these files, then make them again:")
@@ -85,16 +85,16 @@ def check(path) -> None:
         for command in dict.fromkeys(itertools.chain(*told)):
             say(f"  {command}")
         raise click.exceptions.Exit(1)
-    about = RunStore(path).info
+    about = RunStore(run_path).info
     shards = sum(len(s) for e in about.sets.values() for s in e.passes.values())
     verified = counted(shards + len(about.fits), "file")
-    say(f"{path}: no damage found in {verified}.")
+    say(f"{run_path}: no damage found in {verified}.")
 
 
 @run.command(short_help="Join the parts of a run.")
 @run_place
 @quiet_option
-def merge(path, quiet) -> None:
+def merge(run_path, quiet) -> None:
     """Join the parts that `gradscore extract --part I/N` recorded, without copying a row.
 
     What is missing is named with the command that records it. Interrupted at any moment, the
@@ -103,10 +103,10 @@ def merge(path, quiet) -> None:
     from gradscore.run import merge as join
     from gradscore.run.reader import RunReader
 
-    merged = join(path)
-    images = sum(entry.recorded() for entry in RunReader(path).sets.values())
+    merged = join(run_path)
+    images = sum(entry.recorded() for entry in RunReader(run_path).sets.values())
     what = f"{counted(images, 'image')} in {counted(len(merged.sets), 'set')}"
-    notice(f"{path}: {counted(merged.parts, 'part')} joined, {what}.", quiet=quiet)
+    notice(f"{run_path}: {counted(merged.parts, 'part')} joined, {what}.", quiet=quiet)
     for folder in merged.left:
         notice(f"{folder} is still being written, and was left; delete it later.", quiet=quiet)
 
@@ -136,7 +136,7 @@ def merge(path, quiet) -> None:
 )
 @click.option("--labels", metavar="Y.npy", help="Class numbers, [rows]; -1: unknown.")
 @quiet_option
-def import_(path, features, logits, head, labels, quiet, **named) -> None:
+def import_(run_path, features, logits, head, labels, quiet, **named) -> None:
     """Bring a set of features and logits that another program computed into a run.
 
     Each call brings one set; the first makes the run. Every method that reads features, logits
@@ -150,10 +150,10 @@ def import_(path, features, logits, head, labels, quiet, **named) -> None:
         raise click.UsageError("Expected one of --id, --ood, --fit-set and --data, got several.")
     name, role = given[0] if given else (Path(features).stem, "id")
     arrays = {"features": features, "logits": logits, "head": head, "labels": labels}
-    imported = import_set(path, name, role, **arrays)
+    imported = import_set(run_path, name, role, **arrays)
     if imported.notice:
         notice(f"{imported.notice}.", quiet=quiet)
-    notice(f"{path}: set {name}, {counted(imported.rows, 'image')}.", quiet=quiet)
+    notice(f"{run_path}: set {name}, {counted(imported.rows, 'image')}.", quiet=quiet)
 
 
 @run.command(short_help="Forget a set of a run.")

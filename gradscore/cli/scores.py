@@ -14,7 +14,7 @@ from gradscore.cli.options import (
     output_option,
     plot_option,
     quiet_option,
-    run_option,
+    run_place,
 )
 from gradscore.cli.results import (
     choose_specs,
@@ -29,7 +29,7 @@ from gradscore.cli.score_options import score_options
 
 SHOWN = 5
 """Images of a set in the summary of its scores."""
-of_a_run = chained(run_option, named_model_option, score_options, backend_option)
+of_a_run = chained(run_place, named_model_option, score_options, backend_option)
 
 
 @click.command(short_help="Score every image of a run.")
@@ -126,7 +126,7 @@ def evaluate(
 
 @click.command(short_help="Sweep one setting of GradNorm, as the paper does.")
 @click.argument("kind", type=click.Choice(ABLATIONS))
-@chained(run_option, named_model_option, output_option(ROW_ENDINGS), plot_option, quiet_option)
+@chained(run_place, named_model_option, output_option(ROW_ENDINGS), plot_option, quiet_option)
 @click.option("--set", "sets", metavar="NAME", multiple=True, help="Only these sets.")
 @metric_option
 def ablate(kind, run_path, model, sets, metrics, output, plot, quiet) -> None:

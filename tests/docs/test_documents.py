@@ -11,6 +11,7 @@ from helpers.commands import call
 
 import gradscore
 from gradscore.cli import cli
+from gradscore.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -52,7 +53,7 @@ def test_python_runs(path, tmp_path, monkeypatch, capsys):
 def test_a_tutorial_runs_from_its_first_block_to_its_last(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    known = set(sys.modules)
+    known, methods = set(sys.modules), set(METHODS)
     names = {}
     try:
         for language, file, text in blocks(ROOT / "docs" / name):
@@ -68,6 +69,8 @@ def test_a_tutorial_runs_from_its_first_block_to_its_last(name, tmp_path, monkey
     finally:
         for own in {"mynet", "mymethods"} & (sys.modules.keys() - known):
             del sys.modules[own]
+        for own in METHODS.keys() - methods:
+            del METHODS[own]
 
 
 @each

@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+PAUSE = 0.05
+"""Seconds before each run."""
+
 
 def interleaved(
     functions: Mapping[str, Callable[[], object]],
@@ -19,7 +22,8 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Time functions in turns, so that what else the machine does meets all of them alike.
 
-    Each runs once beforehand to warm up. Ratios should be taken within a round.
+    Each runs once beforehand to warm up, and after a pause: threads of the one before it spin for
+    some milliseconds, on the cores that it needs. Ratios should be taken within a round.
 
     Args:
         functions: What to run, by name.
@@ -42,6 +46,7 @@ def interleaved(
     ):
         for name, function in functions.items():
             wait()
+            time.sleep(PAUSE)
             start = clock()
             function()
             wait()

@@ -46,7 +46,7 @@ def logits_of(output: Any, batch: int) -> Tensor:
         ModelError: If there is no floating tensor ``[batch, classes]``; the message holds the
             wrapper that would give it.
     """
-    found = _named(output)
+    found = named_logits(output)
     if _fits(found, batch):
         return found
     got = _kind(output) if found is output else f"{_kind(output)} with {_kind(found)} as logits"
@@ -58,8 +58,8 @@ def logits_of(output: Any, batch: int) -> Tensor:
     )
 
 
-def _named(output: Any) -> Any:
-    """Return what an output calls its logits, or the output itself."""
+def named_logits(output: Any) -> Any:
+    """Return what an output calls its logits, or the output itself; nothing is checked."""
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping) and NAME in output:

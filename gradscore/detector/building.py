@@ -2,14 +2,15 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from gradscore.detector.calibration import Calibration, Wanted, calibrate_run
+from gradscore.detector.calibration import Calibration, Wanted, calibrate_run, learns
 from gradscore.detector.file import DetectorInfo
 from gradscore.detector.live import RowSource, device_of, example, rows_in_memory
 from gradscore.errors import (
@@ -20,14 +21,13 @@ from gradscore.errors import (
     reason_of,
 )
 from gradscore.extraction.classifier import Classifier
+from gradscore.extraction.plan import stages_pass
 from gradscore.extraction.resolved import describe, resolve_model
-from gradscore.layers.features import find_stages, observe_stages
-from gradscore.layers.head import Head
 from gradscore.methods import RecordedRun, find_method, make_spec
 from gradscore.methods.memory_run import MemoryRun, set_entry
 from gradscore.models import create_model
 from gradscore.models.preprocessing import Preprocessing
-from gradscore.run import PassInfo, RunInfo, model_of
+from gradscore.run import model_of
 from gradscore.run.hints import must_be_named
 from gradscore.run.layout import BLOCKS
 
@@ -153,17 +153,20 @@ def calibrate_model(
         model: The classifier, in evaluation mode.
         images: ID images: a tensor, or batches of these, alone or with class numbers.
         fit: Images that the score learns from, or None.
-        wanted: What the detector shall keep.
+        wanted: What the detector shall keep; without ``fit``.
         preprocessing: How a picture becomes the model's input; by default the model's own.
 
     Raises:
         InvalidArgument: If there are no images, or they have several shapes.
     """
+    if fit is not None:
+        wanted = replace(wanted, options={**wanted.options, "fit": FIT})
     if images is None:
         raise InvalidArgument("Expected ID images to calibrate from, got none; give `images`.")
-    batches = _batches(images)
-    first = next(iter(batches), None)
-    first = first[0] if isinstance(first, tuple | list) else first
+    learns(wanted)
+    batches = iter(_batches(images))
+    begin = next(batches, None)
+    first = begin[0] if isinstance(begin, tuple | list) and begin else begin
     if not isinstance(first, Tensor) or first.ndim < 2 or not len(first):
         raise InvalidArgument(
             "Expected images as a tensor [n, ...] or batches of such, got "
@@ -171,7 +174,7 @@ def calibrate_model(
         )
     shape = tuple(first.shape[1:])
     run, source = _empty_run(model, shape, wanted, preprocessing)
-    rows = {IMAGES: rows_in_memory(source, batches, shape)}
+    rows = {IMAGES: rows_in_memory(source, chain([begin], batches), shape)}
     if fit is not None:
         rows[FIT] = rows_in_memory(source, _batches(fit), shape)
     for name, arrays in rows.items():
@@ -202,22 +205,11 @@ def _empty_run(
     info, head, arrays = describe(resolved, drawn[:1], precision="float32", blocks={})
     if assumed is not preprocessing:
         info.notice = info.notice or UNKNOWN
-    info.passes |= _stages(model, head, info, drawn)
+    classifier = Classifier(model, head, device, "float32")
+    with suppress(ModelError):  # a model without stages has no block means
+        info.passes[BLOCKS] = stages_pass(classifier, drawn)
     run = MemoryRun(info, arrays)
     if "layers" in find_method(wanted.method).options:
         spec = make_spec(wanted.method, **wanted.options)
         spec.definition.plan(spec, run)  # adds the norms that it reads
-    classifier = Classifier(model, head, device, "float32")
     return run, RowSource(classifier, list(info.passes.values()), shape)
-
-
-def _stages(model: nn.Module, head: Head, info: RunInfo, drawn: Tensor) -> dict[str, PassInfo]:
-    """Return the pass of the block means, where the model has stages."""
-    try:
-        stages = find_stages(model, head, drawn)
-    except ModelError:
-        return {}
-    with torch.inference_mode(), observe_stages(model, stages, drawn) as found:
-        model(drawn)
-    channels = {stage: found[stage].shape[1] for stage in stages}
-    return {BLOCKS: PassInfo(BLOCKS, BLOCKS, details={"channels": channels, "modules": stages})}

@@ -93,11 +93,13 @@ def calibrate_run(
         DetectorError: If the score cannot be asked of new images, or what it learned cannot be
             kept in a file.
     """
-    learns = _learns(wanted)
+    learned_from_images = learns(wanted)
     options = dict(wanted.options)
     fit = options.pop("fit", None)
-    images = choose_images(run, ids, learns=learns, fit=fit, cross_fit=wanted.cross_fit)
-    spec = make_spec(wanted.method, **options, **({"fit": FIT_SET} if learns else {}))
+    images = choose_images(
+        run, ids, learns=learned_from_images, fit=fit, cross_fit=wanted.cross_fit
+    )
+    spec = make_spec(wanted.method, **options, **({"fit": FIT_SET} if learned_from_images else {}))
     ood = [name for name, one in run.sets.items() if one.role == "ood" and _whole(run, name)]
     part = part_of(run, images.calibration, images.fit, ood)
     plan = _one_forward(spec, part)
@@ -127,15 +129,18 @@ def calibrate_run(
         notices=tuple(dict.fromkeys(notice for notice in told if notice)),
     )
     arrays = {SCORES: scores[order], PREDICTED: found.predicted[order].astype(np.int64)}
-    arrays |= _learned(part, spec) if learns else {}
+    arrays |= _learned(part, spec) if learned_from_images else {}
     by_class = _by_class(found.predicted, scores < threshold.value)
     return Calibration(
         info, arrays, by_class, {name: _flagged(scored[name], threshold) for name in ood}
     )
 
 
-def _learns(wanted: Wanted) -> bool:
+def learns(wanted: Wanted) -> bool:
     """Say whether a score learns, and refuse one that new images cannot be asked for.
+
+    Args:
+        wanted: What the detector shall keep.
 
     Raises:
         DetectorError: If it needs more than one forward, or images of noise.
@@ -143,20 +148,20 @@ def _learns(wanted: Wanted) -> bool:
     """
     method = find_method(wanted.method)
     if method.name in MORE_THAN_ONE_FORWARD or wanted.options.get("epsilon"):
-        able = [name for name in METHODS if name not in MORE_THAN_ONE_FORWARD]
+        known = [name for name in METHODS if name not in MORE_THAN_ONE_FORWARD]
         what = f"{method.name} with epsilon" if wanted.options.get("epsilon") else method.name
         raise DetectorError(
             f"Expected a score that one forward gives, got {what}; choose one of "
-            f"{', '.join(able)}."
+            f"{', '.join(known)}."
         )
-    learns = "fit" in method.options
-    if not learns and (wanted.cross_fit or wanted.options.get("fit") is not None):
+    able = "fit" in method.options
+    if not able and (wanted.cross_fit or wanted.options.get("fit") is not None):
         raise InvalidArgument(
             f"Method {method.name} learns from no images; leave out `fit` and `cross_fit`."
         )
     if wanted.cross_fit and wanted.options.get("fit") is not None:
         raise InvalidArgument("Expected a set to fit to or a cross-fit, got both.")
-    return learns
+    return able
 
 
 def _whole(run: RecordedRun, name: str) -> bool:

@@ -22,6 +22,7 @@ from gradscore.detector.exporting import Agreement, export_onnx
 from gradscore.detector.file import SCORES, DetectorInfo, read_detector, write_detector
 from gradscore.detector.live import LiveScore, check_shape, device_of
 from gradscore.detector.threshold import Share, Threshold
+from gradscore.errors import InvalidArgument
 from gradscore.methods import RecordedRun
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.network import check_eval_mode
@@ -107,8 +108,14 @@ class Detector(nn.Module):
         how = {"tpr": tpr, "guarantee": guarantee, "confidence": confidence}
         wanted = Wanted(method, options, **how, cross_fit=cross_fit)
         if isinstance(source, nn.Module):
+            if model is not None:
+                raise InvalidArgument("Expected `model` with a run only, got it with a model.")
             made = calibrate_model(source, images, fit, wanted, preprocessing)
             return cls(source, made.info, made.arrays)
+        if preprocessing is not None:
+            raise InvalidArgument(
+                "Expected `preprocessing` with a model only: a run says its own; leave it out."
+            )
         store = open_store(source)
         ids = [images] if isinstance(images, str) else images
         wanted = Wanted(method, {**options, "fit": fit}, **how, cross_fit=cross_fit)

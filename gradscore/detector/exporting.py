@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradscore.choices import INPUTS
+from gradscore.detector.calibration import MORE_THAN_ONE_FORWARD
 from gradscore.detector.file import DetectorInfo
 from gradscore.detector.graph import DetectorGraph
 from gradscore.detector.live import LiveScore
@@ -96,7 +98,11 @@ def export_onnx(
     _describe(model, info, takes)
     content = model.SerializeToString()
     found = Agreement(
-        len(shown), images is None, *_compared(content, graph, shown, batch), len(content), learned
+        len(shown),
+        images is None,
+        *_compared(content, live, graph, shown, batch),
+        len(content),
+        learned,
     )
     _check_agreement(found)
     model.metadata_props.add(key="gradscore.agreement", value=json.dumps(found._asdict()))
@@ -125,7 +131,7 @@ def _check_arguments(path: str | os.PathLike, takes: str, batch: int | None) -> 
 def _check_score(live: LiveScore, info: DetectorInfo) -> None:
     inner = [name for name in live.plan.passes if name != BLOCKS]
     if inner:
-        able = [name for name in METHODS if name not in ("mahalanobis_stages", "lee_alregib")]
+        able = [name for name in METHODS if name not in MORE_THAN_ONE_FORWARD]
         raise DetectorError(
             "Expected a score of features, logits, last layer or block means to export, got "
             f"{info.method} of layers {info.settings.get('layers')}, which needs gradients; "
@@ -154,8 +160,6 @@ def _exported(graph: DetectorGraph, images: Tensor, batch: int | None) -> Any:
     Raises:
         DetectorError: If the model cannot be exported.
     """
-    import warnings
-
     example = _rows(images, 0, batch or TRACED)
     dynamic = None if batch else {"images": {0: torch.export.Dim("batch", min=1, max=1 << 20)}}
     try:
@@ -211,9 +215,9 @@ def _describe(model: Any, info: DetectorInfo, takes: str) -> None:
 
 
 def _compared(
-    content: bytes, graph: DetectorGraph, images: Tensor, batch: int | None
+    content: bytes, live: LiveScore, graph: DetectorGraph, images: Tensor, batch: int | None
 ) -> tuple[float, float, int]:
-    """Return how far logits and scores are apart, and how many images are near the threshold.
+    """Return how far file and detector are apart, and how many images are near the threshold.
 
     Raises:
         DetectorError: If the file cannot be run, or decides an image that is not near otherwise.
@@ -226,11 +230,12 @@ def _compared(
         session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
     except Exception as error:
         raise DetectorError(f"onnxruntime cannot read the file: {reason_of(error)}") from error
-    apart, near = np.zeros(2), 0
+    apart, near, threshold = np.zeros(2), 0, float(graph.threshold)
     for start, size in _spans(len(images), batch):
         part = _rows(images, start, size)
         with torch.no_grad():
-            expected = [values.numpy() for values in graph(part)]
+            logits, scores = live(graph.prepared(part))
+        expected = [values.numpy() for values in (logits, scores, scores >= threshold)]
         try:
             found = session.run(list(OUTPUTS), {"images": part.numpy()})
         except Exception as error:
@@ -244,7 +249,7 @@ def _compared(
             apart[place] = max(apart[place], difference / largest)
         new = max(0, min(size, len(images) - start))  # after them the first come again
         bound = ROUNDING * differences[1]
-        near += int(_near(found, expected, float(graph.threshold), bound)[:new].sum())
+        near += int(_near(found, expected, threshold, bound)[:new].sum())
     return float(apart[0]), float(apart[1]), near
 
 

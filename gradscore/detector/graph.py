@@ -4,7 +4,7 @@ The score is computed by the same functions as elsewhere. They are asked of tens
 follows, in place of rows that were recorded.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gradscore.detector.live import LiveScore
 from gradscore.layers.features import pool
 from gradscore.methods.block import Block
+from gradscore.outputs import named_logits
 from gradscore.run.layout import BLOCKS
 
 
@@ -43,17 +44,22 @@ class DetectorGraph(nn.Module):
             images: ``normalized``: shape ``[batch, channels, height, width]``, float32.
                 ``uint8``: shape ``[batch, height, width, channels]``.
         """
-        if self._takes == "uint8":
-            pixels = images.permute(0, 3, 1, 2).to(torch.float32) / 255
-            images = (pixels - self.pixel_mean) / self.pixel_std
+        images = self.prepared(images)
         with self._observed(images) as arrays:
             output = self.model(images)
-        arrays["logits"] = _logits(output).float()
+        arrays["logits"] = named_logits(output).float()
         arrays["index"] = arrays["logits"]  # only its length means anything here
         plan = self._live.plan
         block = Block(arrays, plan.feature_orders, plan.deviations)
         score = plan.score(self._live.learned, block).double()
         return arrays["logits"], score, score >= self.threshold
+
+    def prepared(self, images: Tensor) -> Tensor:
+        """Return the model's input, shape ``[batch, channels, height, width]``, float32."""
+        if self._takes == "normalized":
+            return images
+        pixels = images.permute(0, 3, 1, 2).to(torch.float32) / 255
+        return (pixels - self.pixel_mean) / self.pixel_std
 
     @contextmanager
     def _observed(self, images: Tensor) -> Iterator[dict[str, Any]]:
@@ -82,9 +88,3 @@ class DetectorGraph(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
-
-
-def _logits(output: Any) -> Tensor:
-    if isinstance(output, Tensor):
-        return output
-    return output["logits"] if isinstance(output, Mapping) else output.logits

@@ -15,6 +15,7 @@ from gradscore.detector.images import FIT_SET
 from gradscore.errors import DetectorError, InvalidArgument
 from gradscore.extraction.classifier import Classifier
 from gradscore.extraction.computing import Computer
+from gradscore.extraction.resolved import head_arrays
 from gradscore.layers.head import find_head
 from gradscore.methods.block import Block
 from gradscore.methods.memory_run import Arrays, MemoryRun, set_entry
@@ -96,7 +97,8 @@ class LiveScore:
         self._state = state_of(model)
         self.head = find_head(model, example(info.input_shape).to(self.device))
         run = self._run()
-        self.plan = spec_of(info).definition.plan(spec_of(info), run)
+        spec = spec_of(info)
+        self.plan = spec.definition.plan(spec, run)
         self.learned = self.plan.fit() if self.plan.fit else None
         passes = [run.info.passes[name] for name in self.plan.passes]
         classifier = Classifier(model, self.head, self.device, info.precision)
@@ -104,12 +106,8 @@ class LiveScore:
 
     def _run(self) -> MemoryRun:
         """Return what the score is planned on."""
-        info, found, head = self._info, self.head, {}
-        if found.closed_form:
-            last = self.model.get_submodule(found.module)
-            head["weight"] = last.weight.detach().float().flatten(1).cpu().numpy()
-            if last.bias is not None:
-                head["bias"] = last.bias.detach().float().cpu().numpy()
+        info, found = self._info, self.head
+        head = head_arrays(self.model, found)
         if (head_digest(head) if head else "") != info.head_sha256:
             raise DetectorError(
                 "Expected the last layer that the detector was calibrated with, got another."

@@ -6,10 +6,12 @@ from itertools import product
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from gradscore.data import ImageSet
 from gradscore.errors import ModelError
 from gradscore.extraction.agreement import agree_on_set, agree_on_sets
+from gradscore.extraction.classifier import Classifier
 from gradscore.extraction.probes import StageFit
 from gradscore.extraction.replay import check_kept
 from gradscore.extraction.resolved import Resolved
@@ -127,17 +129,29 @@ def blocks_pass(settings: Settings, resolved: Resolved) -> list[PassInfo]:
     """
     if not any(name.startswith("block") for name in resolved.info.groups):
         return []
-    classifier, image = resolved.classifier, resolved.image
-    images = torch.cat([image, image.flip(-1)])
+    image = resolved.image
     try:
-        stages = find_stages(classifier.model, classifier.head, images)
+        return [stages_pass(resolved.classifier, torch.cat([image, image.flip(-1)]))]
     except ModelError as error:
         settings.tell(f"Without block means: {error}")
         return []
+
+
+def stages_pass(classifier: Classifier, images: Tensor) -> PassInfo:
+    """Return the pass of the channel means of each stage.
+
+    Args:
+        classifier: The classifier.
+        images: Two preprocessed images on its device, shape ``[2, channels, height, width]``.
+
+    Raises:
+        ModelError: If it has no stages, or one whose output has no entry an image.
+    """
+    stages = find_stages(classifier.model, classifier.head, images)
     with torch.inference_mode(), observe_stages(classifier.model, stages, images) as found:
         classifier(images)
     channels = {stage: found[stage].shape[1] for stage in stages}
-    return [PassInfo(BLOCKS, BLOCKS, details={"channels": channels, "modules": stages})]
+    return PassInfo(BLOCKS, BLOCKS, details={"channels": channels, "modules": stages})
 
 
 def agree_on_passes(info: RunInfo, passes: Sequence[PassInfo]) -> list[PassInfo]:

@@ -249,12 +249,7 @@ def describe(
         logits = logits_of(module(images), len(images))
     check_classes(logits)
     parameters = differentiable_parameters(module)
-    arrays = {}
-    if head.closed_form:
-        last = module.get_submodule(head.module)
-        arrays["weight"] = last.weight.detach().float().flatten(1).cpu().numpy()
-        if last.bias is not None:
-            arrays["bias"] = last.bias.detach().float().cpu().numpy()
+    arrays = head_arrays(module, head)
     info = RunInfo(
         model=model.spec,
         weights=model.weights,
@@ -272,6 +267,22 @@ def describe(
         class_names=class_names_of(module, logits.shape[1]),
     )
     return info, head, arrays
+
+
+def head_arrays(module: nn.Module, head: Head) -> dict[str, NDArray]:
+    """Return the ``weight [classes, features]`` and ``bias [classes]`` of a linear last layer.
+
+    Args:
+        module: The classifier.
+        head: Its last layer; where it has no closed form, nothing is returned.
+    """
+    if not head.closed_form:
+        return {}
+    last = module.get_submodule(head.module)
+    arrays = {"weight": last.weight.detach().float().flatten(1).cpu().numpy()}
+    if last.bias is not None:
+        arrays["bias"] = last.bias.detach().float().cpu().numpy()
+    return arrays
 
 
 def library_versions() -> dict[str, str]:

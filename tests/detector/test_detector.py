@@ -98,16 +98,18 @@ def test_cross_fitted_scores_are_out_of_fold_and_called_approximate(run):
     assert not np.allclose(np.sort(in_sample), detector.scores)
 
 
-@pytest.mark.parametrize("batches", ["tensor", "loader", "list"])
+@pytest.mark.parametrize("batches", ["tensor", "loader", "list", "generator"])
 def test_images_in_memory_give_the_threshold_of_their_run(run, model, batches):
     x, y = inputs(model, "digits:test", 361), torch.zeros(361, dtype=torch.long)
     given = {
         "tensor": x,
         "loader": DataLoader(TensorDataset(x, y), batch_size=50),
         "list": [x[:200], x[200:]],
+        "generator": (part for part in x.split(90)),
     }[batches]
     found = Detector.calibrate(model, given, method="gradnorm", layers="block4", tpr=0.9)
     expected = Detector.calibrate(run, method="gradnorm", layers="block4", tpr=0.9)
+    assert found.info.threshold.images == 361
     assert found.info.threshold.rank == expected.info.threshold.rank
     assert found.info.threshold.value == pytest.approx(expected.info.threshold.value, rel=1e-5)
     assert (found.info.id_accuracy is None) == (batches != "loader")
@@ -204,6 +206,15 @@ def refusals(run, model, images):
             lambda: Detector.calibrate(run, method="gradnorm", layers="block1", p=3.0),
             "holds no gradient norms of block1",
         ),
+        "images for nothing": (
+            lambda: Detector.calibrate(model, images, fit=images),
+            "learns from no images",
+        ),
+        "a run and preprocessing": (
+            lambda: Detector.calibrate(run, preprocessing={"mean": 0.5}),
+            "`preprocessing` with a model only",
+        ),
+        "two models": (lambda: Detector.calibrate(model, images, model=model), "with a run only"),
         "few to learn": (
             lambda: Detector.calibrate(model, images[:59], method="knn"),
             "at least 30 images to learn from, got 29|at least 59",
@@ -216,6 +227,7 @@ def refusals(run, model, images):
     [
         *("other weights", "one image", "no tensor", "NaN", "too few", "no images", "text"),
         *("odin", "stages", "OOD", "unknown set", "in-sample", "learns nothing", "both"),
+        *("images for nothing", "a run and preprocessing", "two models"),
         *("other settings", "few to learn"),
     ],
 )

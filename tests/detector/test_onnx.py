@@ -165,11 +165,19 @@ def test_what_cannot_be_exported_is_one_line(model, images, tmp_path, case):
     assert not (tmp_path / "gate.onnx").exists()
 
 
-def test_a_file_that_disagrees_is_not_kept(model, images, tmp_path, monkeypatch):
-    from gradscore.detector import exporting
+def test_a_file_that_scores_otherwise_than_the_detector_is_not_kept(
+    model, images, tmp_path, monkeypatch
+):
+    from gradscore.detector.graph import DetectorGraph
+
+    right = DetectorGraph.forward
+
+    def wrong(self, images):
+        logits, score, accepted = right(self, images)
+        return logits, score * 1.001, accepted
 
     detector = Detector.calibrate(model, images)
-    monkeypatch.setattr(exporting, "_apart", lambda found, expected: 1.0)
+    monkeypatch.setattr(DetectorGraph, "forward", wrong)
     with pytest.raises(DetectorError, match="the file is not kept"):
         detector.export(tmp_path / "gate.onnx", images)
     assert list(tmp_path.iterdir()) == []

@@ -176,7 +176,10 @@ def repair_commands(run: Path, info: RunInfo | None, file: str) -> str:
     """
     folder, _, inner = file.partition("/")
     if info is not None and info.model == ARRAYS and folder in (*info.sets, HEAD_FILE):
-        return f"`{shlex.join(('gradscore', 'run', 'import', os.fspath(run)))}`"
+        entry = info.sets.get(folder)
+        named = (ROLE_OPTIONS[entry.role], entry.name) if entry else ("--head", "FILE")
+        words = ("gradscore", "run", "import", os.fspath(run), *named, "...")
+        return f"`{shlex.join(words)}`"
     if folder == JOURNAL_FILE:  # what it said is recorded again
         return extract_command(run, *(naming_options(info) if info else ()))
     if info is None or folder not in (*info.sets, FITS, HEAD_FILE):
@@ -242,7 +245,7 @@ def model_of(
         path: The run's directory.
         info: What the run says.
         named: What the user calls the model, or None.
-        weights: What the user gives as its weights, or None for those that the run
+        weights: What the user gives as its weights, or None for those that the run names.
 
     Raises:
         RunError: If the user must name the model and did not, or named another; or if no

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscore.errors import InvalidArgument, RunError
+from gradscore.run.changes import repair
 from gradscore.run.given_arrays import read_head, read_labels, read_matrix
 from gradscore.run.hints import remove_command
 from gradscore.run.layout import BASE, HeadInfo, RunInfo, SetInfo
@@ -57,6 +58,8 @@ def import_set(
 ) -> Imported:
     """Bring one set of features and logits into a run, a new one or one that was made so.
 
+    What was deleted of the set, for being damaged, is written again.
+
     Args:
         path: The run's directory.
         name: Name of the set.
@@ -94,7 +97,7 @@ def import_set(
             "Expected the last layer's weight and bias for a new run, got none; give "
             "`head='FILE.safetensors'`."
         )
-    layer = known.head() if head is None else read_head(head, f.shape[1], x.shape[1])
+    layer = read_head(known.head() if head is None else head, f.shape[1], x.shape[1])
     y = read_labels(labels, len(x), f.shape[1])
     info = _describe(layer)
     if known is not None and known.info.weights_sha256 != info.weights_sha256:
@@ -106,6 +109,7 @@ def import_set(
     else:
         store = RunStore.open_for_writing(path)
     with store:
+        repair(store, layer)
         _write(store, entry, x, f, y)
     return Imported(RunStore(path), len(x), notice)
 

@@ -98,6 +98,35 @@ def test_the_head_is_needed_once_and_must_be_the_same(tmp_path):
         bring(tmp_path / "r", "photos", "ood", head={"weight": WEIGHT}, logits=x @ WEIGHT.T)
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"features": np.ones((40, 6))}, r"weight \[5, 6\] .* got .*weight \[5, 4\]"),
+        ({"logits": np.ones((40, 7))}, r"weight \[7, 4\] .* got .*weight \[5, 4\]"),
+    ],
+    ids=["wider features", "more classes"],
+)
+def test_without_a_head_that_of_the_run_must_fit(tmp_path, changed, told):
+    bring(tmp_path / "r")
+    with pytest.raises(InvalidArgument, match=told):
+        import_set(tmp_path / "r", "other", "ood", **arrays(head=None, **changed))
+
+
+def test_what_was_deleted_is_made_again_by_the_command_that_is_named(tmp_path, files):
+    words = [str(word) for option in files.items() for word in option]
+    run, import_ = tmp_path / "r", ("run", "import", tmp_path / "r")
+    assert call(*import_, "--id", "digits", *words, "-q") == 0
+    for file, named in (
+        ("digits/base/shard-00000.h5", "--id digits"),
+        ("head.safetensors", "--head FILE"),
+    ):
+        (run / file).unlink()
+        (problem,) = check(run)
+        assert problem.repair == f"`gradscore run import {run} {named} ...`"
+        assert call(*import_, "--id", "digits", *words, "-q") == 0
+        assert check(run) == []
+
+
 def test_the_same_set_again_changes_nothing_and_another_is_refused(tmp_path):
     bring(tmp_path / "r")
     before = (tmp_path / "r" / "run.json").read_bytes()

@@ -6,7 +6,7 @@ either executor goes on with. The only importer of ray.
 """
 
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -89,10 +89,15 @@ def _cluster(ray: Any) -> Iterator[None]:
 
 
 class _Pool:
-    """Actors that compute tasks; one that dies is replaced."""
+    """Actors that compute tasks; one that dies is replaced.
+
+    Attributes:
+        size: Number of actors.
+        idle: Those that have no task.
+    """
 
     def __init__(self, ray: Any, settings: Settings, resolved: Resolved, plan: Plan) -> None:
-        self._ray, self._busy, self.deaths = ray, {}, Counter()
+        self._ray, self._busy = ray, {}
         on_gpu = resolved.classifier.device.type == "cuda"
         places = int(ray.cluster_resources().get("GPU" if on_gpu else "CPU", 0))
         count = settings.actors or places
@@ -106,13 +111,7 @@ class _Pool:
         given = replace(settings, progress=Silent(), run=settings.run.absolute())
         self._given = ray.put((given, dict(plan.fits), identities))
         self.idle = [self._actor.remote(self._given) for _ in range(count)]
-        self._actors, self._rows, self._seconds = count, defaultdict(int), defaultdict(float)
-        self._began = time.monotonic()
-
-    @property
-    def size(self) -> int:
-        """The number of actors."""
-        return self._actors
+        self.size, self._rows, self._began = count, Counter(), time.monotonic()
 
     def start(self, task: Task) -> None:
         """Give a task to an actor that has none."""
@@ -140,13 +139,7 @@ class _Pool:
                 raise error
             self.idle.append(actor)
             self._rows[done.node] += task.stretch.stop - task.stretch.start
-            self._seconds[done.node] += done.seconds
             yield task, done
-
-    @property
-    def busy(self) -> bool:
-        """Whether any actor has a task."""
-        return bool(self._busy)
 
     def rates(self) -> str:
         """Return how many images each node computes in a second, all its actors together."""
@@ -174,13 +167,10 @@ class _Actor:
         """Return what a task gave, or what was wrong."""
         if self._error is not None:
             return None, self._error
-        began = time.monotonic()
         try:
-            done = self._worker.compute(task)
+            return self._worker.compute(task), None
         except GradScoreError as error:
             return None, _plain(error)
-        done.seconds = time.monotonic() - began
-        return done, None
 
 
 def _plain(error: GradScoreError) -> GradScoreError:

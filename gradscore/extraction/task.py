@@ -71,13 +71,11 @@ class Done:
         steps: The shards in the order of their images.
         rules: Name of each norm pass to what computed each parameter's norm.
         node: Where it was computed.
-        seconds: How long it took.
     """
 
     steps: list[Step] = field(default_factory=list)
     rules: dict[str, dict[str, str]] = field(default_factory=dict)
     node: str = ""
-    seconds: float = 0.0
 
 
 class TaskStore:

@@ -8,6 +8,7 @@ long as all the rest of reading.
 import hashlib
 import io
 import os
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,9 +42,9 @@ class HashedFile(io.RawIOBase):
         """Return the bytes from ``offset`` on for the first time."""
         return self.at(offset, size)
 
+    @abstractmethod
     def at(self, offset: int, size: int) -> memoryview:
         """Return the bytes from ``offset`` on, fewer where the file ends."""
-        raise NotImplementedError
 
     def unchanged(self) -> bool:
         """Return whether they are still those that were hashed."""

@@ -55,7 +55,7 @@ class PassInfo:
 
     Attributes:
         name: Its folder's name.
-        kind: One of :data:`gradscore.run.layout.FIELDS`.
+        kind: One of :data:`gradscore.run.layout.KINDS`.
         temperature: Of ``norms`` and ``odin``.
         parameters: Of ``norms``: the parameter behind each column.
         rules: Of ``norms``: what computed each parameter's norm.

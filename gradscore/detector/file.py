@@ -159,7 +159,9 @@ def read_detector(path: str | os.PathLike) -> tuple[DetectorInfo, Arrays]:
         content = read_regular(path, MOST)
     except (OSError, ValueError) as error:  # no path holds a NUL
         reason = getattr(error, "strerror", None) or error
-        raise DetectorError(f"Cannot read the detector {str(path)!r}: {reason}.") from None
+        raise DetectorError(
+            f"Cannot read the detector {str(path)!r}: {reason}; `gradscore calibrate` makes one."
+        ) from None
     try:
         text, digest = _metadata(content)
         arrays = _arrays(content)

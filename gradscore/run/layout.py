@@ -136,8 +136,7 @@ class SetInfo:
 
     def complete(self, name: str) -> bool:
         """Return whether pass ``name`` has covered every image that it is to."""
-        begun = name in self.passes or (self.span is not None and self.start == self.stop)
-        return begun and self.done(name) == self.stop
+        return name in self.passes and self.done(name) == self.stop
 
     def recorded(self) -> int:
         """Return the number of rows of the base pass: images less those that failed."""

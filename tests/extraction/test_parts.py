@@ -3,10 +3,12 @@
 import errno
 import os
 import shlex
+import shutil
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from gradscore.cli import cli
 from gradscore.errors import InvalidArgument, RunError
@@ -229,6 +231,46 @@ def test_parts_must_agree_with_each_other(tmp_path):
     record(tmp_path, part=(2, 2), limit=LIMITS | {"noise": 5})
     with pytest.raises(RunError, match=r"Part 1/2 of .* has sets.noise.rows 13, .*2-of-2 has 5;"):
         merge(tmp_path)
+
+
+def test_a_part_takes_what_another_learned(tmp_path, monkeypatch):
+    how = EVERY | {"record": "mahalanobis", "epsilon": (), "keep": ()}
+    record(tmp_path, part=(1, 2), **how)
+    with monkeypatch.context() as patch:
+        patch.delattr("gradscore.extraction.stage_fit.fit_gaussians")
+        record(tmp_path, part=(2, 2), **how)
+    with RunStore.open_for_writing(tmp_path / ".parts" / "2-of-2") as store:
+        (fit,) = store.info.fits.values()
+        arrays = store.read_fit(fit.name)
+        store.write_fit(fit, arrays | {"bias": arrays["bias"] + 1})
+    with pytest.raises(RunError, match=r"Part 1/2 of .* has fits\.\S*\.sha256 '.*2-of-2 has '"):
+        merge(tmp_path)
+
+
+def test_a_run_of_another_preprocessing_is_not_joined_with_parts(base, tmp_path):
+    record(tmp_path, part=(1, 1), preprocessing={"std": 0.4})
+    shutil.copy(base / "run.json", tmp_path)
+    with pytest.raises(RunError, match=r"has preprocessing.std \[0.4\], the run .* has \[0.38\]"):
+        merge(tmp_path)
+
+
+def test_parts_pass_over_images_that_could_not_be_read(tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for place in range(6):
+        noise = np.random.default_rng(place).integers(0, 256, (8, 8), np.uint8)
+        Image.fromarray(noise).save(pictures / f"{place}.png")
+    (pictures / "4.png").write_bytes(b"no picture")
+    sets = {"mine": ("id", pictures)}
+    how = {"layers": "last", "batch_size": 2, "on_error": "skip"}
+    for run in (tmp_path / "one", tmp_path / "parts"):
+        extract("digits", sets, run, **how)
+    extract("digits", sets, tmp_path / "one", keep="block4", **how)
+    for number in (1, 2):
+        extract("digits", sets, tmp_path / "parts", keep="block4", part=(number, 2), **how)
+    merge(tmp_path / "parts")
+    assert rows(tmp_path / "parts") == rows(tmp_path / "one")
+    assert check(tmp_path / "parts") == []
 
 
 def test_a_file_of_a_part_that_is_gone_is_named(tmp_path):

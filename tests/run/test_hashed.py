@@ -43,6 +43,15 @@ def test_another_file_than_the_prepared_one_may_be_opened(files):
     assert content(files, "b") == CONTENTS["b"]
 
 
+def test_a_large_file_that_is_written_to_while_it_is_open_is_known(files, monkeypatch):
+    monkeypatch.setattr("gradscore.run.hashed.IN_MEMORY", 0)
+    with files.open("a", hashlib.sha256(CONTENTS["a"]).hexdigest()) as opened:
+        assert opened.unchanged()
+        with (files.root / "a").open("ab") as file:
+            file.write(b"more")
+        assert not opened.unchanged()
+
+
 def test_a_damaged_file_is_refused_when_it_is_opened(files):
     (files.root / "b").write_bytes(b"else")
     files.prepare("b")

@@ -6,7 +6,7 @@ from gradscore.data import ImageSet
 from gradscore.errors import DataError, RunError
 from gradscore.extraction.settings import Sets
 from gradscore.run import BASE, FailedRow, RunStore, SetInfo, remove_command
-from gradscore.run.identity import OF_SET, require_equal
+from gradscore.run.identity import OF_SET, require_equal, require_same
 from gradscore.run.names import SURROGATE
 from gradscore.run.reader import RunReader
 
@@ -86,16 +86,13 @@ def agree_on_set(store: RunStore, name: str, role: str | None, images: ImageSet)
 
 def _agree_with_whole(whole: RunReader, name: str, role: str | None, images: ImageSet) -> None:
     """Raise unless a set of a part is the set that the whole run holds."""
-    known = whole.sets[name]
-    new = SetInfo(name, role, images.source, images.sha256, len(images))
-    for field in OF_SET:
-        require_equal(
-            f"Set {name} of the run {whole.path}",
-            field,
-            getattr(known, field),
-            getattr(new, field),
-            "parts add passes to the same images; extend or replace a set without `part`",
-        )
+    require_same(
+        f"Set {name} of the run {whole.path}",
+        OF_SET,
+        whole.sets[name],
+        SetInfo(name, role, images.source, images.sha256, len(images)),
+        "parts add passes to the same images; extend or replace a set without `part`",
+    )
 
 
 def _within(row: FailedRow, entry: SetInfo) -> bool:

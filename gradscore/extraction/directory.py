@@ -14,7 +14,7 @@ from gradscore.extraction.settings import Settings
 from gradscore.run import RunStore
 from gradscore.run.changes import repair
 from gradscore.run.hints import merge_command
-from gradscore.run.identity import IDENTITY, require_equal
+from gradscore.run.identity import IDENTITY, require_same
 from gradscore.run.layout import PartInfo, RunInfo
 from gradscore.run.lock import RunInUse
 from gradscore.run.names import PARTS, RUN_FILE
@@ -56,10 +56,7 @@ def _open(
         return RunStore.create(path, info, head)
     store = RunStore.open_for_writing(path)
     try:
-        for field in compared:
-            require_equal(
-                f"The run {path}", field, getattr(store.info, field), getattr(info, field)
-            )
+        require_same(f"The run {path}", compared, store.info, info)
         repair(store, head)
     except BaseException:
         store.close()
@@ -75,10 +72,7 @@ def _open_part(settings: Settings, resolved: Resolved) -> RunStore:
     whole = None
     if os.path.lexists(run / RUN_FILE):
         whole = RunReader(run)
-        for field in _compared(settings):
-            require_equal(
-                f"The run {run}", field, getattr(whole.info, field), getattr(info, field)
-            )
+        require_same(f"The run {run}", _compared(settings), whole.info, info)
     others = part_folders(run)
     _agree_with_others(settings, info, part, others)
     mine = [folder for folder in others if folder.number == part.number]
@@ -119,9 +113,8 @@ def _agree_with_others(
                     f"The parts of the run {run} are cut at multiples of {unit} images, got a "
                     f"batch size of {part.unit}; give `batch_size={unit}` with every part."
                 )
-            for field in _compared(settings):
-                what = f"Part {reader.info.part} of the run {run}"
-                require_equal(what, field, getattr(reader.info, field), getattr(info, field))
+            what = f"Part {reader.info.part} of the run {run}"
+            require_same(what, _compared(settings), reader.info, info)
             return
 
 

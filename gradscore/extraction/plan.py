@@ -30,7 +30,7 @@ from gradscore.run import (
     norms_name,
     odin_name,
 )
-from gradscore.run.identity import OF_PASS, require_equal
+from gradscore.run.identity import OF_PASS, require_same
 from gradscore.run.layout import BLOCKS
 from gradscore.selection import select
 
@@ -164,9 +164,7 @@ def agree_on_passes(info: RunInfo, passes: Sequence[PassInfo]) -> list[PassInfo]
     for entry in passes:
         known = info.passes.get(entry.name)
         if known is not None:
-            what = f"Pass {entry.name} of the run"
-            for field in OF_PASS:
-                require_equal(what, field, getattr(known, field), getattr(entry, field))
+            require_same(f"Pass {entry.name} of the run", OF_PASS, known, entry)
         agreed.append(known or entry)
     return agreed
 

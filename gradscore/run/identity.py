@@ -1,6 +1,6 @@
 """What must agree wherever rows are added to a run: compared field by field."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gradscore.errors import RunError
@@ -20,15 +20,11 @@ OF_PASS = ("kind", "target", "temperature", "p", "gradients", "parameters", "det
 """Fields of a pass in which whoever records rows of it must agree."""
 OF_SET = ("role", "rows", "manifest_sha256")
 """Fields of a set in which whoever records rows of it must agree."""
+ADVICE = "give the same, or choose another run"
 
 
 def require_equal(
-    what: str,
-    field: str,
-    old: Any,
-    new: Any,
-    advice: str = "give the same, or choose another run",
-    other: str = "got",
+    what: str, field: str, old: Any, new: Any, advice: str = ADVICE, other: str = "got"
 ) -> None:
     """Raise unless two values of a field agree.
 
@@ -52,6 +48,25 @@ def require_equal(
                 field, old, new = f"{field}.{key}", old.get(key), new.get(key)
                 break
     raise RunError(f"{what} has {field} {old!r}, {other} {new!r}; {advice}.")
+
+
+def require_same(
+    what: str, fields: Iterable[str], old: Any, new: Any, advice: str = ADVICE
+) -> None:
+    """Raise unless two objects agree in all of ``fields``.
+
+    Args:
+        what: What is described, for the message.
+        fields: Names of attributes.
+        old: What is recorded.
+        new: What is to agree with it.
+        advice: What to do where it does not.
+
+    Raises:
+        RunError: Naming the first field that differs, and both values.
+    """
+    for field in fields:
+        require_equal(what, field, getattr(old, field), getattr(new, field), advice)
 
 
 def plain(value: Any) -> Any:

@@ -29,6 +29,7 @@ from gradscore.run.building import build_shard
 from gradscore.run.files import cannot_write
 from gradscore.run.names import TASKS
 from gradscore.run.reader import RunReader
+from gradscore.run.writer import write_new
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,10 @@ class TaskStore:
         for name, content in arrays.items():
             built = build_shard(content)
             file = f"{TASKS}/{secrets.token_hex(16)}.h5"
-            _write(self.path / file, built)
+            try:
+                write_new(self.path / file, built)
+            except OSError as error:
+                raise cannot_write(self.path / file, error) from error
             digest = hashlib.sha256(built).hexdigest()
             files[name] = (file, digest, len(content["index"]))
         self.steps.append(Step(files, span, list(failed), dict(settings or {})))
@@ -187,14 +191,3 @@ def clear(path: Path) -> None:
     for file in folder.iterdir():
         with suppress(OSError):
             file.unlink()
-
-
-def _write(path: Path, content: bytes) -> None:
-    how = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        with open(os.open(path, how, 0o666), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise cannot_write(path, error) from error

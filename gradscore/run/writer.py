@@ -56,7 +56,7 @@ class Writer:
         try:
             with self._folder(folders) as folder:
                 try:
-                    _write_new(folder, part, content)
+                    write_new(part, content, folder)
                     os.replace(part, name, src_dir_fd=folder, dst_dir_fd=folder)
                 except OSError:
                     with contextlib.suppress(OSError):
@@ -222,8 +222,17 @@ def _is_same(name: str, folder: int, other: str, there: int) -> bool:
         return False
 
 
-def _write_new(folder: int, name: str, content: bytes) -> None:
-    """Write a file that is not there yet; what a kill left under its name is removed first."""
+def write_new(name: str | Path, content: bytes, folder: int | None = None) -> None:
+    """Write a file that is not there yet; what a kill left under its name is removed first.
+
+    Args:
+        name: Its name, or its path.
+        content: Its bytes.
+        folder: Descriptor of the folder that a name is in.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
     with contextlib.suppress(FileNotFoundError):
         os.unlink(name, dir_fd=folder)
     how = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -148,7 +148,7 @@ def test_a_full_disk_leaves_what_was_finished(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr("gradscore.run.writer._write_new", lambda *how: None)
+            patch.setattr("gradscore.run.writer.write_new", lambda *how: None)
             patch.setattr("gradscore.run.writer.os.replace", lambda *how, **more: None)
             patch.setattr("gradscore.run.writer.os.fsync", full)
             with pytest.raises(RunError, match="No space left on device"):

@@ -51,7 +51,8 @@ def _parts(value: Any, seen: dict[int, int]) -> Iterator[str]:
 
     Args:
         value: What to describe.
-        seen: Identity of each function and container on the way, to its place.
+        seen: Identity of each function and container on the way, to its place. Each must outlive
+            the whole description: another value may get the identity of one that is gone.
 
     Raises:
         Opaque: If it cannot be described.
@@ -79,7 +80,8 @@ def _parts(value: Any, seen: dict[int, int]) -> Iterator[str]:
     elif type(value) in (set, frozenset) and all(isinstance(inner, PLAIN) for inner in value):
         yield " ".join(sorted(map(repr, value)))
     elif isinstance(value, partial):
-        yield from _parts((value.func, value.args, value.keywords), seen)
+        for inner in (value.func, value.args, value.keywords):
+            yield from _parts(inner, seen)
     elif (library := _library(value)) is not None:
         yield library
     elif isinstance(value, FunctionType):
@@ -105,6 +107,10 @@ def _library(value: Any) -> str | None:
     if module is None:
         return None
     top = module.__name__.partition(".")[0]
+    # A function that wraps a library's own calls itself by that one's module and name.
+    where = str(value.__globals__.get("__name__")) if isinstance(value, FunctionType) else top
+    if where.partition(".")[0] != top:
+        return None
     version = getattr(sys.modules.get(top), "__version__", None)
     if top in sys.stdlib_module_names and top != "__main__":
         version = ""
@@ -127,7 +133,8 @@ def _function_parts(function: FunctionType, seen: dict[int, int]) -> Iterator[st
     yield from _code_parts(function.__code__, names, seen)
     if names & OPAQUE:
         raise Opaque
-    yield from _parts((function.__defaults__, function.__kwdefaults__), seen)
+    for defaults in (function.__defaults__, function.__kwdefaults__):
+        yield from _parts(defaults, seen)
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         yield name
         try:

@@ -139,6 +139,28 @@ def test_the_digest_follows_enclosed_variables_defaults_and_code():
     assert fingerprint(closing_over(1)) == found[0]
 
 
+def with_helper(value):
+    def inner(x, k=value):
+        return x * k
+
+    return lambda x, k=0: inner(x) + k
+
+
+def wrapping(value):
+    @functools.wraps(functools.reduce)
+    def inner(x):
+        return x * value
+
+    return inner
+
+
+@pytest.mark.parametrize("make", [with_helper, wrapping])
+def test_the_digest_follows_a_helpers_defaults_and_what_wraps_a_librarys_function(make):
+    found = [fingerprint(make(value)) for value in range(5)]
+    assert None not in found
+    assert len(set(found)) == 5
+
+
 class Counter:
     """Can be called, and has a state of its own."""
 

@@ -121,4 +121,8 @@ def compare(
         for row in evaluation.rows:
             right = evaluation.accuracies[row["id"]].share
             rows.append(Row(row.spec, {**about, "id_accuracy": right, **row}))
+    if any("intervals" in row for row in rows):
+        # Of a large run beside a small one: all rows have the same columns.
+        for row in rows:
+            row.setdefault("intervals", "bootstrap")
     return rows

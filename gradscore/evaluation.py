@@ -189,20 +189,18 @@ def evaluate_run(
         for option in MORE
         if any(getattr(spec, option) != spec.definition.options.get(option) for spec in specs)
     ]
-    rows, intervals = [], ""
+    # One kind of interval in a table, even where one of several ID sets is large.
+    large = replicates > 0 and is_large(*map(len, scored.values()))
+    rows = []
     for name in ids:
-        if replicates and is_large(*(len(scored[one]) for one in (name, *oods))):
-            intervals = NAME
-        figures = _figures(scored[name], [scored[ood] for ood in oods], replicates)
+        figures = _figures(scored[name], [scored[ood] for ood in oods], replicates, large)
         for spec, of_spec in zip(specs, figures, strict=True):
             for ood, of_ood in zip([*oods, "mean"], of_spec, strict=True):
                 more = {option: getattr(spec, option) for option in options}
+                more |= {"intervals": NAME} if large else {}
                 rows.append(Row(spec, _columns(spec, name, ood, of_ood) | more))
-    if intervals:
-        for row in rows:
-            row["intervals"] = intervals
     accuracies = {name: accuracy(scored[name]) for name in ids}
-    return Evaluation(rows, accuracies, intervals)
+    return Evaluation(rows, accuracies, NAME if large else "")
 
 
 def choose_sets(
@@ -267,9 +265,9 @@ def accuracy(scores: Scores) -> Accuracy:
     return Accuracy(int(right.sum()), int(known.sum()), len(known))
 
 
-def _figures(ids: Scores, oods: Sequence[Scores], replicates: int) -> NDArray:
+def _figures(ids: Scores, oods: Sequence[Scores], replicates: int, large: bool) -> NDArray:
     """Return figures with intervals, shape ``[specs, sets + 1 (mean), 4, 3]``."""
-    if replicates and is_large(*map(len, (ids, *oods))):
+    if large:
         each = [large_figures(row, [o.columns[k] for o in oods]) for k, row in ids.columns.items()]
         return np.stack(each)
     point = np.array(

@@ -5,6 +5,7 @@ import pytest
 from helpers.recorded_run import make_run
 
 import gradscore.columns
+from gradscore.ablation import compare
 from gradscore.columns import DiskColumns, MemoryColumns, columns_for
 from gradscore.errors import InvalidArgument, RunError
 from gradscore.evaluation import evaluate, evaluate_run
@@ -89,6 +90,29 @@ def test_large_sets_are_evaluated_by_formula_and_say_so(tmp_path, monkeypatch):
     got = evaluate(*scores)
     expected = large_figures(scores[0], [scores[1]])[0]
     assert [got.auroc, got.fpr95, got.aupr_in, got.aupr_out] == [tuple(row) for row in expected]
+
+
+def test_intervals_of_one_table_are_of_one_kind(tmp_path, monkeypatch):
+    run = RunStore(make_run(tmp_path / "run"))
+    run.sets["train"].role = "id"
+    monkeypatch.setattr("gradscore.influence.LARGEST_RESAMPLED", 50)  # of 40, 25, 60 and 30 rows
+    rows = [row for row in evaluate_run(run, SPECS[:1]).rows if row["id"] == "digits"]
+    assert {row["intervals"] for row in rows} == {NAME}
+    scored = score_sets(run, ["digits", "noise"], SPECS[:1])
+    ids, ood = (scored[name].columns["gradnorm"] for name in ("digits", "noise"))
+    auroc = large_figures(ids, [ood])[0, 0].tolist()
+    assert [rows[0][f"auroc{end}"] for end in ("", "_low", "_high")] == auroc
+
+
+def test_a_large_run_beside_a_small_one_has_the_same_columns(tmp_path, monkeypatch):
+    make_run(tmp_path / "small")
+    with RunStore.open_for_writing(make_run(tmp_path / "large")) as store:
+        store.sets["train"].role = "id"
+        store.save()
+    monkeypatch.setattr("gradscore.influence.LARGEST_RESAMPLED", 50)
+    rows = compare([tmp_path / "small", tmp_path / "large"], SPECS[:1], replicates=20)
+    assert [row["intervals"] for row in rows] == ["bootstrap"] * 3 + [NAME] * 6
+    assert len({tuple(row) for row in rows}) == 1
 
 
 def test_columns_on_the_disk_are_those_in_memory(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from gradscore.methods.base import Method, Plan, RecordedRun, ScoreSpec
 from gradscore.methods.block import Block
 from gradscore.methods.fingerprint import fingerprint
 from gradscore.methods.fit_sets import FitSets, find_fit_sets
+from gradscore.methods.fitted import finite_blocks
 from gradscore.methods.gradnorm import require_closed_form
 from gradscore.methods.learner import FIELDS, last_layer, read_rows, score_by_fold
 from gradscore.methods.own_fits import pack, unpack
@@ -26,6 +27,8 @@ Score = Callable[..., Tensor]
 """``(features, logits, head)``, and what was learned where the method learns, to scores."""
 Learn = Callable[[Tensor, Tensor, LastLayer], Any]
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_COLUMNS = ("set", "index", "path", "label", "predicted", "label_name", "predicted_name")
+"""No names for methods: the other columns of a table of scores."""
 
 
 def register_method(name: str, score: Score, fit: Learn | None = None) -> None:
@@ -36,7 +39,8 @@ def register_method(name: str, score: Score, fit: Learn | None = None) -> None:
     ...     logits.topk(2).values @ logits.new_tensor([1.0, -1.0])))
 
     Args:
-        name: Letters a-z, digits and ``_``; none of :data:`gradscore.methods.METHODS`.
+        name: Letters a-z, digits and ``_``; none of :data:`gradscore.methods.METHODS`, and no
+            other column of a table of scores, such as ``label``.
         score: From features ``[rows, in_features]`` and logits ``[rows, classes]``, float32, and
             the last layer (``head.weight``, ``head.bias``, ``head(features)``) to scores
             ``[rows]``; higher means more ID. With ``fit`` it takes what that returned, too.
@@ -75,7 +79,7 @@ def import_method(name: str) -> None:
 
 
 def _register(name: str, score: Score, fit: Learn | None) -> None:
-    if name in METHODS:
+    if name in METHODS or name in _COLUMNS:
         raise InvalidArgument(f"Expected a new name for a method, got {name!r}, which is taken.")
     options = {"fit": None} if fit is not None else {}
     METHODS[name] = Method(name, "A score of your own.", partial(_plan, score, fit), options)
@@ -122,7 +126,7 @@ def _fits(
 def _learned(
     spec: ScoreSpec, fit: Learn, head: LastLayer, run: RecordedRun, sets: FitSets, fold: int | None
 ) -> Any:
-    read = [partial(run.fit_blocks, name, fields=FIELDS) for name in sets.names]
+    read = [partial(finite_blocks, run, name, FIELDS) for name in sets.names]
     parts = list(read_rows(read, fold))
     features, logits = (torch.cat([getattr(p, n) for p in parts]) for n in FIELDS[1:])
     check_fit_size(len(logits))

@@ -71,8 +71,7 @@ def fitted(
     entry = describe_fit(run.info, method, sets, settings)
     arrays = run.read_fit(entry.name)
     if arrays is None:
-        read = partial(_finite_blocks, run, tuple(dict.fromkeys(("index", *fields))), passes)
-        learned = learn(*(partial(read, name) for name in sets))
+        learned = learn(*(partial(finite_blocks, run, name, fields, passes) for name in sets))
         arrays = {name: np.atleast_1d(np.asarray(array)) for name, array in learned.items()}
         # A run that is read-only, or being written by another process, can be scored all the same.
         with suppress(RunError):
@@ -80,18 +79,29 @@ def fitted(
     return arrays
 
 
-def _finite_blocks(
-    run: RecordedRun, fields: Sequence[str], passes: Sequence[str], name: str
+def finite_blocks(
+    run: RecordedRun, name: str, fields: Sequence[str], passes: Sequence[str] = ()
 ) -> Iterator[Arrays]:
-    """Yield the rows to fit to.
+    """Yield the rows of a set to fit to, with their places in it.
+
+    Args:
+        run: The run.
+        name: Name of the set.
+        fields: Recorded arrays to read.
+        passes: Passes to read.
 
     Raises:
         RunError: If a recorded value is not finite; the message names its row.
     """
+    fields = tuple(dict.fromkeys(("index", *fields)))
     for block in run.fit_blocks(name, fields=fields, norms=passes):
         for what, values in block.items():
+            if values.dtype.kind != "f":
+                continue
             # A sum is not finite where any entry is not; a second pass where large ones overflow.
-            if values.dtype.kind == "f" and not np.isfinite(values.sum(dtype=np.float64)):
+            with np.errstate(invalid="ignore"):
+                total = values.sum(dtype=np.float64)
+            if not np.isfinite(total):
                 flat = values.reshape(len(values), -1)
                 bad = np.flatnonzero(~np.isfinite(flat).all(axis=1))
                 if len(bad):

@@ -127,12 +127,23 @@ def test_a_kept_fit_that_nothing_of_ones_own_could_be_is_one_line(own_run):
         column(RunStore(own_run.path), "noise", "mean_distance", fit="train")
 
 
+def test_a_value_that_is_not_finite_is_not_learned_from(tmp_path):
+    def change(name, arrays):
+        if name == "train":
+            arrays["features"][3, :2] = np.inf, -np.inf
+
+    run = RunStore(make_run(tmp_path / "run", change=change))
+    gs.register_method("mean_distance", distance, learn_mean)
+    with pytest.raises(RunError, match="finite features to learn from, got inf in row 3 of"):
+        column(run, "noise", "mean_distance", fit="train")
+
+
 def test_the_head_is_given(run):
     gs.register_method("own_head", lambda features, logits, head: head(features).amax(dim=1))
     assert column(run, "digits", "own_head").tolist() == [0.0] * 40
 
 
-@pytest.mark.parametrize("name", ["msp", "Mine", "a b", "python:os:system", ""])
+@pytest.mark.parametrize("name", ["msp", "Mine", "a b", "python:os:system", "", "label"])
 def test_a_name_that_is_taken_or_none_is_refused(name):
     with pytest.raises(InvalidArgument, match="Expected a "):
         gs.register_method(name, lambda *a: None)

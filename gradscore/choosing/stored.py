@@ -36,8 +36,8 @@ def read_choice(
     if record is None:
         return None
     again = f"choose again with {command('choose', store.path)}"
-    fits = [record.options[name] for name in ("fit",) if name in record.options]
-    gone = [name for name in (*record.id, *fits) if name not in store.sets]
+    used = [*record.id, record.options.get("fit")]
+    gone = [name for name in used if name is not None and name not in store.sets]
     if gone:
         raise NotRecorded(
             f"The run {store.path} no longer holds the set {gone[0]!r}, by which its score was "

@@ -124,6 +124,17 @@ def test_a_choice_by_a_set_that_is_not_there_is_one_line(run):
         read_choice(run)
 
 
+def test_a_choice_that_learned_from_a_set_that_is_not_there_is_one_line(run):
+    def change(held):
+        row = {**held["near"][0], "method": "knn", "options": {"fit": "gone"}}
+        held["near"].append(row)
+        held["recommended"] = {"method": "knn", "fit": "gone"}
+
+    alter(run, change)
+    with pytest.raises(NotRecorded, match="no longer holds the set 'gone', by which"):
+        read_choice(run)
+
+
 def test_a_score_that_is_not_registered_here_is_one_line(run):
     register_method("own", lambda features, logits, head: logits.amax(dim=1))
     try:

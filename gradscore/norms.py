@@ -32,9 +32,7 @@ def check_order(p: float) -> float:
     return order
 
 
-def vector_norm(
-    x: Tensor, p: float, dim: int | tuple[int, ...] = -1, *, work: Tensor | None = None
-) -> Tensor:
+def vector_norm(x: Tensor, p: float, dim: int | tuple[int, ...] = -1) -> Tensor:
     """Return the L_p norm of ``x`` over ``dim``.
 
     Orders other than 1 and infinity are scaled by the largest magnitude first, so that neither
@@ -49,8 +47,6 @@ def vector_norm(
         x: Real tensor of any shape; half precision is raised to float32.
         p: Order, positive; ``math.inf`` gives the largest magnitude.
         dim: Axis or axes to reduce.
-        work: Where ``|x|`` may be written, shaped and typed as ``x``; ``x`` itself, if it is no
-            longer needed. Without it a temporary of the size of ``x`` is made.
 
     Returns:
         The norms, shaped as ``x`` without ``dim``, in float64 if ``x`` is, otherwise in float32.
@@ -64,11 +60,11 @@ def vector_norm(
         return x.sum(dim=dim, dtype=dtype)
     if p in (1, math.inf) and not x.is_cpu:
         return torch.linalg.vector_norm(x, ord=p, dim=dim, dtype=dtype)
-    if p == 2 and x.is_cpu and work is not x and not torch.compiler.is_compiling():
-        squares = torch.square(x.to(dtype), out=work).sum(dim=dim)
+    if p == 2 and x.is_cpu and not torch.compiler.is_compiling():
+        squares = x.to(dtype).square().sum(dim=dim)
         if bool(((squares > LEAST_SQUARES[dtype]) & (squares < math.inf)).all()):
             return squares.sqrt_()
-    magnitude = torch.abs(x, out=work)
+    magnitude = x.abs()
     if p == 1:
         return magnitude.sum(dim=dim, dtype=dtype)
     largest = magnitude.amax(dim=dim, keepdim=True).to(torch.float64 if p < 1 else dtype)

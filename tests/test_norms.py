@@ -58,15 +58,11 @@ def test_neither_overflows_nor_underflows(p, end, dtype):
     x[1] = 0
     unit = float(x.double().abs().max())
     expected = torch.from_numpy(numpy_norm(x.double() / unit, p, (1, 2)))
-    found = [
+    for norm in (
         vector_norm(x, p, (1, 2)),
         combine_norms(vector_norm(x, p, 2).unbind(1), p),
         vector_norm(x.movedim(0, 2), p, (0, 1)),
-    ]
-    if dtype in (torch.float32, torch.float64):
-        found.append(vector_norm(x, p, (1, 2), work=torch.empty_like(x)))
-        found.append(vector_norm(x, p, (1, 2), work=x))
-    for norm in found:
+    ):
         tolerance = max(1e-12, TOLERANCE[dtype])
         torch.testing.assert_close(norm.double() / unit, expected, rtol=tolerance, atol=0)
 
@@ -93,13 +89,11 @@ def test_of_zeros_and_of_nothing_is_zero(p):
 
 
 @pytest.mark.parametrize("p", ORDERS)
-def test_a_work_buffer_changes_nothing_but_itself(p):
+def test_the_entries_stay_as_they_are(p):
     x = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
     kept = x.clone()
-    expected = vector_norm(x, p)
-    assert torch.equal(vector_norm(x, p, work=torch.empty_like(x)), expected)
+    vector_norm(x, p)
     assert torch.equal(x, kept)
-    assert torch.equal(vector_norm(x, p, work=x), expected)
 
 
 @pytest.mark.parametrize("p", ORDERS)

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from gradscore.closed_form import cpu, plain
-from gradscore.closed_form.checks import check_finite, check_head, check_matrix
+from gradscore.closed_form.checks import check_backend, check_finite, check_head, check_matrix
 from gradscore.closed_form.cuda import use_triton
 from gradscore.errors import InvalidArgument
 from gradscore.norms import check_order
@@ -182,14 +182,16 @@ def feature_norms(features: Tensor, orders: Sequence[float], *, backend: str = "
     Args:
         features: Input ``x`` of the last layer, shape ``[batch, in_features]``.
         orders: Orders of the norm, positive.
-        backend: ``numba``, ``torch`` or ``auto``.
+        backend: ``numba``, ``torch`` or ``auto``; ``triton``, which has no kernel for norms
+            alone, is ``torch`` here.
 
     Returns:
         Norms in units of the features, shape ``[orders, batch]``, in float64 (on devices that
         have it).
 
     Raises:
-        InvalidArgument: If ``features`` is not a matrix, or the backend cannot serve it.
+        InvalidArgument: If ``features`` is not a matrix, or the backend is unknown or cannot
+            serve it.
     """
     check_matrix(features, "features [batch, in_features]")
     return (cpu if _in_numba(backend, features) else plain).feature_norms(features, orders)
@@ -206,13 +208,15 @@ def deviation_norms(
     Args:
         logits: Network outputs ``f``, shape ``[batch, classes]``.
         objectives: What to answer.
-        backend: ``numba``, ``torch`` or ``auto``.
+        backend: ``numba``, ``torch`` or ``auto``; ``triton``, which has no kernel for norms
+            alone, is ``torch`` here.
 
     Returns:
         Norms without unit, shape ``[objectives, batch]``, in float64 (on devices that have it).
 
     Raises:
-        InvalidArgument: If ``logits`` is not a matrix, or the backend cannot serve it.
+        InvalidArgument: If ``logits`` is not a matrix, or the backend is unknown or cannot
+            serve it.
     """
     check_matrix(logits, "logits [batch, classes]")
     return (cpu if _in_numba(backend, logits) else plain).deviation_norms(logits, objectives)
@@ -222,8 +226,9 @@ def _in_numba(backend: str, *tensors: Tensor) -> bool:
     """Return whether the loops compiled by numba shall serve.
 
     Raises:
-        InvalidArgument: If ``backend`` is ``numba`` and they cannot.
+        InvalidArgument: If ``backend`` is unknown, or is ``numba`` and they cannot.
     """
+    check_backend(backend)
     if backend not in ("auto", "numba"):
         return False
     serves = cpu.serves(*tensors)

@@ -5,7 +5,18 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
+from gradscore.choices import BACKENDS
 from gradscore.errors import InvalidArgument
+
+
+def check_backend(backend: str) -> None:
+    """Raise unless a backend is known.
+
+    Raises:
+        InvalidArgument: Naming those that are.
+    """
+    if backend not in BACKENDS:
+        raise InvalidArgument(f"Expected backend {', '.join(BACKENDS)}, got {backend!r}.")
 
 
 def check_matrix(tensor: Tensor, what: str) -> None:

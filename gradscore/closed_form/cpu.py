@@ -159,7 +159,7 @@ def _array(tensor: Tensor) -> NDArray:
 def _raised(rows: NDArray) -> NDArray:
     """Return rows in float32 or float64 and in order; most are so already."""
     if rows.dtype == np.int16:
-        return (rows.astype(np.uint32) << 16).view(np.float32)
+        return (rows.astype(np.uint32, order="C") << 16).view(np.float32)
     return np.ascontiguousarray(rows, np.float64 if rows.dtype == np.float64 else np.float32)
 
 

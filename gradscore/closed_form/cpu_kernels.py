@@ -84,9 +84,7 @@ def _functions(sources: str) -> tuple[Dispatcher, Dispatcher]:
                 else:
                     fill(norms[:, 0], -1.0)
                     if f.itemsize == 4:
-                        deviation_norms32(
-                            rows[0], t, one_hot[g], asked, norms[:, 0], spare, single
-                        )
+                        deviation_norms32(rows[0], t, hot, asked, norms[:, 0], spare, single)
                 for k in range(len(rows)):
                     if below_zero(norms[:, k]):
                         settle(rows[k], t, hot, asked, e, logs, norms[:, k])

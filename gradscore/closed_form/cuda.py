@@ -14,7 +14,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from gradscore.choices import BACKENDS
+from gradscore.closed_form.checks import check_backend
 from gradscore.errors import GradScoreWarning, InvalidArgument, reason_of
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -50,8 +50,7 @@ def use_triton(backend: str, *tensors: Tensor) -> bool:
     Raises:
         InvalidArgument: If ``backend`` is unknown, or is ``triton`` where that cannot run.
     """
-    if backend not in BACKENDS:
-        raise InvalidArgument(f"Expected backend {', '.join(BACKENDS)}, got {backend!r}.")
+    check_backend(backend)
     if backend in ("torch", "numba"):
         return False
     obstacle = _obstacle(tensors)

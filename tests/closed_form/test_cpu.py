@@ -150,6 +150,16 @@ def test_half_precision_is_raised_without_loss(dtype):
     )
 
 
+@pytest.mark.parametrize("dtype", cpu.DTYPES, ids=str)
+def test_rows_in_any_order_are_served_by_the_same_compiled_loops(dtype):
+    x = torch.randn(70, 40, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = feature_norms(x.t().contiguous(), [1.0], backend="numba")
+    loops = cpu._kernels(cpu._number(dtype))[0]
+    before = list(loops.signatures)
+    assert torch.equal(feature_norms(x.t(), [1.0], backend="numba"), found)
+    assert loops.signatures == before
+
+
 @pytest.mark.parametrize("features", [math.inf, 3e38], ids=str)
 def test_a_score_beyond_its_type_is_refused_as_by_torch(features):
     x, f = torch.full((2, 9), features), torch.tensor([[0.0, 0.0], [99.0, 0.0]])
@@ -253,8 +263,13 @@ def test_in_graphs_and_transforms_torch_computes(monkeypatch):
 
 def test_the_backend_is_one_that_is_known():
     x, weight = torch.ones(2, 3), torch.ones(4, 3)
-    with pytest.raises(InvalidArgument, match="Expected backend auto, torch, numba, triton"):
-        head_score(x, weight, backend="cuda")
+    for ask in (
+        lambda: head_score(x, weight, backend="cuda"),
+        lambda: feature_norms(x, [1.0], backend="cuda"),
+        lambda: deviation_norms(x, [Objective()], backend="cuda"),
+    ):
+        with pytest.raises(InvalidArgument, match="Expected backend auto, torch, numba, triton"):
+            ask()
     with pytest.raises(
         InvalidArgument, match=r"got torch.float32 on meta; choose `backend='auto'"
     ):

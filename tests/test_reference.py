@@ -327,3 +327,36 @@ def test_a_copy_that_unties_parameters_counts_all_of_them():
     assert got.parameters == ("w", "u")
     expected = expected_norms(model, run, drawn(2, 5), got.parameters)
     torch.testing.assert_close(got.norms, expected, rtol=1e-12, atol=0)
+
+
+class Tabled(nn.Module):
+    """Scale by what a table was once filled with from a parameter, and by a constant in another.
+
+    Args:
+        given: A third table; what it holds stands for the scale.
+    """
+
+    def __init__(self, given):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([2.0, 3.0]).double())
+        self.head = nn.Linear(2, 3).double()
+        self.constant, self.derived, self.given = {"half": torch.tensor(0.5)}, {}, given
+
+    def forward(self, x):
+        if not self.derived:
+            self.derived["scale"] = self.scale * self.constant["half"]
+        return self.head(x * self.given.get("scale", self.derived["scale"]))
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_of_the_tables_only_those_that_the_forward_fills_are_made_anew(given):
+    torch.manual_seed(0)
+    model = Tabled({"scale": torch.tensor([1.0, 1.5]).double()} if given else {}).eval()
+    x = torch.randn(3, 2, dtype=torch.float64)
+    with torch.no_grad():
+        model(x)
+    norms = one_backward_a_sample(model, x).norms
+    model.derived.clear()
+    expected = one_backward_a_sample(model, x).norms
+    assert (expected[:, 0] == 0).all() == given
+    torch.testing.assert_close(norms, expected)

@@ -12,8 +12,8 @@ from numba import njit
 from numba.core.dispatcher import Dispatcher
 
 from gradscore.closed_form import elementary, float32_rows, row_norms, side_by_side
-from gradscore.closed_form.elementary import F, borrowed
-from gradscore.closed_form.float32_rows import VECTOR, deviation_norms32, fill
+from gradscore.closed_form.elementary import F, borrowed, fill
+from gradscore.closed_form.float32_rows import VECTOR, deviation_norms32
 from gradscore.closed_form.row_norms import PART, below_zero, norm_of, settle
 from gradscore.closed_form.side_by_side import LANES, NARROW, norms_side_by_side, prepare
 

@@ -62,6 +62,13 @@ def borrowed(typing, array):
 
 
 @inlined
+def fill(x, value):
+    """Set all entries."""
+    for j in range(len(x)):
+        x[j] = value
+
+
+@inlined
 def exp32(d, inverse, correction, floor, less):
     """Return ``exp(d / T) - less`` for ``d`` up to 88 T, ``1 / T = inverse + correction``.
 

@@ -10,7 +10,16 @@ import math
 
 import numpy as np
 
-from gradscore.closed_form.elementary import BITS, F, compiled, exp32, inlined, reinterpret, summed
+from gradscore.closed_form.elementary import (
+    BITS,
+    F,
+    compiled,
+    exp32,
+    fill,
+    inlined,
+    reinterpret,
+    summed,
+)
 from gradscore.closed_form.row_norms import PART
 
 VECTOR = 64
@@ -26,13 +35,6 @@ LEAST_NORM, LEAST_OTHERS, LEAST_ROOT = 1e-15, 1e-28, 1e-15
 def key(bits):
     """Return a whole number that is larger the larger the float of these bits; its own inverse."""
     return BITS(bits ^ ((bits >> BITS(31)) & BITS(0x7FFFFFFF)))
-
-
-@inlined
-def fill(x, value):
-    """Set all entries."""
-    for j in range(len(x)):
-        x[j] = value
 
 
 @inlined

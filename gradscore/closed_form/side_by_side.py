@@ -5,7 +5,7 @@ The vector units would idle along such a row, so that the rows lie side by side.
 
 import math
 
-from gradscore.closed_form.elementary import compiled, exp64, inlined
+from gradscore.closed_form.elementary import compiled, exp64, fill, inlined
 from gradscore.closed_form.row_norms import SAFE_SQUARES
 
 LANES = 64
@@ -81,13 +81,6 @@ def prepare(f, columns, top):
         top[k] = first[k]
     for j in range(1, len(columns)):
         maxima(columns[j], top)
-
-
-@inlined
-def fill(x, value):
-    """Set all entries."""
-    for k in range(len(x)):
-        x[k] = value
 
 
 @compiled

@@ -127,6 +127,17 @@ def test_no_ood_set_is_read(run, choice, tmp_path):
     assert set(ood_aurocs(run, choice)) == {row.spec for row in choice.far}
 
 
+def test_an_unfinished_ood_set_does_not_count_when_a_choice_is_checked(run, choice, tmp_path):
+    shutil.copytree(run.path, tmp_path / "run")
+    with RunStore.open_for_writing(tmp_path / "run") as store:
+        del store.sets["noise"].passes["base"][-1:]
+        store.save()
+    unfinished = ood_aurocs(RunStore(tmp_path / "run"), choice)
+    with RunStore.open_for_writing(tmp_path / "run") as store:
+        remove_set(store, "noise")
+    assert unfinished == ood_aurocs(RunStore(tmp_path / "run"), choice) != {}
+
+
 def test_the_file_holds_the_recommendation_and_both_tables(choice):
     held = json.loads(choice.to_json())
     assert held["recommended"]["method"] == choice.spec.method

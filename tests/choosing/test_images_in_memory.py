@@ -98,6 +98,12 @@ def test_without_a_known_normalisation_the_near_table_decides_and_the_far_one_is
     assert gs.choose(own_model(), inputs, preprocessing=how).far
 
 
+def test_tensors_are_not_resized_again(inputs):
+    model = own_model()
+    model.preprocessing = Preprocessing(4, 4, (0.3,), (0.38,), mode="L")
+    assert gs.choose(model, inputs[:60]).far
+
+
 def test_layers_of_the_model_are_compared_where_they_are_asked_for(model, inputs):
     layers = {row.spec.layers for row in gs.choose(model, inputs[:80], layers="all").far}
     assert {"last", "all"} < layers
@@ -161,7 +167,7 @@ def test_too_few_images_or_no_table_at_all_are_refused(inputs):
     with pytest.raises(NotRecorded, match="Expected at least 10 ID images to choose by, got 9"):
         gs.choose(own_model(), inputs[:9])
     with pytest.raises(
-        NotRecorded, match=r"no far table; give how .* There is no near table: a h"
+        NotRecorded, match=r"^Without surrogates .*; give how .* There is no near table: a h"
     ):
         gs.choose(own_model(classes=3), inputs[:30])
 

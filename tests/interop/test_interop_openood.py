@@ -11,6 +11,7 @@ from gradscore.errors import InvalidArgument
 from gradscore.evaluation import evaluate_run
 from gradscore.interop.openood import write_leaderboard
 from gradscore.methods import ScoreSpec
+from gradscore.run import RunStore
 
 HEAD = (
     "Training,Postprocessor,Near-OOD_AUROC,Far-OOD_AUROC,ID_Accuracy,Outlier_Data,Arch,"
@@ -55,6 +56,19 @@ def test_without_near_sets_all_are_far_and_their_mean_is_given(run, tmp_path):
     assert line["Near-OOD_AUROC"] == "/"
     assert line["Far-OOD_AUROC"] == f"{100 * evaluation.rows[-1]['auroc']:.2f}"
     assert line["Postprocessor"] == "MSP"
+
+
+def test_each_id_set_has_its_own_line(run, tmp_path):
+    store = RunStore(run)
+    store.sets["train"].role = "id"
+    evaluation = evaluate_run(store, [ScoreSpec("msp")], replicates=0)
+    write_leaderboard(tmp_path / "x.csv", evaluation)
+    lines = lines_of(tmp_path / "x.csv")
+    means = [100 * row["auroc"] for row in evaluation.rows if row["ood"] == "mean"]
+    assert [line["Far-OOD_AUROC"] for line in lines] == [f"{mean:.2f}" for mean in means]
+    assert [line["ID_Accuracy"] for line in lines] == ["97.37", "100.00"]
+    about = [line["Additional_Description"] for line in lines]
+    assert about == ["digits: temperature 1", "train: temperature 1"]
 
 
 def test_a_near_set_that_is_none_is_refused(run, tmp_path):

@@ -53,6 +53,11 @@ def test_other_methods_learn_from_the_training_features():
     assert clone(detector).get_params()["method"] == "laplace_energy"
 
 
+def test_the_training_features_are_not_kept():
+    many = np.tile(X, (50, 1))
+    assert len(pickle.dumps(GradNormOutlier(W, B, method="fdbd").fit(many))) < many.nbytes / 10
+
+
 def test_a_head_is_fitted_to_classes_where_none_is_given():
     digits, labels = load_digits(return_X_y=True)
     known = labels < 8

@@ -22,7 +22,7 @@ def parts():
     size = {"height": 32, "width": 32}
     processor = transformers.ViTImageProcessor(size=size)
     return {
-        "model": transformers.ViTForImageClassification(config),
+        "model": transformers.ViTForImageClassification(config).train(),
         "image_processor": processor,
         "device": "cpu",
     }
@@ -37,6 +37,7 @@ def pictures():
 @pytest.mark.parametrize("layers", ["last", "block1"])
 def test_every_answer_holds_the_score_of_its_image(parts, pictures, layers):
     pipe = ScoredImageClassificationPipeline(**parts, layers=layers, p=2.0)
+    assert not pipe.model.training
     plain = transformers.ImageClassificationPipeline(**parts)
     found, labels = pipe(pictures), plain(pictures)
     inputs = parts["image_processor"](images=pictures, return_tensors="pt")["pixel_values"]

@@ -7,6 +7,7 @@ from helpers import detectors as literal
 
 from gradscore.errors import InvalidArgument, ModelError, NotRecorded, RunError
 from gradscore.methods import ScoreSpec
+from gradscore.methods.fitted import repeat_notices
 from gradscore.methods.learned import LEARNED
 from gradscore.run import HeadInfo, PassInfo, RunInfo, RunStore, SetInfo, check
 from gradscore.scoring import score_sets
@@ -225,6 +226,20 @@ def test_a_value_that_is_not_finite_is_named_and_nothing_is_stored(tmp_path, mon
     with pytest.raises(RunError, match="finite features to learn from, got nan in row 7 of"):
         score(run, "mine", method)
     assert run.info.fits == {}
+
+
+def test_images_that_are_learned_from_and_tested_on_are_told_of(tmp_path, monkeypatch):
+    arrays = drawn("mine", 80)
+    for values in arrays.values():
+        values[1] = values[0]  # in either half
+    monkeypatch.setitem(globals(), "drawn", lambda name, rows: arrays)
+    run = make_run(tmp_path / "own", {"mine": "id"})
+    (told,) = repeat_notices(run, [ScoreSpec("knn")], ["mine"])
+    assert told == "2 images of mine are in both of its halves: scores learned from one know them."
+    run = make_run(tmp_path / "run", {"mine": "id", "train": "fit"})
+    (told,) = repeat_notices(run, [ScoreSpec("knn")], ["mine", "train"])
+    assert told == "80 images of mine are in train, too: methods that learned from it know them."
+    assert list(repeat_notices(run, [ScoreSpec("msp")], ["mine"])) == []
 
 
 def test_a_run_without_block_means_says_how_to_add_them(tmp_path):

@@ -55,6 +55,7 @@ def test_a_table_names_classes_where_the_run_knows_them(tmp_path):
         table = run.table(name)
         labels = [None if k < 0 else "abcde"[k] for k in run.labels(name).tolist()]
         assert table["label_name"].to_pylist() == labels
+        assert table.schema.field("label_name").type == "string"  # also where no row has a label
         assert table["predicted_name"][7].as_py() == "abcde"[run.predicted(name)[7]]
 
 

@@ -36,7 +36,13 @@ class GradNormOutlier(OutlierMixin, BaseEstimator):
         self.options, self.contamination = options, contamination
 
     def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> "GradNormOutlier":
-        """Learn from features ``[samples, features]``, and from their classes where given."""
+        """Learn from features ``[samples, features]``, and from their classes where given.
+
+        Raises:
+            ValueError: If the contamination is out of range, or the features are none.
+            GradScoreError: If the method or an option is unknown, needs more than features and
+                logits, or the given head takes other features.
+        """
         if not 0 < self.contamination <= 0.5:
             raise ValueError(f"Expected contamination in (0, 0.5], got {self.contamination}.")
         features = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)

@@ -6,11 +6,8 @@ from gradscore.errors import NotRecorded
 from gradscore.escapes import listed
 from gradscore.methods.base import RecordedRun, ScoreSpec
 from gradscore.methods.fitted import require_sets
-from gradscore.methods.rows import FEW, FEWEST, FOLDS
+from gradscore.methods.rows import FEW, FEWEST, FOLDS, TESTED
 from gradscore.run import extract_command
-
-TESTED = ("id", "ood")
-"""Roles of sets that a score is tested on."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from gradscore.errors import InvalidArgument, RunError
 from gradscore.escapes import counted
 from gradscore.methods.base import RecordedRun, ScoreSpec
-from gradscore.methods.rows import FOLDS
+from gradscore.methods.rows import FOLDS, TESTED
 from gradscore.run import describe_fit
 
 COMPARED = 20_000
@@ -128,7 +128,7 @@ def repeat_notices(
     fits = sorted({name for plan in plans for name in plan.learned_from})
     for name in tested:
         for fit in fits:
-            if fit == name and run.sets[name].role not in ("id", "ood"):
+            if fit == name and run.sets[name].role not in TESTED:
                 continue  # it is not scored out of fold
             count = repeated_images(run, fit, name)
             images, verb = f"{counted(count, 'image')} of {name}", "is" if count == 1 else "are"

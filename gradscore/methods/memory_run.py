@@ -85,7 +85,7 @@ class MemoryRun:
         return self.info.passes.setdefault(name, entry)
 
     def head(self) -> Arrays:
-        """Return the last layer's ``weight`` and, if it has one, ``bias``, float32."""
+        """Return the last layer's ``weight`` and, if it has one, ``bias``, as they were given."""
         return self._head
 
     def read_fit(self, name: str) -> Arrays | None:

@@ -13,6 +13,8 @@ Fit = dict[str, Tensor]
 FEWEST, FEW = 30, 100
 """Images to fit to: fewer than the first are refused, fewer than the second are told of."""
 FOLDS = 2
+TESTED = ("id", "ood")
+"""Roles of sets that a score is tested on: what learns from one learns in folds."""
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ import torch
 from numpy.typing import NDArray
 
 from gradscore.detector.calibration import Calibration, Flagged, Wanted, calibrate_run
-from gradscore.detector.part_of_run import Arrays, MemoryRun, set_entry
 from gradscore.detector.threshold import Threshold
 from gradscore.methods import make_spec
+from gradscore.methods.memory_run import Arrays, MemoryRun, set_entry
 from gradscore.run import RunStore
 from gradscore.run.layout import BLOCKS
 from gradscore.scoring import score_sets

@@ -15,9 +15,20 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
-    """Add a row to a file, which is made where it is not there."""
+    """Add a row to a file, which is made where it is not there.
+
+    Raises:
+        ValueError: If the file has other columns.
+    """
     if not path.exists():
         write(path, [row])
         return
+    with path.open(newline="") as file:
+        columns = next(csv.reader(file), [])
+    if columns != list(row):
+        raise ValueError(
+            f"Expected the columns {', '.join(row)} in {path}, got {', '.join(columns)}; "
+            "write to another file."
+        )
     with path.open("a", newline="") as file:
         csv.DictWriter(file, list(row), lineterminator="\n").writerow(row)

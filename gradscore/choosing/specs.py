@@ -50,12 +50,11 @@ def choice_specs(run: RecordedRun, notes: list[str], fit: str | None = None) -> 
         except GradScoreError as error:
             remarks = (f"left out. {error}",)
         for remark in remarks if spec.definition.required != ("fit",) else ():
-            told[remark.replace(spec.method, "METHOD")][spec.method] = None
+            told[remark][spec.method] = None
     told.pop("", None)
-    for notice, methods in told.items():
-        names = ", ".join(methods)
-        end = "" if notice.endswith(".") else "."
-        notes.append(f"{names}: {notice.replace('METHOD', names)}{end}")
+    for remark, methods in told.items():
+        end = "" if remark.endswith(".") else "."
+        notes.append(f"{', '.join(methods)}: {remark}{end}")
     return able
 
 

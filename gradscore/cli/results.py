@@ -34,21 +34,21 @@ def choose_specs(
         return make_specs(methods, **options)
     given = {name for name, value in options.items() if value is not None}
     possible = [m.name for m in METHODS.values() if set(m.required) <= given]
-    specs, left_out = [], defaultdict(dict)
+    specs: list[ScoreSpec] = []
+    left_out: dict[str, dict[str, None]] = defaultdict(dict)
     for spec in make_specs(possible, **options):
         try:
             plan = spec.definition.plan(spec, run)
             if _can_learn(plan, left_out, spec):
                 specs.append(spec)
         except (ModelError, NotRecorded) as error:
-            left_out[str(error).replace(spec.method, "METHOD")][spec.method] = str(error)
-    for methods in left_out.values():
-        *_, error = methods.values()
+            left_out[str(error)][spec.method] = None
+    for error, methods in left_out.items():
         notice(f"Left out {', '.join(methods)}. {error}", quiet=quiet)
     return specs
 
 
-def _can_learn(plan: Any, left_out: dict[str, dict[str, str]], spec: "ScoreSpec") -> bool:
+def _can_learn(plan: Any, left_out: dict[str, dict[str, None]], spec: "ScoreSpec") -> bool:
     """Say whether a score can be learned; else note why it is left out."""
     from gradscore.errors import InvalidArgument
 
@@ -56,7 +56,7 @@ def _can_learn(plan: Any, left_out: dict[str, dict[str, str]], spec: "ScoreSpec"
         if plan.learned_from:
             plan.fit()
     except InvalidArgument as error:
-        left_out[str(error)][spec.method] = str(error)
+        left_out[str(error)][spec.method] = None
         return False
     return True
 

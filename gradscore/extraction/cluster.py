@@ -68,7 +68,7 @@ def record_on_cluster(store: RunStore, settings: Settings, resolved: Resolved, p
                 for stretch in stretches(store, name, plan.passes):
                     with settings.piece_of_work(stretch.stop - stretch.start, name):
                         _record(store, settings, pool, name, stretch)
-                    settings.tell(f"{name}: {pool.rates()}")
+                    settings.tell(f"{name}: {pool.rates.take()}")
         finally:
             pool.end()
     clear(store.path)
@@ -88,12 +88,39 @@ def _cluster(ray: Any) -> Iterator[None]:
         ray.shutdown()
 
 
+class _Rates:
+    """How many images each node computes in a second, from one time that this is taken on."""
+
+    def __init__(self) -> None:
+        self._rows: Counter[str] = Counter()
+        self._began: float | None = None
+
+    def begin(self) -> None:
+        """Start the clock, unless it runs: before the first task nothing is computed."""
+        if self._began is None:
+            self._began = time.monotonic()
+
+    def add(self, node: str, rows: int) -> None:
+        """Count images that an actor of a node has computed."""
+        self._rows[node] += rows
+
+    def take(self) -> str:
+        """Return the rate of each node, all its actors together, and count anew."""
+        if self._began is None or not self._rows:
+            return "nothing was computed"
+        seconds = time.monotonic() - self._began
+        each = [f"{rows / seconds:,.0f} images/s on {node}" for node, rows in self._rows.items()]
+        self._rows, self._began = Counter(), None
+        return ", ".join(each)
+
+
 class _Pool:
     """Actors that compute tasks; one that dies is replaced.
 
     Attributes:
         size: Number of actors.
         idle: Those that have no task.
+        rates: How fast they are.
     """
 
     def __init__(self, ray: Any, settings: Settings, resolved: Resolved, plan: Plan) -> None:
@@ -111,10 +138,11 @@ class _Pool:
         given = replace(settings, progress=Silent(), run=settings.run.absolute())
         self._given = ray.put((given, dict(plan.fits), identities))
         self.idle = [self._actor.remote(self._given) for _ in range(count)]
-        self.size, self._rows, self._began = count, Counter(), time.monotonic()
+        self.size, self.rates = count, _Rates()
 
     def start(self, task: Task) -> None:
         """Give a task to an actor that has none."""
+        self.rates.begin()
         actor = self.idle.pop()
         self._busy[actor.compute.remote(task)] = (actor, task)
 
@@ -138,14 +166,8 @@ class _Pool:
             if error is not None:
                 raise error
             self.idle.append(actor)
-            self._rows[done.node] += task.stretch.stop - task.stretch.start
+            self.rates.add(done.node, task.stretch.stop - task.stretch.start)
             yield task, done
-
-    def rates(self) -> str:
-        """Return how many images each node computes in a second, all its actors together."""
-        seconds = time.monotonic() - self._began
-        each = (f"{rows / seconds:,.0f} images/s on {node}" for node, rows in self._rows.items())
-        return ", ".join(each) or "nothing was computed"
 
     def end(self) -> None:
         """End all actors, whatever they do."""

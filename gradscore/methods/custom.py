@@ -86,7 +86,7 @@ def _register(name: str, score: Score, fit: Learn | None) -> None:
 
 
 def _plan(score: Score, fit: Learn | None, spec: ScoreSpec, run: RecordedRun) -> Plan:
-    require_closed_form(spec, run)
+    require_closed_form(run)
     sets = find_fit_sets(spec, run) if fit is not None else FitSets()
 
     def learn() -> tuple[LastLayer, list[Any]]:

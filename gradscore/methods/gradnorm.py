@@ -73,7 +73,7 @@ def _signed(spec: ScoreSpec, norm: Tensor) -> Tensor:
 
 
 def _plan_u(spec: ScoreSpec, run: RecordedRun) -> Plan:
-    require_closed_form(spec, run)
+    require_closed_form(run)
 
     def score(state: None, block: Block) -> Tensor:
         return block.feature_norm(spec.p)
@@ -82,7 +82,7 @@ def _plan_u(spec: ScoreSpec, run: RecordedRun) -> Plan:
 
 
 def _plan_v(spec: ScoreSpec, run: RecordedRun) -> Plan:
-    require_closed_form(spec, run)
+    require_closed_form(run)
 
     def score(state: None, block: Block) -> Tensor:
         return block.deviation_norm(spec.objective)
@@ -90,16 +90,18 @@ def _plan_v(spec: ScoreSpec, run: RecordedRun) -> Plan:
     return Plan(score, fields=("logits",), deviations=(spec.objective,))
 
 
-def require_closed_form(spec: ScoreSpec, run: RecordedRun) -> None:
+def require_closed_form(run: RecordedRun) -> None:
     """Raise unless the last layer is linear at one position.
+
+    The message names no method: it is the same for all.
 
     Raises:
         ModelError: If U and V do not describe this model's last layer.
     """
     if not run.info.head.closed_form:
         raise ModelError(
-            f"Method {spec.method} needs logits that are W x + b at one position, "
-            f"but {run.info.model} has no such last layer: {run.info.head.reason}"
+            "Expected logits that are W x + b at one position, as scores of the last layer need "
+            f"them, but {run.info.model} has no such last layer: {run.info.head.reason}"
         )
 
 

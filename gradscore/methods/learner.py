@@ -56,7 +56,7 @@ class Learner:
             ModelError: If the model's last layer is not linear at one position.
             NotRecorded: If the run lacks block means, or images to fit to.
         """
-        require_closed_form(spec, run)
+        require_closed_form(run)
         passes = (block_pass(run),) if self.blocks else ()
         sets = find_fit_sets(spec, run) if self.learn else FitSets()
         fit = partial(self._fit, spec, run, sets, passes)

@@ -21,7 +21,7 @@ from gradscore.run import extract_command, mahalanobis_name, mahalanobis_options
 
 
 def _plan(spec: ScoreSpec, run: RecordedRun) -> Plan:
-    require_closed_form(spec, run)
+    require_closed_form(run)
     sets = spec.fit_sets()
     require_sets(run, sets)
 

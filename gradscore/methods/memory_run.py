@@ -158,12 +158,12 @@ class FeatureRun(MemoryRun):
             groups={"last": (WEIGHT,), "all": names},
         )
         super().__init__(info, head)
-        self._fits: dict[str, Arrays] = {}
+        self._fits: dict[str, tuple[FitInfo, Arrays]] = {}
 
     def add_set(
         self, name: str, role: str | None, features: NDArray, logits: NDArray | None = None
     ) -> None:
-        """Add a set, in the place of one of its name.
+        """Add a set, in the place of one of its name: what was learned from that is forgotten.
 
         Args:
             name: Of the set.
@@ -190,6 +190,7 @@ class FeatureRun(MemoryRun):
             "logits": np.require(logits, requirements="W"),
         }
         self.info.sets[name] = set_entry(name, role, len(index))
+        self._fits = {fit: one for fit, one in self._fits.items() if name not in one[0].sets}
 
     def drop_rows(self, name: str) -> None:
         """Forget the rows of a set; what was learned from it stays."""
@@ -205,11 +206,11 @@ class FeatureRun(MemoryRun):
 
     def read_fit(self, name: str) -> Arrays | None:
         """Return what a method learned, or None where it did not yet."""
-        return self._fits.get(name)
+        return self._fits[name][1] if name in self._fits else None
 
     def keep_fit(self, entry: FitInfo, arrays: Mapping[str, NDArray]) -> None:
-        """Keep what a method learned as long as this object."""
-        self._fits[entry.name] = dict(arrays)
+        """Keep what a method learned as long as this object holds the sets that taught it."""
+        self._fits[entry.name] = (entry, dict(arrays))
 
     def require_complete(self, set_name: str, passes: Sequence[str] = (BASE,)) -> SetInfo:
         """Return a set's entry, or raise NotRecorded where a pass is asked that is not held."""

@@ -12,6 +12,7 @@ from torch import nn
 import gradscore as gs
 from gradscore.choosing import choose, ood_aurocs
 from gradscore.choosing.choice import Row, find_warning
+from gradscore.choosing.specs import choice_specs
 from gradscore.data import open_set
 from gradscore.errors import InvalidArgument, NotRecorded
 from gradscore.methods import METHODS, make_spec
@@ -62,6 +63,17 @@ def test_every_method_is_ranked_best_first(choice):
     assert near < {row.spec for row in choice.far}
     assert not any(spec.layers not in (None, "last") for spec in near)
     assert choice.warning is None
+
+
+def test_methods_of_one_remark_share_a_note_whatever_their_names_are(run):
+    gs.register_method("a", lambda *given: given[0][:, 0], lambda *given: 0.0)
+    try:
+        choice_specs(run, notes := [])
+    finally:
+        del METHODS["a"]
+    (told,) = (note for note in notes if "scores the other half" in note)
+    assert told.partition(":")[0].split(", ")[-1] == "a"
+    assert {"knn", "laplace_energy_blocks"} < set(told.partition(":")[0].split(", "))
 
 
 def test_a_surrogate_that_keeps_the_predictions_is_left_out_and_told(choice):

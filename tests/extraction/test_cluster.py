@@ -12,7 +12,7 @@ from test_parts import LIMITS, rows
 
 from gradscore.errors import DataError, InvalidArgument
 from gradscore.extraction import task as tasks
-from gradscore.extraction.cluster import _Actor
+from gradscore.extraction.cluster import _Actor, _Rates
 from gradscore.extraction.plan import Stretch
 from gradscore.extraction.task import Task, Worker, clear, cut
 from gradscore.recorded import extract
@@ -88,6 +88,23 @@ def kill_one():
                 os.kill(int(place.name), signal.SIGKILL)
                 return
     raise AssertionError("no actor is there")
+
+
+def test_the_rates_of_a_set_count_neither_sets_before_it_nor_the_time_before_its_first_task(
+    monkeypatch,
+):
+    clock = iter([100.0, 110.0, 500.0, 502.0])
+    monkeypatch.setattr("gradscore.extraction.cluster.time.monotonic", lambda: next(clock))
+    rates = _Rates()
+    assert rates.take() == "nothing was computed"
+    rates.begin()
+    rates.begin()
+    rates.add("a", 3000)
+    rates.add("b", 40)
+    assert rates.take() == "300 images/s on a, 4 images/s on b"
+    rates.begin()
+    rates.add("a", 10)
+    assert rates.take() == "5 images/s on a"
 
 
 @pytest.mark.slow

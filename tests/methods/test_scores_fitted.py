@@ -72,7 +72,7 @@ def test_what_cannot_be_fitted_is_refused(run, tmp_path):
     with pytest.raises(RunError, match="labels of 0 to 4 in set 'train', got 5"):
         spoilt.score("digits", "mahalanobis", fit="train")
     bare = Run(make_run(tmp_path / "run", closed_form=False))
-    with pytest.raises(ModelError, match="needs logits"):
+    with pytest.raises(ModelError, match="Expected logits that are W x"):
         bare.score("digits", "mahalanobis", fit="train")
 
 

@@ -21,8 +21,9 @@ import records
 import torch
 from numpy.typing import NDArray
 
-from gradscore.detector.calibration import Calibration, Flagged, Wanted, calibrate_run
+from gradscore.detector.calibration import Calibration, Flagged, calibrate_run
 from gradscore.detector.threshold import Threshold
+from gradscore.detector.wanted import Wanted
 from gradscore.methods import make_spec
 from gradscore.methods.memory_run import Arrays, MemoryRun, set_entry
 from gradscore.run import RunStore

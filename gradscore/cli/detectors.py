@@ -26,6 +26,20 @@ SHOWN = 10
 """Predicted classes in the table of false alarms."""
 DETECTOR = "detector.safetensors"
 
+again_options = chained(
+    click.option(
+        "--model",
+        metavar="SPEC",
+        help="The detector's model again, where it is code of your own (python:) or is fetched.",
+    ),
+    click.option("--weights", metavar="FILE[#KEY]", help="Its weight file, where it has moved."),
+    click.option(
+        "--method",
+        metavar="python:MODULE:FUNCTION",
+        help="The detector's score again, where it is one of your own.",
+    ),
+)
+
 
 @click.command(short_help="Find a threshold with a guarantee, and write the detector.")
 @chained(run_place, named_model_option)
@@ -81,16 +95,15 @@ def calibrate(
     The images must be new to the model and like those to come. A score that learns needs other
     images for that: the run's sets to fit to, or a half of the ID images.
     """
-    from gradscore.detector.calibration import Wanted, calibrate_run
+    from gradscore.detector.calibration import calibrate_run
     from gradscore.detector.file import check_ending, write_detector
+    from gradscore.detector.wanted import Wanted
     from gradscore.run import RunStore
 
     check_ending(output)
     run = RunStore(run_path, model)
     options = {name: value for name, value in given.items() if value is not None}
-    if method is None:
-        method, options = _chosen(run, options, quiet)
-    import_methods([method])
+    import_methods([method] if method else ())
     promised = {"tpr": tpr, "guarantee": guarantee, "confidence": confidence}
     wanted = Wanted(method, options, **promised, cross_fit=cross_fit)
     made = calibrate_run(run, wanted, sets or None)
@@ -151,25 +164,6 @@ def promise_text(about: "DetectorInfo") -> str:
         f"{promise[0].upper()}{promise[1:]}{approximate}; {threshold.flagged:,} of these "
         f"{threshold.images:,} are."
     )
-
-
-def _chosen(run: "RunStore", options: dict[str, Any], quiet: bool) -> tuple[str, dict[str, Any]]:
-    """Return the method that was chosen for the run, or energy, and tell which."""
-    record = run.read_choice()
-    if record is None:
-        notice(
-            f"No score was chosen: energy is taken. `gradscore choose --run {run.path}` says "
-            "which one to trust.",
-            quiet=quiet,
-        )
-        return "energy", options
-    chosen = dict(record.recommended)
-    method = chosen.pop("method")
-    notice(f"The score is {method}, as `gradscore choose` recommended.", quiet=quiet)
-    if record.warning:
-        notice(f"Warning of `gradscore choose`: {record.warning}", quiet=quiet)
-    chosen.pop("fit", None)
-    return method, chosen | options
 
 
 def _show(made: "Calibration", run: "RunStore") -> None:

@@ -115,8 +115,9 @@ def _score(run: "RunStore", specs: "list[ScoreSpec]", path: Path, figure: Path) 
 
 
 def _calibrate(run: "RunStore", spec: "ScoreSpec", path: Path) -> "Calibration":
-    from gradscore.detector.calibration import Wanted, calibrate_run
+    from gradscore.detector.calibration import calibrate_run
     from gradscore.detector.file import write_detector
+    from gradscore.detector.wanted import Wanted
 
     given = {name: getattr(spec, name) for name in spec.settings()}
     made = calibrate_run(run, Wanted(spec.method, given))

@@ -4,8 +4,8 @@ import click
 
 from gradscore.choices import INPUTS
 from gradscore.cli.console import notice, say
-from gradscore.cli.detectors import promise_text, score_text
-from gradscore.cli.options import chained, model_options, quiet_option
+from gradscore.cli.detectors import again_options, promise_text, score_text
+from gradscore.cli.options import chained, quiet_option
 from gradscore.cli.results import notice_written
 from gradscore.escapes import counted
 
@@ -15,7 +15,7 @@ TRIED = 256
 
 @click.command(short_help="Write a detector as an ONNX file.")
 @click.option("--detector", "path", metavar="FILE", required=True, help="The detector's file.")
-@model_options
+@again_options
 @click.option(
     "--input",
     "takes",
@@ -38,7 +38,7 @@ TRIED = 256
 )
 @click.option("-o", "--output", metavar="F.onnx", required=True, help="The file (.onnx).")
 @chained(quiet_option)
-def export(path, model, weights, takes, data, batch, output, quiet) -> None:
+def export(path, model, weights, method, takes, data, batch, output, quiet) -> None:
     """Write a detector as ONNX: images in; logits, score and accepted out.
 
     The file is kept once onnxruntime decided real images as the detector does. It runs without
@@ -47,7 +47,7 @@ def export(path, model, weights, takes, data, batch, output, quiet) -> None:
     from gradscore.detector import Detector
     from gradscore.detector.trial import trial_images
 
-    detector = Detector.load(path, model, weights)
+    detector = Detector.load(path, model, weights, method=method)
     images, reason = trial_images(detector.info, data, takes, TRIED)
     if reason:
         notice(f"The file is tried with random numbers: {reason}", quiet=quiet)

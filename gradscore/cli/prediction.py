@@ -6,9 +6,9 @@ import click
 
 from gradscore.choices import PREDICTION_ENDINGS
 from gradscore.cli.console import Progress, notice, print_table, say
-from gradscore.cli.detectors import DETECTOR, class_text
+from gradscore.cli.detectors import DETECTOR, again_options, class_text
 from gradscore.cli.extraction_options import computing_options
-from gradscore.cli.options import chained, import_methods, output_option, quiet_option
+from gradscore.cli.options import chained, output_option, quiet_option
 from gradscore.escapes import counted
 
 SHOWN = 5
@@ -22,17 +22,7 @@ detector_options = chained(
         show_default=True,
         help="What `gradscore calibrate` wrote.",
     ),
-    click.option(
-        "--model",
-        metavar="SPEC",
-        help="The detector's model again, where it is code of your own (python:) or is fetched.",
-    ),
-    click.option("--weights", metavar="FILE[#KEY]", help="Its weight file, where it has moved."),
-    click.option(
-        "--method",
-        metavar="python:MODULE:FUNCTION",
-        help="The detector's score again, where it is one of your own.",
-    ),
+    again_options,
 )
 
 
@@ -82,7 +72,6 @@ def predict(
     from gradscore.errors import InvalidArgument
     from gradscore.extraction.classifier import device_for
 
-    import_methods([method] if method else ())
     info, _ = read_detector(detector)
     if UNKNOWN in info.notices:
         notice(f"{UNKNOWN[0].upper()}{UNKNOWN[1:]}.", quiet=quiet)
@@ -99,7 +88,7 @@ def predict(
     asked = {"batch_size": how["batch_size"], "workers": workers}
     asked["skip"] = how["on_error"] == "skip"
     try:
-        found = Detector.load(detector, model, weights).to(place)
+        found = Detector.load(detector, model, weights, method=method).to(place)
         with written_predictions(output, info) if output else nullcontext() as rows:
             for images in sets:
                 for part in predict_images(found, images, **asked):

@@ -1,4 +1,4 @@
-"""The model of a detector: given, named by a run or a file; and a run of its images in memory."""
+"""Score and model of a detector, given or named by a file; its images as a run in memory."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gradscore.detector.calibration import Calibration, Wanted, calibrate_run, learns
+from gradscore.detector.calibration import Calibration, calibrate_run, learns
 from gradscore.detector.file import DetectorInfo
 from gradscore.detector.live import RowSource, device_of, example, rows_in_memory
+from gradscore.detector.wanted import Wanted
 from gradscore.errors import (
     DetectorError,
     GradScoreError,
@@ -23,7 +24,8 @@ from gradscore.errors import (
 from gradscore.extraction.classifier import Classifier
 from gradscore.extraction.plan import stages_pass
 from gradscore.extraction.resolved import describe, resolve_model
-from gradscore.methods import RecordedRun, find_method, make_spec
+from gradscore.methods import METHODS, RecordedRun, find_method, make_spec
+from gradscore.methods.custom import OWN, import_method
 from gradscore.methods.memory_run import MemoryRun, set_entry
 from gradscore.models import create_model
 from gradscore.models.preprocessing import Preprocessing
@@ -53,6 +55,29 @@ def run_model(run: RecordedRun, model: nn.Module | str | None) -> nn.Module:
     if isinstance(given, nn.Module):
         return given
     return create_model(*model_of(run.path, run.info, given))
+
+
+def import_score(path: Path, info: DetectorInfo, method: str | None) -> None:
+    """Import the score of a file, where it is a function of the user's own and is named again.
+
+    Raises:
+        DetectorError: If another score is named, or none where one is needed.
+        InvalidArgument: If there is no such function.
+    """
+    if method is not None and method != info.method:
+        raise DetectorError(
+            f"Expected the score of the detector {str(path)!r}, {info.method!r}, got "
+            f"{method!r}; leave out `method`, or name that score."
+        )
+    if not info.method.startswith(OWN):
+        return
+    if method is None and info.method not in METHODS:
+        raise DetectorError(
+            f"The detector {str(path)!r} names the score {info.method!r}, which is code: it "
+            f"is imported only where you give it, too: add `method={info.method!r}` if you trust "
+            "it."
+        )
+    import_method(info.method)
 
 
 def model_for(
@@ -159,6 +184,7 @@ def calibrate_model(
     Raises:
         InvalidArgument: If there are no images, or they have several shapes.
     """
+    wanted = wanted.of_model()
     if fit is not None:
         wanted = replace(wanted, options={**wanted.options, "fit": FIT})
     if images is None:

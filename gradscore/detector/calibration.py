@@ -1,8 +1,7 @@
 """A score's threshold from a run: what it flags, and what its user should know of it."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,8 @@ from gradscore.detector.images import (
     repeated,
 )
 from gradscore.detector.part_of_run import Arrays, PartOfRun
-from gradscore.detector.threshold import Share, Threshold
+from gradscore.detector.threshold import Threshold
+from gradscore.detector.wanted import Wanted
 from gradscore.errors import DetectorError, InvalidArgument
 from gradscore.methods import METHODS, Plan, RecordedRun, ScoreSpec, find_method, make_spec
 from gradscore.run import extract_command
@@ -30,27 +30,6 @@ MORE_THAN_ONE_FORWARD = ("mahalanobis_stages", "lee_alregib")
 """Methods that change images, or learn from noise as well."""
 ENOUGH_LABELS = 100
 """Of labelled images all classified rightly, so many are told of."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a detector shall keep.
-
-    Attributes:
-        method: The score.
-        options: Its options; ``fit``, the set that it learns from, may be among them.
-        tpr: Share of ID images that shall be accepted.
-        guarantee: ``pac`` or ``marginal``.
-        confidence: Probability with which ``pac`` holds.
-        cross_fit: Whether a score that learns is calibrated out of fold.
-    """
-
-    method: str = "energy"
-    options: Mapping[str, Any] = field(default_factory=dict)
-    tpr: Share = "0.95"
-    guarantee: str = "pac"
-    confidence: Share = "0.95"
-    cross_fit: bool = False
 
 
 class Flagged(NamedTuple):
@@ -93,6 +72,7 @@ def calibrate_run(
         DetectorError: If the score cannot be asked of new images, or what it learned cannot be
             kept in a file.
     """
+    wanted = wanted.of_run(run)
     learned_from_images = learns(wanted)
     options = dict(wanted.options)
     fit = options.pop("fit", None)
@@ -111,6 +91,7 @@ def calibrate_run(
     )
     accuracy = _accuracy(found)
     told = [
+        *wanted.notices,
         images.notice,
         plan.notice,
         *_doubts(repeated(part, images), threshold, accuracy),

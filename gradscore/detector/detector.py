@@ -9,21 +9,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gradscore.detector.agreement import Agreement
 from gradscore.detector.building import (
     calibrate_model,
+    import_score,
     model_for,
     require_working,
     run_model,
     told_damaged,
 )
-from gradscore.detector.calibration import Wanted, calibrate_run
+from gradscore.detector.calibration import calibrate_run
 from gradscore.detector.decision import Decision, decide
-from gradscore.detector.exporting import Agreement, export_onnx
+from gradscore.detector.exporting import export_onnx
 from gradscore.detector.file import SCORES, DetectorInfo, read_detector, write_detector
 from gradscore.detector.live import LiveScore, check_shape, device_of
 from gradscore.detector.threshold import Share, Threshold
+from gradscore.detector.wanted import Wanted
 from gradscore.errors import InvalidArgument
 from gradscore.methods import RecordedRun
+from gradscore.methods.custom import OWN, import_method
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.network import check_eval_mode
 from gradscore.recorded import Run, open_store
@@ -64,7 +68,7 @@ class Detector(nn.Module):
         source: nn.Module | Run | RecordedRun | str | os.PathLike,
         images: Any = None,
         *,
-        method: str = "energy",
+        method: str | None = None,
         tpr: Share = "0.95",
         guarantee: str = "pac",
         confidence: Share = "0.95",
@@ -85,7 +89,9 @@ class Detector(nn.Module):
             images: Of a run the names of ID sets, by default all with the role ``id``. For a
                 classifier its preprocessed ID images: a tensor ``[n, channels, height, width]``,
                 or batches of these, alone or with class numbers, as a ``DataLoader`` gives them.
-            method: The score, one of :data:`gradscore.methods.METHODS`.
+            method: The score: one of :data:`gradscore.methods.METHODS`, or a function of your
+                own, ``python:MODULE:FUNCTION``. By default what :func:`gradscore.choose`
+                recommended for the run, else energy.
             tpr: Share of ID images that shall be accepted; at most ``1 - tpr`` are flagged.
             guarantee: ``pac``: with probability ``confidence`` over the draw of the images.
                 ``marginal``: on average over such draws.
@@ -107,6 +113,8 @@ class Detector(nn.Module):
         """
         how = {"tpr": tpr, "guarantee": guarantee, "confidence": confidence}
         wanted = Wanted(method, options, **how, cross_fit=cross_fit)
+        if method is not None and method.startswith(OWN):
+            import_method(method)
         if isinstance(source, nn.Module):
             if model is not None:
                 raise InvalidArgument("Expected `model` with a run only, got it with a model.")
@@ -128,6 +136,8 @@ class Detector(nn.Module):
         path: str | os.PathLike,
         model: nn.Module | str | None = None,
         weights: str | os.PathLike | None = None,
+        *,
+        method: str | None = None,
     ) -> "Detector":
         """Return the detector of a file.
 
@@ -136,14 +146,18 @@ class Detector(nn.Module):
             model: Its classifier or the spec of it; by default the file's spec, unless that could
                 run code or fetch files.
             weights: Weight file, for a spec; by default where it was at the calibration.
+            method: The file's score again, where it is a function of your own
+                (``python:MODULE:FUNCTION``), which no file alone has imported.
 
         Raises:
-            DetectorError: If the file is damaged, or of another model, other weights, or a newer
-                version.
+            DetectorError: If the file is damaged, or of another model, other weights, another
+                score, or a newer version.
+            InvalidArgument: If its score is not known here.
             ModelError: If the model cannot be built.
             WeightsError: If the weights cannot be had.
         """
         info, arrays = read_detector(path)
+        import_score(Path(path), info, method)
         built = model_for(Path(path), info, model, weights)
         with told_damaged(Path(path)):
             found = cls(built, info, arrays)

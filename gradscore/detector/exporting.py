@@ -4,16 +4,21 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gradscore.choices import INPUTS
+from gradscore.detector.agreement import (
+    OUTPUTS,
+    SIZES,
+    Agreement,
+    check_agreement,
+    compare,
+    rows_from,
+)
 from gradscore.detector.calibration import MORE_THAN_ONE_FORWARD
 from gradscore.detector.file import DetectorInfo
 from gradscore.detector.graph import DetectorGraph
@@ -21,45 +26,15 @@ from gradscore.detector.live import LiveScore
 from gradscore.errors import DetectorError, InvalidArgument, memory_ended, reason_of
 from gradscore.files import written_aside
 from gradscore.methods import METHODS
+from gradscore.network import check_eval_mode
 from gradscore.run.layout import BLOCKS
 
 ENDING = ".onnx"
-OUTPUTS = ("logits", "score", "accepted")
 TRACED = 4
 """Images of the batch that is traced."""
-SIZES = (1, 7, 64)
-"""Batch sizes that are tried."""
-TOLERANCE = 1e-4
-"""How far logits, and scores, may be apart as a part of the largest."""
-ROUNDING = 10
-"""Scores within so many of the largest difference may fall on either side of the threshold."""
-MOST_TIED = 0.01
-"""Share of images so near the threshold that rounding may decide them."""
 LARGEST_BANK = 1 << 30
 """Most bytes of what a score learned: an ONNX file ends at 2 GiB."""
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-
-
-class Agreement(NamedTuple):
-    """How an exported file agrees with the detector, on some images.
-
-    Attributes:
-        images: How many.
-        drawn: Whether they are random numbers, as no real images were at hand.
-        logits: Largest difference of a logit, as a part of the largest logit.
-        score: Largest difference of a score, as a part of the largest score.
-        near: Images whose score is so near the threshold that rounding may decide them.
-        size: Of the file, in bytes.
-        learned: Of what the score learned, in bytes.
-    """
-
-    images: int
-    drawn: bool
-    logits: float
-    score: float
-    near: int
-    size: int
-    learned: int
 
 
 def export_onnx(
@@ -83,16 +58,19 @@ def export_onnx(
         batch: The one batch size that the file takes; None for any.
 
     Raises:
-        InvalidArgument: If an argument is out of range.
+        InvalidArgument: If an argument is out of range, or the images are others.
+        ModelError: If the model is in train mode.
         DetectorError: If a package is missing, the score needs gradients of inner layers, the
             model cannot be exported, or the file does not agree.
     """
     _check_arguments(path, takes, batch)
+    _check_images(images, info, takes)
+    check_eval_mode(live.model)
     _check_score(live, info)
     shown = images if images is not None else _drawn(info, takes)
     graph = DetectorGraph(live, info.threshold.value, takes)
     with torch.no_grad():
-        graph(_rows(shown, 0, 2))  # what a score computes once must not be in the graph
+        graph(rows_from(shown, 0, 2))  # what a score computes once must not be in the graph
     model = _exported(graph, shown, batch)
     learned = sum(x.nbytes for x in live.arrays.values())
     _describe(model, info, takes)
@@ -100,11 +78,11 @@ def export_onnx(
     found = Agreement(
         len(shown),
         images is None,
-        *_compared(content, live, graph, shown, batch),
+        *compare(content, live, graph, shown, batch),
         len(content),
         learned,
     )
-    _check_agreement(found)
+    check_agreement(found)
     model.metadata_props.add(key="gradscore.agreement", value=json.dumps(found._asdict()))
     with written_aside(path, DetectorError) as file:
         file.write(model.SerializeToString())
@@ -125,6 +103,28 @@ def _check_arguments(path: str | os.PathLike, takes: str, batch: int | None) -> 
         raise DetectorError(
             f"Expected {', '.join(PACKAGES)} to export, {missing[0]} is missing; install them "
             "with `pip install '.[export]'`."
+        )
+
+
+def _check_images(images: Tensor | None, info: DetectorInfo, takes: str) -> None:
+    """Raise unless images are a batch of what the file takes.
+
+    Raises:
+        InvalidArgument: If they are not.
+    """
+    if images is None:
+        return
+    channels, *size = info.input_shape
+    pixels = takes == "uint8"
+    kind = torch.uint8 if pixels else torch.float32
+    shape = (*size, channels) if pixels else info.input_shape
+    there = isinstance(images, Tensor) and images.dtype == kind and len(images) > 0
+    if not there or images.ndim != len(shape) + 1 or tuple(images.shape[1:]) != tuple(shape):
+        given = isinstance(images, Tensor)
+        got = f"{images.dtype} {list(images.shape)}" if given else f"a {type(images).__name__}"
+        wanted = ", ".join(map(str, shape))
+        raise InvalidArgument(
+            f"Expected images {kind} [n, {wanted}] for an input of {takes}, got {got}."
         )
 
 
@@ -160,7 +160,7 @@ def _exported(graph: DetectorGraph, images: Tensor, batch: int | None) -> Any:
     Raises:
         DetectorError: If the model cannot be exported.
     """
-    example = _rows(images, 0, batch or TRACED)
+    example = rows_from(images, 0, batch or TRACED)
     dynamic = None if batch else {"images": {0: torch.export.Dim("batch", min=1, max=1 << 20)}}
     try:
         with warnings.catch_warnings(), torch.no_grad():
@@ -179,14 +179,10 @@ def _exported(graph: DetectorGraph, images: Tensor, batch: int | None) -> Any:
     except Exception as error:  # of torch, onnx or the model's own code
         if memory_ended(error):
             raise
-        hint = (
-            ""
-            if batch
-            else "; a forward that calls len(x) or int(x.shape[0]) freezes the batch: "
-            "use x.shape[0], or export for one size with `batch=N`"
-        )
+        cause = _cause(error)
         raise DetectorError(
-            f"Expected a model that torch.onnx can export, got: {_cause(error)}{hint}."
+            "Expected a model and a score that torch.onnx can export, got: "
+            f"{cause}{_hint(cause, batch)}."
         ) from error
 
 
@@ -197,9 +193,18 @@ def _cause(error: BaseException) -> str:
     return reason_of(error).rstrip(".")
 
 
-def _rows(images: Tensor, start: int, count: int) -> Tensor:
-    """Return ``count`` images from a place on, from the first again where there are too few."""
-    return images[torch.arange(start, start + count) % len(images)]
+def _hint(cause: str, batch: int | None) -> str:
+    """Return what to do about a cause of the exporter's, or nothing where that is not known."""
+    if "data-dependent" in cause:
+        return "; a graph has no branch that depends on values: use torch.where"
+    if ".numpy()" in cause:
+        return "; a graph has operations of torch only"
+    if batch:
+        return ""
+    return (
+        "; a forward that calls len(x) or int(x.shape[0]) freezes the batch: use x.shape[0], or "
+        "export for one size with `batch=N`"
+    )
 
 
 def _describe(model: Any, info: DetectorInfo, takes: str) -> None:
@@ -212,89 +217,3 @@ def _describe(model: Any, info: DetectorInfo, takes: str) -> None:
     }
     for key, value in entries.items():
         model.metadata_props.add(key=key, value=value)
-
-
-def _compared(
-    content: bytes, live: LiveScore, graph: DetectorGraph, images: Tensor, batch: int | None
-) -> tuple[float, float, int]:
-    """Return how far file and detector are apart, and how many images are near the threshold.
-
-    Raises:
-        DetectorError: If the file cannot be run, or decides an image that is not near otherwise.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
-    except Exception as error:
-        raise DetectorError(f"onnxruntime cannot read the file: {reason_of(error)}") from error
-    apart, near, threshold = np.zeros(2), 0, float(graph.threshold)
-    for start, size in _spans(len(images), batch):
-        part = _rows(images, start, size)
-        with torch.no_grad():
-            logits, scores = live(graph.prepared(part))
-        expected = [values.numpy() for values in (logits, scores, scores >= threshold)]
-        try:
-            found = session.run(list(OUTPUTS), {"images": part.numpy()})
-        except Exception as error:
-            raise DetectorError(
-                f"The file fails at a batch of {size}: {reason_of(error)}; export for one size "
-                "with `batch=N`."
-            ) from error
-        differences = [_apart(*pair) for pair in zip(found[:2], expected[:2], strict=True)]
-        for place, difference in enumerate(differences):
-            largest = np.abs(expected[place]).max() + np.finfo(np.float32).tiny
-            apart[place] = max(apart[place], difference / largest)
-        new = max(0, min(size, len(images) - start))  # after them the first come again
-        bound = ROUNDING * differences[1]
-        near += int(_near(found, expected, threshold, bound)[:new].sum())
-    return float(apart[0]), float(apart[1]), near
-
-
-def _spans(images: int, batch: int | None) -> Iterator[tuple[int, int]]:
-    """Yield first image and number of images of batches that cover all, of several sizes."""
-    sizes: Sequence[int] = (batch,) if batch else SIZES
-    start, turn = 0, 0
-    while start < images or turn < len(sizes):
-        size = sizes[min(turn, len(sizes) - 1)]
-        yield start, size
-        start, turn = start + size, turn + 1
-
-
-def _apart(found: NDArray, expected: NDArray) -> float:
-    if found.shape != expected.shape:
-        raise DetectorError(
-            f"Expected outputs {list(expected.shape)} of the file, got {list(found.shape)}; "
-            "export for one size with `batch=N`."
-        )
-    return float(np.abs(found.astype(np.float64) - expected).max())
-
-
-def _near(
-    found: Sequence[NDArray], expected: Sequence[NDArray], threshold: float, bound: float
-) -> NDArray:
-    """Return which scores are so near the threshold that rounding may decide, ``[batch]``.
-
-    Raises:
-        DetectorError: If another image is decided otherwise.
-    """
-    near = np.abs(expected[1] - threshold) <= bound
-    if (found[2] != expected[2])[~near].any():
-        raise DetectorError("The file decides images otherwise that are not near the threshold.")
-    return near
-
-
-def _check_agreement(found: Agreement) -> None:
-    if not (found.logits <= TOLERANCE and found.score <= TOLERANCE):
-        raise DetectorError(
-            f"Expected a file that agrees to {TOLERANCE:g}, got logits {found.logits:.2g} and "
-            f"scores {found.score:.2g} apart; the file is not kept."
-        )
-    if not found.drawn and found.near > max(1, MOST_TIED * found.images):
-        raise DetectorError(
-            f"Expected at most {100 * MOST_TIED:g}% of the images near the threshold, got "
-            f"{found.near:,} of {found.images:,}: rounding would decide them; calibrate with "
-            "another score."
-        )

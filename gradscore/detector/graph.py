@@ -35,7 +35,7 @@ class DetectorGraph(nn.Module):
         for name in ("mean", "std"):
             self.register_buffer(f"pixel_{name}", torch.tensor(about[name]).view(shape))
         self.register_buffer("threshold", torch.tensor(threshold, dtype=torch.float64))
-        self.eval()
+        self.training = False  # the model stays in its mode
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return ``logits [batch, classes]``, ``score [batch]`` and ``accepted [batch]``.

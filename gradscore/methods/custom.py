@@ -26,6 +26,8 @@ from gradscore.run import describe_fit
 Score = Callable[..., Tensor]
 """``(features, logits, head)``, and what was learned where the method learns, to scores."""
 Learn = Callable[[Tensor, Tensor, LastLayer], Any]
+OWN = "python:"
+"""How the name of a function of the user's own begins."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _COLUMNS = ("set", "index", "path", "label", "predicted", "label_name", "predicted_name")
 """No names for methods: the other columns of a table of scores."""
@@ -68,7 +70,7 @@ def import_method(name: str) -> None:
     """
     if name in METHODS:
         return
-    module, _, function = name.removeprefix("python:").partition(":")
+    module, _, function = name.removeprefix(OWN).partition(":")
     if not module or not function:
         raise InvalidArgument(f"Expected python:package.module:function, got {name!r}.")
     try:
@@ -142,7 +144,7 @@ def _score(
     def scores(rows: Rows, learned: tuple) -> Tensor:
         with _named(spec, "score"):
             found = score(rows.features, rows.logits, head, *learned)
-            return _checked(spec, found, len(rows))
+            return _checked(spec, found, rows)
 
     return score_by_fold(block, fits, scores)
 
@@ -163,15 +165,16 @@ def _named(spec: ScoreSpec, what: str) -> Iterator[None]:
         raise InvalidArgument(f"The {what} of method {spec.method} failed: {reason}") from error
 
 
-def _checked(spec: ScoreSpec, scores: Any, rows: int) -> Tensor:
+def _checked(spec: ScoreSpec, scores: Any, rows: Rows) -> Tensor:
     """Return a user's scores as float64.
 
     Raises:
         InvalidArgument: If there is not one a row.
     """
     found = torch.as_tensor(scores).detach().double().cpu()
-    if found.shape != (rows,):
+    # Not by len(rows): a graph that is exported would take this one number of rows alone.
+    if found.ndim != 1 or found.shape[0] != rows.logits.shape[0]:
         raise InvalidArgument(
-            f"Expected {spec.method} to return scores [{rows}], got {list(found.shape)}."
+            f"Expected {spec.method} to return scores [{len(rows)}], got {list(found.shape)}."
         )
     return found

@@ -266,7 +266,7 @@ def saved(run, tmp_path_factory):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "python:os:abort"}, "Unknown method 'python:os:abort'"),
+        ({"method": "python:os:abort"}, "'python:os:abort', which is code: it is imported only"),
         ({"method": "odd"}, "Unknown method 'odd'"),
         ({"settings": {"k": "ten"}}, "Expected k of 1 or more, got 'ten'"),
         ({"settings": {"strange": 1}}, "Unknown option strange"),
@@ -317,7 +317,7 @@ def test_a_spec_gives_a_model_of_the_recorded_preprocessing(saved, tmp_path):
 def test_pictures_of_unknown_normalisation_are_told_of():
     model, x = make_model(), torch.rand(80, 1, 8, 8)
     del model.preprocessing
-    (told,) = Detector.calibrate(model, x).info.notices
+    (told,) = Detector.calibrate(model, x, method="energy").info.notices
     assert "nothing is known of how pictures become the model's input" in told
     how = {"resize": None, "crop": None, "mean": 0.5, "std": 0.5, "mode": "L"}
-    assert Detector.calibrate(model, x, preprocessing=how).info.notices == ()
+    assert Detector.calibrate(model, x, method="energy", preprocessing=how).info.notices == ()

@@ -7,11 +7,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from helpers.commands import call, fails
 from torch import nn
 
 import gradscore as gs
 from gradscore.detector import Detector
-from gradscore.errors import DetectorError, InvalidArgument
+from gradscore.errors import DetectorError, InvalidArgument, ModelError
+from gradscore.methods import METHODS
 
 pytest.importorskip("onnxscript")
 onnx = pytest.importorskip("onnx")
@@ -146,6 +148,58 @@ def test_a_model_that_freezes_the_batch_is_refused_or_exported_for_one_size(tmp_
     assert path.exists()
 
 
+OWN = """
+import torch
+
+def distance(features, logits, head, mean):
+    return -(features - mean).square().sum(dim=1) + head(features).logsumexp(dim=1)
+
+distance.fit = lambda features, logits, head: features.mean(dim=0)
+
+def arrays(features, logits, head):
+    return logits.numpy().max(axis=1)
+
+def branch(features, logits, head):
+    return logits.amax(dim=1) if logits.sum() > 0 else logits.amin(dim=1)
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "own_graph.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "python:own_graph:"
+    for name in [name for name in METHODS if name.startswith("python:own_graph:")]:
+        del METHODS[name]
+
+
+def test_a_score_of_ones_own_is_exported_where_it_is_made_of_torch(model, images, own, tmp_path):
+    detector = Detector.calibrate(model, images, method=f"{own}distance")
+    found = detector.export(tmp_path / "gate.onnx", images[:70])
+    assert max(found.logits, found.score) < 1e-5
+    _, score, _ = session(tmp_path / "gate.onnx").run(None, {"images": images[:9].numpy()})
+    np.testing.assert_allclose(score, detector(images[:9]).score, rtol=1e-4)
+    for name, hint in {"arrays": "operations of torch only", "branch": "use torch.where"}.items():
+        detector = Detector.calibrate(model, images, method=f"{own}{name}")
+        with pytest.raises(DetectorError, match=hint):
+            detector.export(tmp_path / "other.onnx", images)
+
+
+def test_export_imports_a_score_of_ones_own_only_where_it_is_named_again(own, tmp_path, capsys):
+    model = gs.create_model("digits")
+    made = Detector.calibrate(model, torch.rand(130, 1, 8, 8), method=f"{own}distance")
+    path, gate = tmp_path / "d.safetensors", tmp_path / "gate.onnx"
+    made.save(path)
+    del METHODS[f"{own}distance"]
+    words = ("export", "--detector", path, "--data", "digits:test", "-o", gate)
+    told = fails(capsys, *words)
+    assert f"add --method {own}distance if you trust it" in told
+    told = fails(capsys, *words, "--method", f"{own}arrays")
+    assert f"Expected the score of the detector {str(path)!r}, '{own}distance', got" in told
+    assert call(*words, "--method", f"{own}distance") in (0, None)
+    assert gate.exists()
+
+
 def refusals(model, images, path):
     energy = Detector.calibrate(model, images)
     inner = Detector.calibrate(model, images, method="gradnorm", layers="1.weight")
@@ -154,15 +208,42 @@ def refusals(model, images, path):
         "ending": (lambda: energy.export("gate.pt"), r"ending in .onnx, got 'gate.pt'"),
         "input": (lambda: energy.export(path, takes="jpeg"), "normalized or uint8, got 'jpeg'"),
         "batch": (lambda: energy.export(path, batch=0), "1 or more, got 0"),
+        "shape": (
+            lambda: energy.export(path, images[:, :, 1:]),
+            r"torch.float32 \[n, 1, 8, 8\] .* got torch.float32 \[200, 1, 7, 8\]",
+        ),
+        "pixels": (
+            lambda: energy.export(path, images, takes="uint8"),
+            r"torch.uint8 \[n, 8, 8, 1\] for an input of uint8, got torch.float32",
+        ),
+        "no image": (lambda: energy.export(path, images[:0]), r"got torch.float32 \[0, 1, 8, 8\]"),
+        "a list": (lambda: energy.export(path, [1]), "got a list"),
     }
 
 
-@pytest.mark.parametrize("case", ["inner layers", "ending", "input", "batch"])
+@pytest.mark.parametrize(
+    "case", ["inner layers", "ending", "input", "batch", "shape", "pixels", "no image", "a list"]
+)
 def test_what_cannot_be_exported_is_one_line(model, images, tmp_path, case):
     act, message = refusals(model, images, tmp_path / "gate.onnx")[case]
     with pytest.raises((DetectorError, InvalidArgument), match=message):
         act()
     assert not (tmp_path / "gate.onnx").exists()
+
+
+@pytest.mark.parametrize("dropout", [True, False])
+def test_a_model_is_exported_in_its_mode_or_refused(images, tmp_path, dropout):
+    layers = (nn.Flatten(), nn.Dropout() if dropout else nn.Identity(), nn.Linear(64, 5))
+    model = nn.Sequential(*layers).eval()
+    detector = Detector.calibrate(model, images)
+    model.train()
+    if dropout:
+        with pytest.raises(ModelError, match="train mode"):
+            detector.export(tmp_path / "gate.onnx", images)
+    else:
+        detector.export(tmp_path / "gate.onnx", images)
+    assert all(part.training for part in model.modules())
+    assert (tmp_path / "gate.onnx").exists() != dropout
 
 
 def test_a_file_that_scores_otherwise_than_the_detector_is_not_kept(

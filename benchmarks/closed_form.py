@@ -38,10 +38,10 @@ from torch.nn.functional import linear, log_softmax
 from gradscore.closed_form import head_score, last_layer_score
 
 SHAPES = (
-    (20000, 2048, 1000),
-    (2000, 2048, 21843),
-    (100000, 512, 100),
-    (200000, 64, 10),
+    (20_000, 2048, 1000),
+    (2000, 2048, 21_843),
+    (200_000, 512, 100),
+    (1_000_000, 64, 10),
 )
 """Rows, features and classes at which the limits are compared."""
 

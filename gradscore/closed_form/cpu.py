@@ -3,15 +3,12 @@
 numba is imported where a norm is first asked for. It compiles once for each type of number, and
 keeps the result on disk: in ``NUMBA_CACHE_DIR``, or beside this package, or in the user's cache.
 
-Rows are shared out among as many threads as torch uses, the calling one among them. They end with
-the call: none waits or spins meanwhile, beside torch's own or beside what reads the next rows, and
-none is missing after a fork.
+Rows are shared out among the threads that torch uses, the calling one among them.
 """
 
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pickle import PickleError
 
@@ -21,13 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
+from gradscore.closed_form.threads import in_threads
 from gradscore.errors import GradScoreWarning, reason_of
 from gradscore.objective import Objective
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-CHUNK_ENTRIES = (1 << 16, 1 << 20)
-"""Fewest and most entries that a thread takes at once: up to a millisecond of work."""
+CHUNK_ENTRIES = (1 << 18, 1 << 20)
+"""Fewest and most entries that a thread takes at once: a tenth of a millisecond of work, which is
+what it costs to wake a thread, up to one."""
 
 
 def serves(*tensors: Tensor) -> bool:
@@ -209,12 +208,4 @@ def _share_out(work: Callable[[slice], None], *matrices: NDArray) -> None:
         for start in starts:
             work(slice(start, min(start + step, rows)))
 
-    helpers = min(threads, -(-rows // step)) - 1
-    if helpers < 1:
-        take_turns()
-        return
-    with ThreadPoolExecutor(helpers) as pool:
-        others = [pool.submit(take_turns) for _ in range(helpers)]
-        take_turns()
-    for other in others:
-        other.result()
+    in_threads(take_turns, min(threads, -(-rows // step)))

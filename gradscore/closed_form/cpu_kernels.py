@@ -12,10 +12,10 @@ from numba import njit
 from numba.core.dispatcher import Dispatcher
 
 from gradscore.closed_form import elementary, float32_rows, row_norms, side_by_side
-from gradscore.closed_form.elementary import F, borrowed, fill
+from gradscore.closed_form.elementary import F, borrowed, fits_float32
 from gradscore.closed_form.float32_rows import VECTOR, deviation_norms32
-from gradscore.closed_form.row_norms import PART, below_zero, norm_of, settle
-from gradscore.closed_form.side_by_side import LANES, NARROW, norms_side_by_side, prepare
+from gradscore.closed_form.row_norms import PART, below_zero, magnitude, norm_of, settle
+from gradscore.closed_form.side_by_side import LANES, NARROW, SPACE, norms_side_by_side, prepare
 
 called = njit(error_model="numpy", nogil=True)
 COMPILED = (elementary, row_norms, float32_rows, side_by_side)
@@ -41,8 +41,11 @@ def _functions(sources: str) -> tuple[Dispatcher, Dispatcher]:
         for i in range(len(x)):
             known = False
             for s in range(len(orders)):
-                out[s, i] = norm_of(x[i], orders[s], logs, known)
-                known = known or orders[s] not in (1.0, 2.0, math.inf)
+                if orders[s] == 1:
+                    out[s, i] = magnitude(x[i])
+                else:
+                    out[s, i] = norm_of(x[i], orders[s], logs, known)
+                    known = known or orders[s] not in (1.0, 2.0, math.inf)
         kept[0] = 0  # it was needed until here
 
     @called
@@ -60,7 +63,8 @@ def _functions(sources: str) -> tuple[Dispatcher, Dispatcher]:
         sources  # noqa: B018
         n = f.shape[1]
         space = np.zeros((2 + len(orders), max(n, LANES)))
-        lanes = np.zeros((3 * n + 5 if n <= NARROW else 1, LANES))
+        narrow = n <= NARROW and f.itemsize == 4
+        lanes = np.zeros((3 * n + SPACE if narrow else 1, LANES), F)
         float32s = np.empty((2, max(n + VECTOR, PART)), F)
         f, out, orders = borrowed(f), borrowed(out), borrowed(orders)
         e, logs, found = (
@@ -68,29 +72,26 @@ def _functions(sources: str) -> tuple[Dispatcher, Dispatcher]:
             borrowed(space)[1, :n],
             borrowed(space)[2:, :LANES],
         )
-        columns, top, work = borrowed(lanes)[:n], borrowed(lanes)[n], borrowed(lanes)[n + 1 :]
+        columns, work = borrowed(lanes)[:n], borrowed(lanes)[n:]
         single = borrowed(float32s)[0, : n + VECTOR - 1 - (n - 1) % VECTOR]
         spare = borrowed(float32s)[1, :PART]
-        step = LANES if n <= NARROW else 1
+        step = LANES if narrow else 1
         for first in range(0, len(f), step):
             rows = f[first : first + step]
-            if n <= NARROW:
-                prepare(rows, columns, top)
+            if narrow:
+                prepare(rows, columns)
             for g in range(len(temperatures)):
                 a, b, t = begins[g], begins[g + 1], temperatures[g]
                 asked, norms, hot = orders[a:b], found[a:b], one_hot[g]
-                if n <= NARROW:
-                    norms_side_by_side(columns, top, t, hot, asked, norms, work)
-                else:
-                    fill(norms[:, 0], -1.0)
-                    if f.itemsize == 4:
-                        deviation_norms32(rows[0], t, hot, asked, norms[:, 0], spare, single)
+                norms[:] = -1.0
+                if narrow and fits_float32(t):
+                    norms_side_by_side(columns, t, hot, asked, norms, work)
+                elif f.itemsize == 4 and fits_float32(t):
+                    deviation_norms32(rows[0], t, hot, asked, norms[:, 0], spare, single)
                 for k in range(len(rows)):
                     if below_zero(norms[:, k]):
                         settle(rows[k], t, hot, asked, e, logs, norms[:, k])
-            for s in range(len(orders)):
-                for k in range(len(rows)):
-                    out[s, first + k] = found[s, k]
+            out[:, first : first + step] = found[:, : len(rows)]
         space[0, 0], lanes[0, 0], float32s[0, 0] = 0, 0, 0  # they were needed until here
 
     return feature_norms, deviation_norms

@@ -53,13 +53,14 @@ def use_triton(backend: str, *tensors: Tensor) -> bool:
     check_backend(backend)
     if backend in ("torch", "numba"):
         return False
+    if backend == "auto" and not all(tensor.is_cuda for tensor in tensors):
+        return False
     obstacle = _obstacle(tensors)
     if backend == "triton":
         if obstacle:
             raise InvalidArgument(f"Expected inputs that backend 'triton' can serve: {obstacle}.")
         return True
-    on_cuda = all(tensor.is_cuda for tensor in tensors)
-    return not obstacle and on_cuda and _runs_on(tensors[0].device)
+    return not obstacle and _runs_on(tensors[0].device)
 
 
 @cache

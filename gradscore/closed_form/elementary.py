@@ -69,12 +69,31 @@ def fill(x, value):
 
 
 @inlined
-def exp32(d, inverse, correction, floor, less):
-    """Return ``exp(d / T) - less`` for ``d`` up to 88 T, ``1 / T = inverse + correction``.
+def fits_float32(temperature):
+    """Return whether float32 can divide by a temperature."""
+    return 1e-30 < temperature < 1e30
+
+
+@inlined
+def scaled(temperature):
+    """Return what :func:`both_exp32` divides by: ``1/T``, what float32 lost of it, a bound."""
+    inverse = F(1 / temperature)
+    return inverse, F(1 / temperature - np.float64(inverse)), F(-88.0 * temperature)
+
+
+@inlined
+def both_exp32(d, how):
+    """Return ``exp(d / T)`` and ``exp(d / T) - 1`` for ``d`` up to 88 T.
 
     ``exp z = 2^k (1 + q)`` with ``q = exp(z - k log 2) - 1`` by a polynomial. Adding the large
-    number rounds to ``k``, and leaves it in the bits that make a float32 of ``2^k``.
+    number rounds to ``k``, and leaves it in the bits that make a float32 of ``2^k``. Who needs one
+    of both pays for one.
+
+    Args:
+        d: Difference of logits.
+        how: What :func:`scaled` says of ``T``.
     """
+    inverse, correction, floor = how
     d = floor if d < floor else d
     rounded = fma(d, inverse * F(1.4426950408889634), F(12583039.0))
     k = rounded - F(12583039.0)
@@ -84,7 +103,7 @@ def exp32(d, inverse, correction, floor, less):
     q = fma(fma(q, r, F(4.166722127e-2)), r, F(1.666653868e-1))
     q = fma(fma(q, r, F(4.999999804e-1)), r * r, r)
     power = reinterpret(BITS(reinterpret(rounded) << BITS(23)))
-    return fma(power, q, power - less)
+    return fma(power, q, power), fma(power, q, power - F(1))
 
 
 @inlined

@@ -13,11 +13,12 @@ import numpy as np
 from gradscore.closed_form.elementary import (
     BITS,
     F,
+    both_exp32,
     compiled,
-    exp32,
     fill,
     inlined,
     reinterpret,
+    scaled,
     summed,
 )
 from gradscore.closed_form.row_norms import PART
@@ -57,12 +58,11 @@ def extremes(x, most, least):
 @summed
 def exponentials32(f, top, how, e):
     """Fill ``e``, zero at the largest class; return its sum and the number of other classes."""
-    inverse, correction, floor = how
     total, others = F(0), F(0)
     for j in range(len(e)):
         d = F(f[j]) - top
         other = F(1) if d < F(0) else F(0)
-        value = exp32(d, inverse, correction, floor, F(0)) * other
+        value = both_exp32(d, how)[0] * other
         e[j] = value
         total += value
         others += other
@@ -72,9 +72,8 @@ def exponentials32(f, top, how, e):
 @compiled
 def less_one(f, centre, how, e):
     """Fill ``e`` with ``exp((f - centre) / T) - 1``."""
-    inverse, correction, floor = how
     for j in range(len(e)):
-        e[j] = exp32(F(f[j]) - centre, inverse, correction, floor, F(1))
+        e[j] = both_exp32(F(f[j]) - centre, how)[1]
 
 
 @summed
@@ -213,8 +212,7 @@ def one_hot32(body, tail, n, ends, how, orders, found, e):
 @compiled
 def padded32(body, tail, n, ends, temperature, one_hot, orders, found, e):
     """As :func:`deviation_norms32`, of a row that is padded to whole vectors."""
-    inverse = F(1 / temperature)
-    how = inverse, F(1 / temperature - np.float64(inverse)), F(-88.0 * temperature)
+    how = scaled(temperature)
     if one_hot:
         one_hot32(body, tail, n, ends, how, orders, found, e)
     else:
@@ -227,8 +225,6 @@ def deviation_norms32(row, temperature, one_hot, orders, found, spare, e):
 
     A short row is copied to where it can be padded, of a long one only the end.
     """
-    if not 1e-30 < temperature < 1e30:
-        return
     n = len(row)
     first = n - n % VECTOR if n > PART else 0
     rest = len(e) - first

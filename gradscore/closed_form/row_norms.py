@@ -11,6 +11,7 @@ from gradscore.closed_form.elementary import (
     F,
     compiled,
     exp64,
+    inlined,
     log64,
     reinterpret,
     summed,
@@ -33,12 +34,21 @@ def magnitude_of_part(x):
 
 
 @summed
-def magnitude(x):
+def magnitude64(x):
     """Return ``|x|_1``, added up in float64."""
     total = 0.0
     for j in range(len(x)):
         total += abs(np.float64(x[j]))
     return total
+
+
+@inlined
+def magnitude(x):
+    """Return ``|x|_1``."""
+    total = 0.0
+    for start in range(0, len(x), PART):
+        total += magnitude_of_part(x[start : start + PART])
+    return total if total < math.inf else magnitude64(x)
 
 
 @summed
@@ -81,10 +91,7 @@ def power_sum(logs, p):
 def norm_of(x, p, logs, known):
     """Return ``|x|_p``; ``logs`` is where the logarithms of ``x`` are kept, if ``known``."""
     if p == 1:
-        total = 0.0
-        for start in range(0, len(x), PART):
-            total += magnitude_of_part(x[start : start + PART])
-        return total if total < math.inf else magnitude(x)
+        return magnitude(x)
     if p == 2:
         total = squares(x, 1.0)
         if SAFE_SQUARES < total < math.inf:
@@ -117,14 +124,14 @@ def deviate(row, temperature, one_hot, e):
     exponentials64(row, top, temperature, 0.0, e)
     if one_hot:
         e[y] = top - top  # zero, but NaN where the row has no softmax
-        others = magnitude(e)
+        others = magnitude64(e)
         e[y] = others
         return 1 / (1 + others)
-    mean = magnitude(e) / len(row)
+    mean = magnitude64(e) / len(row)
     centre, factor = mean, 1 / mean
     if mean > 0.5:
         exponentials64(row, top, temperature, 1.0, e)
-        centre = -magnitude(e) / len(row)  # none of them is above zero
+        centre = -magnitude64(e) / len(row)  # none of them is above zero
         factor = 1 / (1 + centre)
     for j in range(len(e)):
         e[j] -= centre

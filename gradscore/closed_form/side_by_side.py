@@ -1,146 +1,155 @@
-"""Norms of the deviations of rows with few classes, 64 rows at once, in float64: compiled loops.
+"""Norms of the deviations of rows with few classes, 64 rows at once, in float32: compiled loops.
 
-The vector units would idle along such a row, so that the rows lie side by side.
+The vector units would idle along such a row, so that the rows lie side by side. Of each entry both
+``exp z`` and ``exp z - 1`` are computed, from one polynomial, and each row takes the one that
+keeps its digits. What float32 cannot hold is left to float64.
 """
 
 import math
 
-from gradscore.closed_form.elementary import compiled, exp64, fill, inlined
-from gradscore.closed_form.row_norms import SAFE_SQUARES
+import numpy as np
+
+from gradscore.closed_form.elementary import F, both_exp32, compiled, inlined, scaled, summed
+from gradscore.closed_form.float32_rows import LEAST_NORM, LEAST_OTHERS, LEAST_ROOT
 
 LANES = 64
 
 NARROW = 32
-"""Most classes for which this is faster."""
+"""Most classes for which this is faster, and for which the largest is a good centre."""
+
+SPACE = 7
+"""Rows of lanes that are needed beside three of them a class."""
+
+HALF = F(0.5)
+"""Above this mean of ``exp z``, 1 being the largest, ``exp z - 1`` keeps the digits."""
 
 
 @inlined
-def maxima(f, top):
-    """Raise ``top`` to ``f`` where that is larger."""
-    for k in range(len(f)):
-        top[k] = f[k] if f[k] > top[k] else top[k]
-
-
-@inlined
-def exponentials(f, top, inverse, e, ties, others):
-    """Fill ``e``, zero for a largest class; count those, and add up the others."""
-    for k in range(len(e)):
-        d = f[k] - top[k]
-        other = 1.0 if d < 0 else 0.0
-        e[k] = exp64(d * inverse, 0.0) * other
-        ties[k] += 1.0 - other
-        others[k] += e[k]
-
-
-@compiled
-def less_one(f, top, inverse, m, shift):
-    """Fill ``m`` with ``exp((f - top) / T) - 1``, and add it up."""
-    for k in range(len(m)):
-        m[k] = exp64((f[k] - top[k]) * inverse, 1.0)
-        shift[k] += m[k]
-
-
-@inlined
-def centre(f, top, e, mean):
-    """Turn exponentials into deviations, in units of the mean."""
-    for k in range(len(e)):
-        e[k] += (0.0 if f[k] < top[k] else 1.0) - mean[k]
-
-
-@compiled
-def replace(m, shift, mean, e):
-    """Put in what ``exp - 1`` gives where the softmax is nearly uniform."""
-    for k in range(len(e)):
-        exact = m[k] - shift[k]
-        e[k] = exact if mean[k] > 0.5 else e[k]
-
-
-@inlined
-def accumulate(e, p, norm):
-    """Add the magnitudes or squares of ``e`` to ``norm``, or take the larger magnitude."""
-    if p == 1:
-        for k in range(len(e)):
-            norm[k] += abs(e[k])
-    elif p == 2:
-        for k in range(len(e)):
-            norm[k] += e[k] * e[k]
-    else:
-        for k in range(len(e)):
-            norm[k] = abs(e[k]) if abs(e[k]) > norm[k] else norm[k]
-
-
-@compiled
-def prepare(f, columns, top):
-    """Lay rows side by side in ``columns [classes, LANES]``, with their largest logits."""
+def prepare(f, columns):
+    """Lay rows side by side in ``columns [classes, LANES]``."""
     for k in range(len(f)):
         row = f[k]
         for j in range(len(row)):
             columns[j, k] = row[j]
-    first = columns[0]
-    for k in range(len(top)):
-        top[k] = first[k]
-    for j in range(1, len(columns)):
-        maxima(columns[j], top)
+
+
+@inlined
+def raise_to(f, top):
+    """Raise ``top`` to ``f`` where that is larger."""
+    for k in range(LANES):
+        top[k] = f[k] if f[k] > top[k] else top[k]
+
+
+@inlined
+def exponentials(f, top, how, e, less, sums):
+    """Fill ``e``, zero for a largest class, and ``less``, ``exp z - 1``; add both up."""
+    ties, others, shift = sums[0], sums[1], sums[2]
+    for k in range(LANES):
+        d = f[k] - top[k]
+        other = F(1) if d < F(0) else F(0)
+        value, value_less = both_exp32(d, how)
+        value *= other
+        e[k], less[k] = value, value_less
+        ties[k] += F(1) - other
+        others[k] += value
+        shift[k] += value_less
+
+
+@inlined
+def choose(sums, n, centre):
+    """Fill in the means of ``exp z``, and of what is chosen for a row."""
+    ties, others, shift, mean = sums[0], sums[1], sums[2], sums[3]
+    for k in range(LANES):
+        mean[k] = (ties[k] + others[k]) / n
+        centre[k] = shift[k] / n if mean[k] > HALF else mean[k]
+
+
+@inlined
+def take_chosen(e, less, mean):
+    """Put ``exp z - 1`` in the place of ``exp z`` for rows near uniform."""
+    for k in range(LANES):
+        e[k] = less[k] if mean[k] > HALF else e[k]
+
+
+@summed
+def accumulate(e, centre, p, total):
+    """Add what exceeds the centre or the squares, or take the larger magnitude."""
+    for k in range(LANES):
+        d = e[k] - centre[k]
+        if p == 1:
+            total[k] += max(d, F(0))
+        elif p == 2:
+            total[k] += d * d
+        else:
+            total[k] = max(total[k], abs(d))
 
 
 @compiled
-def finish(norm, ties, others, one_hot, p, found):
-    """Turn sums of powers into norms; -1 where squares were too small."""
-    for k in range(len(norm)):
-        value, unit = norm[k], others[k]
-        if one_hot:  # the entry of the largest class is minus the sum of all others
-            rest = ties[k] - 1 + others[k]
-            unit = 1 + rest
-            if p == 2:
-                value += ties[k] - 1 + rest * rest
-            else:
-                value = 2 * rest if p == 1 else rest
-        if p == 2:
-            value = math.sqrt(value) if value > SAFE_SQUARES else -unit
-        found[k] = value / unit
+def finish_uniform(total, sums, n, p, found):
+    """Turn sums over classes into norms; -1 where float32 was too small."""
+    ties, others = sums[0], sums[1]
+    for k in range(LANES):
+        mean, norm = (np.float64(ties[k]) + np.float64(others[k])) / n, np.float64(total[k])
+        largest = 1 - mean
+        far = 0.0 if sums[3, k] > HALF else 1.0  # near uniform, the largest were added up
+        if p == 1:
+            norm = 2 * (norm + far * ties[k] * largest)
+        elif p == 2:
+            norm = math.sqrt(norm + far * ties[k] * (1 - 2 * mean))
+        else:
+            norm = max(norm, far * largest)
+        found[k] = -1.0 if norm <= LEAST_NORM else norm / mean
 
 
 @compiled
-def norms_side_by_side(columns, top, temperature, one_hot, orders, found, work):
-    """Fill ``found [orders, LANES]``, with -1 where the order or a square needs another way.
+def finish_one_hot(total, sums, p, found):
+    """Likewise; the entry of the largest class is minus the sum of all others."""
+    ties, others = sums[0], sums[1]
+    for k in range(LANES):
+        rest = np.float64(ties[k]) - 1 + np.float64(others[k])
+        norm, least = rest, LEAST_OTHERS
+        if p == 1:
+            norm = 2 * rest
+        elif p == 2:
+            norm = math.sqrt(rest * rest + (ties[k] - 1) + np.float64(total[k]))
+            least = LEAST_ROOT
+        found[k] = -1.0 if norm <= least else norm / (1 + rest)
+
+
+@compiled
+def norms_side_by_side(columns, temperature, one_hot, orders, found, work):
+    """Fill ``found [orders, LANES]``, with -1 where the order or the digits need another way.
 
     Args:
         columns: Logits, ``[classes, LANES]``.
-        top: Their maxima.
         temperature: Softmax temperature.
         one_hot: Whether the target is one-hot.
         orders: Of the norms.
         found: What is filled.
-        work: Overwritten, ``[2 classes + 4, LANES]``.
+        work: Overwritten, ``[2 classes + SPACE, LANES]``.
     """
-    n, inverse = len(columns), 1 / temperature
-    ties, others, shift, norm = work[0], work[1], work[2], work[3]
-    e, m = work[4 : 4 + n], work[4 + n :]
-    fill(ties, 0.0)
-    fill(others, 0.0)
+    n, how = len(columns), scaled(temperature)
+    top, total, centre, sums = work[0], work[1], work[2], work[3:7]
+    e, less = work[SPACE : SPACE + n], work[SPACE + n :]
+    top[:] = columns[0]
+    for j in range(1, n):
+        raise_to(columns[j], top)
+    sums[:] = F(0)
     for j in range(n):
-        exponentials(columns[j], top, inverse, e[j], ties, others)
-    mean = others
+        exponentials(columns[j], top, how, e[j], less[j], sums)
+    centre[:] = F(0)
     if not one_hot:
-        near = 0.0
-        for k in range(len(mean)):
-            mean[k] = (ties[k] + others[k]) / n
-            near = max(near, mean[k])
+        choose(sums, F(n), centre)
         for j in range(n):
-            centre(columns[j], top, e[j], mean)
-        if near > 0.5:
-            fill(shift, 0.0)
-            for j in range(n):
-                less_one(columns[j], top, inverse, m[j], shift)
-            for k in range(len(shift)):
-                shift[k] /= n
-            for j in range(n):
-                replace(m[j], shift, mean, e[j])
+            take_chosen(e[j], less[j], sums[3])
     for s in range(len(orders)):
         if orders[s] in (1.0, 2.0, math.inf):
-            fill(norm, 0.0)
+            total[:] = F(0)
             for j in range(n):
-                accumulate(e[j], orders[s], norm)
-            finish(norm, ties, others, one_hot, orders[s], found[s])
+                accumulate(e[j], centre, orders[s], total)
+            if one_hot:
+                finish_one_hot(total, sums, orders[s], found[s])
+            else:
+                finish_uniform(total, sums, n, orders[s], found[s])
         else:
-            fill(found[s], -1.0)
+            found[s] = -1.0

@@ -62,16 +62,13 @@ def _functions(sources: str) -> tuple[Dispatcher, Dispatcher]:
         """
         sources  # noqa: B018
         n = f.shape[1]
-        space = np.zeros((2 + len(orders), max(n, LANES)))
+        space = np.zeros((3 + len(orders), max(n, LANES)))
         narrow = n <= NARROW and f.itemsize == 4
         lanes = np.zeros((3 * n + SPACE if narrow else 1, LANES), F)
         float32s = np.empty((2, max(n + VECTOR, PART)), F)
         f, out, orders = borrowed(f), borrowed(out), borrowed(orders)
-        e, logs, found = (
-            borrowed(space)[0, :n],
-            borrowed(space)[1, :n],
-            borrowed(space)[2:, :LANES],
-        )
+        e, logs = borrowed(space)[0, :n], borrowed(space)[1, :n]
+        total, found = borrowed(space)[2, :LANES], borrowed(space)[3:, :LANES]
         columns, work = borrowed(lanes)[:n], borrowed(lanes)[n:]
         single = borrowed(float32s)[0, : n + VECTOR - 1 - (n - 1) % VECTOR]
         spare = borrowed(float32s)[1, :PART]
@@ -85,7 +82,7 @@ def _functions(sources: str) -> tuple[Dispatcher, Dispatcher]:
                 asked, norms, hot = orders[a:b], found[a:b], one_hot[g]
                 norms[:] = -1.0
                 if narrow and fits_float32(t):
-                    norms_side_by_side(columns, t, hot, asked, norms, work)
+                    norms_side_by_side(columns, t, hot, asked, norms, work, total)
                 elif f.itemsize == 4 and fits_float32(t):
                     deviation_norms32(rows[0], t, hot, asked, norms[:, 0], spare, single)
                 for k in range(len(rows)):

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from gradscore.closed_form.elementary import F, both_exp32, compiled, inlined, scaled, summed
+from gradscore.closed_form.elementary import F, both_exp32, compiled, fill, inlined, scaled, summed
 from gradscore.closed_form.float32_rows import LEAST_NORM, LEAST_OTHERS, LEAST_ROOT
 
 LANES = 64
@@ -56,12 +56,17 @@ def exponentials(f, top, how, e, less, sums):
 
 
 @inlined
-def choose(sums, n, centre):
-    """Fill in the means of ``exp z``, and of what is chosen for a row."""
+def choose(sums, n, centre, squared):
+    """Fill in the means of ``exp z``, of what is chosen for a row, and the centres of squares.
+
+    Far from uniform squares are around zero: around the mean, a confident row's would be rounded.
+    """
     ties, others, shift, mean = sums[0], sums[1], sums[2], sums[3]
     for k in range(LANES):
         mean[k] = (ties[k] + others[k]) / n
-        centre[k] = shift[k] / n if mean[k] > HALF else mean[k]
+        near, far = shift[k] / n, mean[k]
+        centre[k] = near if mean[k] > HALF else far
+        squared[k] = near if mean[k] > HALF else F(0)
 
 
 @inlined
@@ -77,27 +82,29 @@ def accumulate(e, centre, p, total):
     for k in range(LANES):
         d = e[k] - centre[k]
         if p == 1:
-            total[k] += max(d, F(0))
+            total[k] += np.float64(max(d, F(0)))
         elif p == 2:
-            total[k] += d * d
+            total[k] += np.float64(d) * np.float64(d)
         else:
-            total[k] = max(total[k], abs(d))
+            total[k] = max(total[k], np.float64(abs(d)))
 
 
 @compiled
 def finish_uniform(total, sums, n, p, found):
-    """Turn sums over classes into norms; -1 where float32 was too small."""
+    """Turn sums over classes into norms; -1 where float32 was too small.
+
+    Far from uniform the largest classes, 1 each, are still missing in the sums.
+    """
     ties, others = sums[0], sums[1]
     for k in range(LANES):
-        mean, norm = (np.float64(ties[k]) + np.float64(others[k])) / n, np.float64(total[k])
-        largest = 1 - mean
-        far = 0.0 if sums[3, k] > HALF else 1.0  # near uniform, the largest were added up
+        mean, norm = (np.float64(ties[k]) + np.float64(others[k])) / n, total[k]
+        far = sums[3, k] <= HALF
         if p == 1:
-            norm = 2 * (norm + far * ties[k] * largest)
+            norm = 2 * (norm + (ties[k] * (1 - mean) if far else 0.0))
         elif p == 2:
-            norm = math.sqrt(norm + far * ties[k] * (1 - 2 * mean))
+            norm = math.sqrt(norm + ties[k] - n * mean * mean if far else norm)
         else:
-            norm = max(norm, far * largest)
+            norm = max(norm, 1 - mean if far else 0.0)
         found[k] = -1.0 if norm <= LEAST_NORM else norm / mean
 
 
@@ -111,13 +118,13 @@ def finish_one_hot(total, sums, p, found):
         if p == 1:
             norm = 2 * rest
         elif p == 2:
-            norm = math.sqrt(rest * rest + (ties[k] - 1) + np.float64(total[k]))
+            norm = math.sqrt(rest * rest + (ties[k] - 1) + total[k])
             least = LEAST_ROOT
         found[k] = -1.0 if norm <= least else norm / (1 + rest)
 
 
 @compiled
-def norms_side_by_side(columns, temperature, one_hot, orders, found, work):
+def norms_side_by_side(columns, temperature, one_hot, orders, found, work, total):
     """Fill ``found [orders, LANES]``, with -1 where the order or the digits need another way.
 
     Args:
@@ -127,9 +134,10 @@ def norms_side_by_side(columns, temperature, one_hot, orders, found, work):
         orders: Of the norms.
         found: What is filled.
         work: Overwritten, ``[2 classes + SPACE, LANES]``.
+        total: Overwritten, ``[LANES]``, float64.
     """
     n, how = len(columns), scaled(temperature)
-    top, total, centre, sums = work[0], work[1], work[2], work[3:7]
+    top, centre, squared, sums = work[0], work[1], work[2], work[3:7]
     e, less = work[SPACE : SPACE + n], work[SPACE + n :]
     top[:] = columns[0]
     for j in range(1, n):
@@ -137,16 +145,16 @@ def norms_side_by_side(columns, temperature, one_hot, orders, found, work):
     sums[:] = F(0)
     for j in range(n):
         exponentials(columns[j], top, how, e[j], less[j], sums)
-    centre[:] = F(0)
+    centre[:], squared[:] = F(0), F(0)
     if not one_hot:
-        choose(sums, F(n), centre)
+        choose(sums, F(n), centre, squared)
         for j in range(n):
             take_chosen(e[j], less[j], sums[3])
     for s in range(len(orders)):
         if orders[s] in (1.0, 2.0, math.inf):
-            total[:] = F(0)
+            fill(total, 0.0)
             for j in range(n):
-                accumulate(e[j], centre, orders[s], total)
+                accumulate(e[j], squared if orders[s] == 2 else centre, orders[s], total)
             if one_hot:
                 finish_one_hot(total, sums, orders[s], found[s])
             else:

@@ -40,6 +40,7 @@ ROWS = {
     "two largest": lambda r, n: r.clamp(max=1) + 9 * (torch.arange(n) < 2),
     "one far below": lambda r, n: 1e-3 * r - 60 * (torch.arange(n) == 0),
     "one above": lambda r, n: 1e-3 * r + 5 * (torch.arange(n) == n - 1),
+    "half the largest": lambda r, n: (1e-3 * r - 0.73) * (torch.arange(n) > 0),
     "masked": lambda r, n: r - 1e4 * (torch.arange(n) % 2),
     "without some": lambda r, n: torch.where(torch.arange(n) % 3 == 1, -math.inf, r),
     "tiny": lambda r, n: 1e-30 * r,

@@ -268,8 +268,8 @@ def accuracy(scores: Scores) -> Accuracy:
 def _figures(ids: Scores, oods: Sequence[Scores], replicates: int, large: bool) -> NDArray:
     """Return figures with intervals, shape ``[specs, sets + 1 (mean), 4, 3]``."""
     if large:
-        each = [large_figures(row, [o.columns[k] for o in oods]) for k, row in ids.columns.items()]
-        return np.stack(each)
+        columns = ids.columns.items()
+        return np.stack([large_figures(row, (o.columns[k] for o in oods)) for k, row in columns])
     point = np.array(
         [[point_metrics(row, ood.columns[k]) for ood in oods] for k, row in ids.columns.items()]
     )

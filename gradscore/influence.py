@@ -11,7 +11,7 @@ part comes from the order statistics around it (Woodruff, JASA 1952), that of th
 binomial.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -41,26 +41,18 @@ def influences(
         ood_scores: Scores of OOD inputs, shape ``[m]``.
 
     Returns:
-        Of the ID and of the OOD inputs in the order given, shapes ``[4, n]`` and ``[4, m]``, first
-        axis as :data:`~gradscore.metrics.METRICS`; each row has a mean of 0.
+        Of the ID and of the OOD inputs in ascending order of their scores, shapes ``[4, n]`` and
+        ``[4, m]``, first axis as :data:`~gradscore.metrics.METRICS`; each row has a mean of 0.
 
     Raises:
         InvalidArgument: If either side is empty, not a vector, or holds a non-finite score.
     """
-    ids, oods = checked(id_scores, "ID"), checked(ood_scores, "OOD")
-    on_ids, on_oods = np.empty((4, len(ids))), np.empty((4, len(oods)))
-    sorted_ids, sorted_oods = np.sort(ids), np.sort(oods)
-    on_ids[0] = _wins(ids, sorted_oods)
-    on_oods[0] = -_wins(oods, sorted_ids)
-    on_ids[1], on_oods[1] = _of_fpr95(ids, oods, sorted_ids, sorted_oods)
-    on_ids[2], on_oods[2] = _of_precision(ids, oods, sorted_ids, sorted_oods)
-    on_oods[3], on_ids[3] = _of_precision(-oods, -ids, -sorted_oods[::-1], -sorted_ids[::-1])
-    for rows in (on_ids, on_oods):
-        rows -= rows.mean(axis=1, keepdims=True)
-    return on_ids, on_oods
+    sides = np.sort(checked(id_scores, "ID")), np.sort(checked(ood_scores, "OOD"))
+    on_ids, on_oods = zip(*(_centred(of(*sides)) for of in _INFLUENCES), strict=True)
+    return np.stack(on_ids), np.stack(on_oods)
 
 
-def large_figures(id_scores: NDArray, ood_scores: Sequence[NDArray]) -> NDArray:
+def large_figures(id_scores: NDArray, ood_scores: Iterable[NDArray]) -> NDArray:
     """Return one score's figures with intervals, shape ``[sets + 1 (mean), 4, 3]``.
 
     The sets share their ID inputs, so that the influences of these are added before they are
@@ -73,16 +65,23 @@ def large_figures(id_scores: NDArray, ood_scores: Sequence[NDArray]) -> NDArray:
     Raises:
         InvalidArgument: If a side is empty, not a vector, or holds a non-finite score.
     """
-    point = np.array([point_metrics(id_scores, ood) for ood in ood_scores])
-    of_ids, variances, together = 0.0, [], 0.0
-    for ood in ood_scores:
-        on_ids, on_oods = influences(id_scores, ood)
-        own = on_oods.var(axis=1) / len(ood)
-        variances.append(on_ids.var(axis=1) / len(id_scores) + own)
-        of_ids, together = of_ids + on_ids, together + own
-    mean = of_ids.var(axis=1) / len(id_scores) + together
+    # In ascending order each score is looked up beside the one before: among millions, thirty
+    # times as fast as in any other.
+    ids = np.sort(checked(id_scores, "ID"))
+    oods = [np.sort(checked(scores, "OOD")) for scores in ood_scores]
+    point = np.array([point_metrics(ids, ood) for ood in oods])
+    variances = np.empty((len(oods) + 1, len(_INFLUENCES)))
+    for metric, of in enumerate(_INFLUENCES):
+        of_ids, together = 0.0, 0.0
+        for place, ood in enumerate(oods):
+            on_ids, on_oods = _centred(of(ids, ood))
+            own = on_oods.var() / len(ood)
+            variances[place, metric] = on_ids.var() / len(ids) + own
+            of_ids, together = of_ids + on_ids, together + own
+        mean = np.var(of_ids) / len(ids) + together
+        variances[-1, metric] = mean / len(oods) ** 2
     point = np.concatenate([point, point.mean(axis=0, keepdims=True)])
-    ends = normal_interval(point, np.array([*variances, mean / len(ood_scores) ** 2]))
+    ends = normal_interval(point, variances)
     return np.concatenate([point[None], ends]).transpose(1, 2, 0)
 
 
@@ -92,43 +91,63 @@ def normal_interval(point: NDArray, variance: NDArray) -> NDArray[np.float64]:
     return np.stack([np.maximum(0.0, point - half), np.minimum(1.0, point + half)])
 
 
+def _centred(sides: tuple[NDArray, NDArray]) -> tuple[NDArray, NDArray]:
+    return sides[0] - sides[0].mean(), sides[1] - sides[1].mean()
+
+
+def _of_auroc(ids: NDArray, oods: NDArray) -> tuple[NDArray, NDArray]:
+    return _wins(ids, oods), -_wins(oods, ids)
+
+
 def _wins(scores: NDArray, others: NDArray) -> NDArray[np.float64]:
     """Return the share of sorted ``others`` that each score is above; ties count half."""
     below = np.searchsorted(others, scores, side="left")
-    return (below + np.searchsorted(others, scores, side="right")) / (2 * len(others))
+    below += np.searchsorted(others, scores, side="right")
+    return below / (2 * len(others))
 
 
-def _of_fpr95(
-    ids: NDArray, oods: NDArray, sorted_ids: NDArray, sorted_oods: NDArray
-) -> tuple[NDArray, NDArray]:
+def _of_fpr95(ids: NDArray, oods: NDArray) -> tuple[NDArray, NDArray]:
     n = len(ids)
     place = n - (95 * n + 99) // 100
-    threshold = sorted_ids[place]
+    threshold = ids[place]
     half = Z * np.sqrt(0.05 * 0.95 / n)
     ends = [int(np.clip(round(place + sign * half * n), 0, n - 1)) for sign in (-1, 1)]
-    below, above = (np.searchsorted(sorted_oods, sorted_ids[end], side="left") for end in ends)
+    below, above = (np.searchsorted(oods, ids[end], side="left") for end in ends)
     # How the share accepted falls as the threshold takes one more share of the ID inputs.
     slope = (above - below) / len(oods) / (2 * half)
     return slope * (ids < threshold), (oods >= threshold).astype(np.float64)
 
 
-def _of_precision(
-    found: NDArray, others: NDArray, sorted_found: NDArray, sorted_others: NDArray
-) -> tuple[NDArray, NDArray]:
+def _of_aupr_in(ids: NDArray, oods: NDArray) -> tuple[NDArray, NDArray]:
+    return _of_precision(ids, oods)
+
+
+def _of_aupr_out(ids: NDArray, oods: NDArray) -> tuple[NDArray, NDArray]:
+    on_oods, on_ids = _of_precision(-oods[::-1], -ids[::-1])
+    return on_ids[::-1], on_oods[::-1]
+
+
+def _of_precision(found: NDArray, others: NDArray) -> tuple[NDArray, NDArray]:
     """Return the influences on the average precision of finding ``found`` by high scores."""
     n, m = len(found), len(others)
     share = n / (n + m)
-    at_least = (n - np.searchsorted(sorted_found, sorted_found, side="left")) / n
-    wrong = (m - np.searchsorted(sorted_others, sorted_found, side="left")) / m
+    first = np.searchsorted(found, found, side="left")
+    at_least = (n - first) / n
+    wrong = (m - np.searchsorted(others, found, side="left")) / m
     total = share * at_least + (1 - share) * wrong
-    precision = share * at_least / total
-    by_found = _before(share * (1 - share) * wrong / total**2)
-    by_others = _before(-share * (1 - share) * at_least / total**2)
-    places = np.searchsorted(sorted_found, found, side="right")
-    own = precision[np.searchsorted(sorted_found, found, side="left")] + by_found[places]
-    return own, by_others[np.searchsorted(sorted_found, others, side="right")]
+    own = (share * at_least / total)[first]
+    total *= total
+    own += _before(share * (1 - share) * wrong / total, np.searchsorted(found, found, "right"))
+    by_others = -share * (1 - share) * at_least / total
+    return own, _before(by_others, np.searchsorted(found, others, side="right"))
 
 
-def _before(derivative: NDArray) -> NDArray:
-    """Return the mean of a derivative over the inputs that score no higher, ``[n + 1]``."""
-    return np.concatenate([[0.0], np.cumsum(derivative)]) / len(derivative)
+def _before(derivative: NDArray, places: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Return the mean of a derivative over the inputs that score no higher, at some places."""
+    sums = np.concatenate([[0.0], np.cumsum(derivative)])
+    sums /= len(derivative)
+    return sums[places]
+
+
+_INFLUENCES = (_of_auroc, _of_fpr95, _of_aupr_in, _of_aupr_out)
+"""What computes the influences on each metric, of scores in ascending order."""

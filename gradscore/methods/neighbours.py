@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from gradscore.errors import InvalidArgument
+from gradscore.methods import nearest
 from gradscore.methods.rows import Fit, Rows, Source, check_fit_size
 
 BANK = 50_000
@@ -101,6 +102,9 @@ def _largest_products(features: Tensor, bank: Tensor, k: int) -> Tensor:
     if not 1 <= k <= len(bank):
         raise InvalidArgument(f"Expected k of 1 to {len(bank)}, the images fitted to, got {k}.")
     directions = normalize(features.double(), dim=1)
+    # A graph has neither a number of candidates nor NumPy.
+    if not torch.compiler.is_compiling() and nearest.pays(directions, bank, k):
+        return nearest.largest_products(directions, bank, k)
     best = directions[:, :0]
     for part in bank.split(PART):
         products = torch.cat([best, directions @ part.double().T], dim=1)

@@ -1,11 +1,14 @@
-"""Parts of a run killed at random, some recorded twice at once; the merged run is compared.
+"""A run whose processes are killed at random, compared with that of one process.
 
     python benchmarks/scale_kills.py [--kills 200] [--parts 8] [--at-once 3] [--output FILE.csv]
+    python benchmarks/scale_kills.py --executor ray [--kills 50] [--actors 2] [--output FILE.csv]
 
-Each round records the embedded digits with every kind of pass in parts, each in a process that is
-killed (SIGKILL) after a random time, begun again, and now and then begun a second time while it
-runs. A merge is killed, too. Every row of the merged run must be that of one process, byte for
-byte, and `gradscore run check` must find nothing.
+In parts: each round records the embedded digits with every kind of pass in parts, each in a
+process that is killed (SIGKILL) after a random time, begun again, and now and then begun a second
+time while it runs. A merge is killed, too. With Ray: each round records the same on a cluster of
+this machine, one for all rounds, while at random times a worker is killed that holds the model; a
+round whose task lost too many workers is begun again. Every row of the run must be that of one
+process, byte for byte, and `gradscore run check` must find nothing.
 """
 
 import argparse
@@ -14,17 +17,22 @@ import random
 import shutil
 import signal
 import tempfile
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import records
 import timing
 
 import gradscore.engine
+from gradscore.errors import ModelError
 from gradscore.recorded import extract
 from gradscore.run import RunStore, check, merge
 
@@ -42,9 +50,9 @@ TWICE = 0.15
 """Share of the starts of a part while another process records it."""
 
 
-def record(run: Path, part: tuple[int, int] | None = None) -> None:
+def record(run: Path, part: tuple[int, int] | None = None, **more: Any) -> None:
     """Record the whole run, or one part."""
-    extract("digits", SETS, run, part=part, **HOW)
+    extract("digits", SETS, run, part=part, **HOW, **more)
 
 
 def rows(run: Path) -> dict[tuple[str, str], object]:
@@ -107,34 +115,95 @@ def one_round(run: Path, parts: int, at_once: int, longest: float, rng: random.R
     return {"starts": starts, "twice": twice, "kills": kills + merges, "merges killed": merges}
 
 
+def workers() -> list[int]:
+    """Return the processes that hold a model for a cluster that this process started."""
+
+    def parent(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            is_actor = (place / "cmdline").read_bytes().startswith(b"ray::_Actor")
+            if is_actor and parent(parent(int(place.name))) == os.getpid():
+                found.append(int(place.name))
+    return found
+
+
+def ray_round(run: Path, actors: int, longest: float, rng: random.Random) -> dict:
+    """Record a run on the cluster while workers are killed; return what was counted."""
+    counted, over = Counter({"starts": 0, "kills": 0}), threading.Event()
+
+    def kill() -> None:
+        while not over.wait(rng.uniform(0.02, longest)):
+            there = workers()
+            if there:
+                with suppress(ProcessLookupError):
+                    os.kill(rng.choice(there), signal.SIGKILL)
+                    counted["kills"] += 1
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        while True:
+            counted["starts"] += 1
+            try:
+                record(run, executor="ray", actors=actors)
+                break
+            except ModelError:  # one task ended its workers again and again
+                continue
+    finally:
+        over.set()
+        killer.join()
+    return dict(counted)
+
+
 def main() -> None:
     """Run rounds until so many were killed, compare each, and write what was counted."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--executor", choices=("local", "ray"), default="local")
+    parser.add_argument("--kills", type=int, help="default: 200, with ray 50")
     parser.add_argument("--parts", type=int, default=8)
     parser.add_argument("--at-once", type=int, default=3)
+    parser.add_argument("--actors", type=int, default=2)
+    parser.add_argument("--longest", type=float, help="most seconds to a kill; default: measured")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path)
     chosen = parser.parse_args()
+    on_ray = chosen.executor == "ray"
+    kills = chosen.kills or (50 if on_ray else 200)
     rng, total = random.Random(chosen.seed), {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         began = time.perf_counter()
         record(folder / "whole")
-        longest = 2.5 * (time.perf_counter() - began) / chosen.parts
+        whole_s = time.perf_counter() - began
+        longest = chosen.longest or (whole_s if on_ray else 2.5 * whole_s / chosen.parts)
+        if on_ray:
+            import ray
+
+            quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+            ray.init(num_cpus=chosen.actors, **quiet)
         expected, rounds, wrong = rows(folder / "whole"), 0, 0
-        while total.get("kills", 0) < chosen.kills:
-            run = folder / "parts"
+        while total.get("kills", 0) < kills:
+            run = folder / "killed"
             shutil.rmtree(run, ignore_errors=True)
-            counted = one_round(run, chosen.parts, chosen.at_once, longest, rng)
+            if on_ray:
+                counted = ray_round(run, chosen.actors, longest, rng)
+            else:
+                counted = one_round(run, chosen.parts, chosen.at_once, longest, rng)
             total = {key: total.get(key, 0) + counted[key] for key in counted}
             rounds += 1
             same = rows(run) == expected and not check(run) and not list(run.rglob("*.part"))
             wrong += not same
             print(f"round {rounds}: {counted}, {'equal' if same else 'DIFFERENT'}", flush=True)
-        row = {"parts": chosen.parts, "at once": chosen.at_once, "rounds": rounds, **total}
-        row |= {"rounds with another row": wrong, "device": timing.device_name("cpu")}
-        row["gradscore"] = gradscore.__version__
+        if on_ray:
+            ray.shutdown()
+            row = {"executor": "ray", "actors": chosen.actors}
+        else:
+            row = {"executor": "local", "parts": chosen.parts, "at once": chosen.at_once}
+        row |= {"rounds": rounds, **total, "rounds with another row": wrong}
+        row |= {"device": timing.device_name("cpu"), "gradscore": gradscore.__version__}
         print(row)
         if chosen.output:
             records.write(chosen.output, [row])

@@ -13,9 +13,12 @@ from numba.core.dispatcher import Dispatcher
 
 from gradscore.closed_form import elementary, float32_rows, row_norms, side_by_side
 from gradscore.closed_form.elementary import F, borrowed, fits_float32
-from gradscore.closed_form.float32_rows import VECTOR, deviation_norms32
-from gradscore.closed_form.row_norms import PART, below_zero, magnitude, norm_of, settle
+from gradscore.closed_form.float32_rows import FACTS, deviation_norms32
+from gradscore.closed_form.row_norms import below_zero, magnitude, norm_of, settle
 from gradscore.closed_form.side_by_side import LANES, NARROW, SPACE, norms_side_by_side, prepare
+
+BLOCK, BLOCK_ENTRIES = 8, 4096
+"""Rows of many classes that take each step together, and their entries: half of an inner cache."""
 
 called = njit(error_model="numpy", nogil=True)
 COMPILED = (elementary, row_norms, float32_rows, side_by_side)
@@ -61,35 +64,40 @@ def _functions(sources: str) -> tuple[Dispatcher, Dispatcher]:
             out: What is filled, float64.
         """
         sources  # noqa: B018
-        n = f.shape[1]
-        space = np.zeros((3 + len(orders), max(n, LANES)))
-        narrow = n <= NARROW and f.itemsize == 4
-        lanes = np.zeros((3 * n + SPACE if narrow else 1, LANES), F)
-        float32s = np.empty((2, max(n + VECTOR, PART)), F)
+        n, single = f.shape[1], f.itemsize == 4
+        narrow = n <= NARROW and single
+        step = LANES if narrow else max(1, min(BLOCK, BLOCK_ENTRIES // n))
+        kept64 = np.empty((2, n))
+        kept_norms = np.empty((1 + len(orders), LANES))
+        kept_facts = np.empty((FACTS, step))
+        kept32 = np.zeros((3 * n + SPACE, LANES) if narrow else (step, n), F)
         f, out, orders = borrowed(f), borrowed(out), borrowed(orders)
-        e, logs = borrowed(space)[0, :n], borrowed(space)[1, :n]
-        total, found = borrowed(space)[2, :LANES], borrowed(space)[3:, :LANES]
-        columns, work = borrowed(lanes)[:n], borrowed(lanes)[n:]
-        single = borrowed(float32s)[0, : n + VECTOR - 1 - (n - 1) % VECTOR]
-        spare = borrowed(float32s)[1, :PART]
-        step = LANES if narrow else 1
+        e, logs, work = borrowed(kept64)[0], borrowed(kept64)[1], borrowed(kept32)
+        total, side_by_side = borrowed(kept_norms)[0], borrowed(kept_norms)[1:]
+        facts = borrowed(kept_facts)
         for first in range(0, len(f), step):
-            rows = f[first : first + step]
+            rows, found = f[first : first + step], out[:, first : first + step]
+            following = f[min(first + step, len(f) - 1)]
             if narrow:
-                prepare(rows, columns)
+                prepare(rows, work)
             for g in range(len(temperatures)):
-                a, b, t = begins[g], begins[g + 1], temperatures[g]
-                asked, norms, hot = orders[a:b], found[a:b], one_hot[g]
+                a, b, t, hot = begins[g], begins[g + 1], temperatures[g], one_hot[g]
+                asked, norms = orders[a:b], found[a:b]
                 norms[:] = -1.0
                 if narrow and fits_float32(t):
-                    norms_side_by_side(columns, t, hot, asked, norms, work, total)
-                elif f.itemsize == 4 and fits_float32(t):
-                    deviation_norms32(rows[0], t, hot, asked, norms[:, 0], spare, single)
+                    norms_side_by_side(work, n, t, hot, asked, side_by_side[a:b], total)
+                    norms[:] = side_by_side[a:b, : len(rows)]
+                elif single and fits_float32(t):
+                    deviation_norms32(rows, following, t, hot, asked, norms, work, facts)
                 for k in range(len(rows)):
                     if below_zero(norms[:, k]):
                         settle(rows[k], t, hot, asked, e, logs, norms[:, k])
-            out[:, first : first + step] = found[:, : len(rows)]
-        space[0, 0], lanes[0, 0], float32s[0, 0] = 0, 0, 0  # they were needed until here
+        kept64[0, 0], kept32[0, 0], kept_norms[0, 0], kept_facts[0, 0] = (
+            0,
+            0,
+            0,
+            0,
+        )  # they were needed until here
 
     return feature_norms, deviation_norms
 

@@ -61,6 +61,30 @@ def borrowed(typing, array):
     return array(array), generate
 
 
+@intrinsic
+def prefetch_line(typing, array, index):
+    """Ask for the cache line of an entry, into the outer cache of the core."""
+
+    def generate(context, builder, signature, arguments):
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        data = context.make_array(array)(context, builder, arguments[0]).data
+        entry = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
+        kind = ir.FunctionType(ir.VoidType(), (byte, number, number, number))
+        function = builder.module.declare_intrinsic("llvm.prefetch", (byte,), kind)
+        to_read, outer_cache, data_cache = (number(value) for value in (0, 2, 1))
+        builder.call(function, (entry, to_read, outer_cache, data_cache))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
+@inlined
+def prefetch(x):
+    """Ask for float32 entries that lie side by side, line by line."""
+    for j in range(0, len(x), 16):
+        prefetch_line(x, j)
+
+
 @inlined
 def fill(x, value):
     """Set all entries."""

@@ -1,9 +1,10 @@
-"""Norms of a row's deviations in float32, for orders 1, 2 and infinity: compiled loops.
+"""Norms of rows' deviations in float32, for orders 1, 2 and infinity: compiled loops.
+
+Some rows take each step together: what one waits for, a processor fills with the others.
 
 Sums of 512 entries are added up in float64, and the largest class is left out of them: its 1 would
 swallow the others of a confident row. Small deviations are computed around the row's mean by
-``exp - 1``, which subtracts nothing. The end of a row is padded to whole vectors: a single entry
-costs as much as a vector of them. What float32 cannot hold is left to float64.
+``exp - 1``, which subtracts nothing. What float32 cannot hold is left to float64.
 """
 
 import math
@@ -15,21 +16,25 @@ from gradscore.closed_form.elementary import (
     F,
     both_exp32,
     compiled,
-    fill,
     inlined,
+    prefetch,
     reinterpret,
     scaled,
     summed,
 )
 from gradscore.closed_form.row_norms import PART
 
-VECTOR = 64
-
 NEAR = 0.5
 """Below this power mean of the deviations, subtracting 1 costs float32 its digits."""
 
 LEAST_NORM, LEAST_OTHERS, LEAST_ROOT = 1e-15, 1e-28, 1e-15
 """Smaller norms, shares of the other classes, and roots of their squares are left to float64."""
+
+FACTS = 5
+"""Numbers that are kept of a row: its ends, how many are the largest, a sum, and whether near."""
+
+LONG = 4096
+"""Fewest entries of a row while whose exponentials are computed the next is fetched."""
 
 
 @inlined
@@ -39,20 +44,14 @@ def key(bits):
 
 
 @inlined
-def copy(source, target):
-    """Copy to the beginning of ``target``, in float32."""
-    for j in range(len(source)):
-        target[j] = F(source[j])
-
-
-@inlined
-def extremes(x, most, least):
-    """Return the largest and smallest of two keys and those of ``x``; NaN is the largest."""
-    for j in range(len(x)):
-        value = key(reinterpret(F(x[j])))
+def extremes(row):
+    """Return the smallest and the largest entry; NaN is larger than any."""
+    most = least = key(reinterpret(F(row[0])))
+    for j in range(len(row)):
+        value = key(reinterpret(F(row[j])))
         most = value if value > most else most
         least = value if value < least else least
-    return most, least
+    return np.float64(reinterpret(key(least))), np.float64(reinterpret(key(most)))
 
 
 @summed
@@ -69,11 +68,14 @@ def exponentials32(f, top, how, e):
     return total, others
 
 
-@compiled
+@summed
 def less_one(f, centre, how, e):
-    """Fill ``e`` with ``exp((f - centre) / T) - 1``."""
+    """Fill ``e`` with ``exp((f - centre) / T) - 1``, and return its sum."""
+    total = F(0)
     for j in range(len(e)):
         e[j] = both_exp32(F(f[j]) - centre, how)[1]
+        total += e[j]
+    return total
 
 
 @summed
@@ -105,54 +107,47 @@ def squares_of_part(e, centre):
     return total
 
 
-@compiled
-def in_parts(e, kind, centre):
-    """Return the sum (kind 0), what is above ``centre`` (1) or the squares (2) of all parts."""
+@inlined
+def in_parts(e, p, centre):
+    """Return what all entries exceed ``centre`` by (order 1), or the squares of it (order 2)."""
     total = 0.0
     for start in range(0, len(e), PART):
         part = e[start : start + PART]
-        if kind == 0:
-            total += sum_of_part(part)
-        elif kind == 1:
-            total += above(part, centre)
-        else:
-            total += squares_of_part(part, centre)
+        total += above(part, centre) if p == 1 else squares_of_part(part, centre)
     return total
 
 
 @compiled
-def exponentiate(body, tail, n, top, how, e):
+def exponentiate(row, following, top, how, e):
     """Return how many classes are the largest, and the sum of the others, that one being 1."""
-    total, others = 0.0, n - float(len(e))  # what pads the row is no class
-    for start in range(0, len(body), PART):
-        stop = min(start + PART, len(body))
-        part = exponentials32(body[start:stop], F(top), how, e[start:stop])
-        total += part[0]
-        others += part[1]
-    if len(tail):
-        part = exponentials32(tail, F(top), how, e[len(body) :])
+    n, total, others = len(row), 0.0, 0.0
+    for start in range(0, n, PART):
+        stop = min(start + PART, n)
+        if n >= LONG:
+            prefetch(following[start:stop])
+        part = exponentials32(row[start:stop], F(top), how, e[start:stop])
         total += part[0]
         others += part[1]
     return n - others, total
 
 
 @compiled
-def mean_of(body, tail, n):
-    """Return the mean of a row of ``n`` entries."""
+def mean_of(row):
+    """Return the mean of a row."""
     total = 0.0
-    for start in range(0, min(n, len(body)), PART):
-        total += sum_of_part(body[start : min(start + PART, n)])
-    return (total + sum_of_part(tail[: max(0, n - len(body))])) / n
+    for start in range(0, len(row), PART):
+        total += sum_of_part(row[start : start + PART])
+    return total / len(row)
 
 
 @compiled
-def centred32(body, tail, n, centre, ends, how, orders, found, e):
+def centred32(row, centre, ends, how, orders, found, e):
     """Norms of deviations that are small, around ``centre``: ``exp - 1`` subtracts nothing."""
-    less_one(body, F(centre), how, e[: len(body)])
-    less_one(tail, F(centre), how, e[len(body) :])
-    fill(e[n:], F(0))
-    mean = in_parts(e, 0, F(0)) / n
-    fill(e[n:], F(mean))
+    n, mean = len(row), 0.0
+    for start in range(0, n, PART):
+        stop = min(start + PART, n)
+        mean += less_one(row[start:stop], F(centre), how, e[start:stop])
+    mean /= n
     for k in range(len(orders)):
         if orders[k] == 1:
             norm = 2 * in_parts(e, 1, F(mean))
@@ -165,76 +160,79 @@ def centred32(body, tail, n, centre, ends, how, orders, found, e):
         found[k] = norm / (1 + mean) if norm > LEAST_NORM else -1.0
 
 
+@inlined
+def far_norm(e, p, ties, mean, lowest):
+    """Norm of deviations that are not small, of which ``e`` is zero at the largest classes."""
+    if p == 1:  # deviations sum to zero: those above it are half
+        return 2 * (ties * (1 - mean) + in_parts(e, 1, F(mean))) / mean
+    if p == 2:
+        return math.sqrt(max((ties + in_parts(e, 2, F(0))) / mean**2 - len(e), 0.0))
+    return max(1 / mean - 1, 1 - math.exp(lowest) / mean)
+
+
 @compiled
-def uniform32(body, tail, n, ends, temperature, how, orders, found, e):
+def uniform32(rows, following, temperature, how, orders, found, e, facts):
     """Norms of ``C softmax(f/T) - 1``, or -1 where float32 is not enough."""
-    low, top = ends
-    near = flat = top - low <= temperature
-    centre = mean_of(body, tail, n) if flat else top
-    if not flat:
-        ties, total = exponentiate(body, tail, n, top, how, e)
-        mean = (ties + total) / n
-        for k in range(len(orders)):
-            if orders[k] == 1:  # deviations sum to zero: those above it are half
-                norm = 2 * (ties * (1 - mean) + in_parts(e, 1, F(mean))) / mean
-                near = near or norm < NEAR * n
-            elif orders[k] == 2:
-                squares = (ties + in_parts(e, 2, F(0))) / mean**2 - n
-                norm = math.sqrt(max(squares, 0.0))
-                near = near or squares < NEAR**2 * n
-            elif orders[k] == math.inf:
-                norm = max(1 / mean - 1, 1 - math.exp((low - top) / temperature) / mean)
-                near = near or norm < NEAR
-            else:
-                continue
-            found[k] = norm if norm > LEAST_NORM else -1.0
-        if near:
-            centre = top + temperature * math.log(mean)
-    if near:
-        ends = (low - F(centre)) / temperature, (top - F(centre)) / temperature
-        centred32(body, tail, n, centre, ends, how, orders, found, e)
-
-
-@compiled
-def one_hot32(body, tail, n, ends, how, orders, found, e):
-    """Norms of ``softmax(f/T) - e_y``, or -1 where float32 is not enough."""
-    ties, total = exponentiate(body, tail, n, ends[1], how, e)
-    others = ties - 1 + total  # in units of the largest class
+    n = rows.shape[1]
+    low, top, ties, mean, near = facts[0], facts[1], facts[2], facts[3], facts[4]
+    for r in range(len(rows)):
+        mean[r], near[r] = 0.0, 1.0
+        if top[r] - low[r] > temperature:
+            ties[r], mean[r] = exponentiate(rows[r], following, top[r], how, e[r])
+            mean[r], near[r] = (ties[r] + mean[r]) / n, 0.0
     for k in range(len(orders)):
-        if orders[k] == 2:
-            norm = math.sqrt(others**2 + (ties - 1) + in_parts(e, 2, F(0)))
-            found[k] = norm / (1 + others) if norm > LEAST_ROOT else -1.0
-        elif orders[k] in (1.0, math.inf):
-            norm = 2 * others if orders[k] == 1 else others
-            found[k] = norm / (1 + others) if others > LEAST_OTHERS else -1.0
+        p = orders[k]
+        if p not in (1.0, 2.0, math.inf):
+            continue
+        small = NEAR * (n if p == 1 else math.sqrt(n) if p == 2 else 1.0)
+        for r in range(len(rows)):
+            if mean[r] > 0:
+                lowest = (low[r] - top[r]) / temperature
+                found[k, r] = far_norm(e[r], p, ties[r], mean[r], lowest)
+                near[r] = 1.0 if found[k, r] < small else near[r]
+    for r in range(len(rows)):
+        if near[r] > 0:
+            far = mean[r] > 0
+            centre = top[r] + temperature * math.log(mean[r]) if far else mean_of(rows[r])
+            ends = (low[r] - F(centre)) / temperature, (top[r] - F(centre)) / temperature
+            centred32(rows[r], centre, ends, how, orders, found[:, r], e[r])
 
 
 @compiled
-def padded32(body, tail, n, ends, temperature, one_hot, orders, found, e):
-    """As :func:`deviation_norms32`, of a row that is padded to whole vectors."""
-    how = scaled(temperature)
-    if one_hot:
-        one_hot32(body, tail, n, ends, how, orders, found, e)
-    else:
-        uniform32(body, tail, n, ends, temperature, how, orders, found, e)
+def one_hot32(rows, following, how, orders, found, e, facts):
+    """Norms of ``softmax(f/T) - e_y``, or -1 where float32 is not enough."""
+    top, ties, others = facts[1], facts[2], facts[3]
+    for r in range(len(rows)):
+        ties[r], others[r] = exponentiate(rows[r], following, top[r], how, e[r])
+        others[r] += ties[r] - 1  # in units of the largest class
+    for k in range(len(orders)):
+        for r in range(len(rows)):
+            if orders[k] == 2:
+                norm = math.sqrt(others[r] ** 2 + (ties[r] - 1) + in_parts(e[r], 2, F(0)))
+                found[k, r] = norm / (1 + others[r]) if norm > LEAST_ROOT else -1.0
+            elif orders[k] in (1.0, math.inf):
+                norm = 2 * others[r] if orders[k] == 1 else others[r]
+                found[k, r] = norm / (1 + others[r]) if others[r] > LEAST_OTHERS else -1.0
 
 
 @compiled
-def deviation_norms32(row, temperature, one_hot, orders, found, spare, e):
+def deviation_norms32(rows, following, temperature, one_hot, orders, found, e, facts):
     """Fill ``found`` where float32 is enough, and leave what is below zero elsewhere.
 
-    A short row is copied to where it can be padded, of a long one only the end.
+    Args:
+        rows: Logits, ``[rows, classes]``.
+        following: Those of the row to come.
+        temperature: One that :func:`fits_float32` takes.
+        one_hot: Whether the target is one-hot.
+        orders: Of the norms.
+        found: What is filled, ``[orders, rows]``.
+        e: Overwritten, ``[rows, classes]``, float32.
+        facts: Overwritten, ``[FACTS, rows]``, float64.
     """
-    n = len(row)
-    first = n - n % VECTOR if n > PART else 0
-    rest = len(e) - first
-    fill(spare[n - first : rest], F(row[0]))
-    copy(row[first:], spare)
-    most, least = extremes(spare[:rest], key(reinterpret(F(row[0]))), key(reinterpret(F(row[0]))))
-    most, least = extremes(row[:first], most, least)
-    fill(spare[n - first : rest], F(-math.inf))
-    ends = np.float64(reinterpret(key(least))), np.float64(reinterpret(key(most)))
-    if first:
-        padded32(row[:first], spare[:rest], n, ends, temperature, one_hot, orders, found, e)
+    how = scaled(temperature)
+    for r in range(len(rows)):
+        facts[0, r], facts[1, r] = extremes(rows[r])
+    if one_hot:
+        one_hot32(rows, following, how, orders, found, e, facts)
     else:
-        padded32(spare[:rest], spare[:0], n, ends, temperature, one_hot, orders, found, e)
+        uniform32(rows, following, temperature, how, orders, found, e, facts)

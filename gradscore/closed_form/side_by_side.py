@@ -124,21 +124,26 @@ def finish_one_hot(total, sums, p, found):
 
 
 @compiled
-def norms_side_by_side(columns, temperature, one_hot, orders, found, work, total):
+def norms_side_by_side(work, n, temperature, one_hot, orders, found, total):
     """Fill ``found [orders, LANES]``, with -1 where the order or the digits need another way.
 
     Args:
-        columns: Logits, ``[classes, LANES]``.
+        work: ``[3 n + SPACE, LANES]``: the logits of ``n`` classes, and what is overwritten.
+        n: Number of classes.
         temperature: Softmax temperature.
         one_hot: Whether the target is one-hot.
         orders: Of the norms.
         found: What is filled.
-        work: Overwritten, ``[2 classes + SPACE, LANES]``.
         total: Overwritten, ``[LANES]``, float64.
     """
-    n, how = len(columns), scaled(temperature)
-    top, centre, squared, sums = work[0], work[1], work[2], work[3:7]
-    e, less = work[SPACE : SPACE + n], work[SPACE + n :]
+    how, columns, e, less, rest = (
+        scaled(temperature),
+        work[:n],
+        work[n:],
+        work[2 * n :],
+        work[3 * n :],
+    )
+    top, centre, squared, sums = rest[0], rest[1], rest[2], rest[3:7]
     top[:] = columns[0]
     for j in range(1, n):
         raise_to(columns[j], top)

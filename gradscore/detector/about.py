@@ -11,10 +11,29 @@ from numpy.typing import NDArray
 from gradscore.detector.file import DetectorInfo
 from gradscore.detector.images import FIT_SET
 from gradscore.detector.threshold import Threshold
-from gradscore.methods import Plan, RecordedRun, ScoreSpec, find_method, make_spec
+from gradscore.errors import DetectorError
+from gradscore.methods import METHODS, Plan, RecordedRun, ScoreSpec, find_method, make_spec
 from gradscore.methods.base import OPTIONS
 from gradscore.run.layout import BLOCKS
 from gradscore.selection import select
+
+MORE_THAN_ONE_FORWARD = ("mahalanobis_stages", "lee_alregib")
+"""Methods that change images, or learn from noise as well."""
+
+
+def require_one_forward(method: str, options: Mapping[str, Any]) -> None:
+    """Raise unless one forward gives a score, as a detector of new images needs it.
+
+    Raises:
+        DetectorError: If it takes more; the message lists the methods that do not.
+    """
+    if method not in MORE_THAN_ONE_FORWARD and not options.get("epsilon"):
+        return
+    known = [name for name in METHODS if name not in MORE_THAN_ONE_FORWARD]
+    what = f"{method} with epsilon" if options.get("epsilon") else method
+    raise DetectorError(
+        f"Expected a score that one forward gives, got {what}; choose one of {', '.join(known)}."
+    )
 
 
 def options_of(spec: ScoreSpec) -> dict[str, Any]:
@@ -31,8 +50,10 @@ def spec_of(info: DetectorInfo) -> ScoreSpec:
     """Return the spec of what a detector's file says.
 
     Raises:
+        DetectorError: If one forward does not give the score.
         InvalidArgument: If there is no such method, or it does not honour an option.
     """
+    require_one_forward(info.method, info.settings)
     options = {n: float(v) if n == "p" and v == "inf" else v for n, v in info.settings.items()}
     fit = {"fit": FIT_SET} if "fit" in find_method(info.method).options else {}
     return make_spec(info.method, **options, **fit)

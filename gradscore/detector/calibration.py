@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscore.detector.about import describe_score
+from gradscore.detector.about import describe_score, require_one_forward
 from gradscore.detector.file import FIT, PREDICTED, SCORES, DetectorInfo
 from gradscore.detector.images import (
     CALIBRATION,
@@ -21,13 +21,11 @@ from gradscore.detector.part_of_run import Arrays, PartOfRun
 from gradscore.detector.threshold import Threshold
 from gradscore.detector.wanted import Wanted
 from gradscore.errors import DetectorError, InvalidArgument
-from gradscore.methods import METHODS, Plan, RecordedRun, ScoreSpec, find_method, make_spec
+from gradscore.methods import Plan, RecordedRun, ScoreSpec, find_method, make_spec
 from gradscore.run import extract_command
 from gradscore.run.layout import BLOCKS
 from gradscore.scoring import Scores, score_sets
 
-MORE_THAN_ONE_FORWARD = ("mahalanobis_stages", "lee_alregib")
-"""Methods that change images, or learn from noise as well."""
 ENOUGH_LABELS = 100
 """Of labelled images all classified rightly, so many are told of."""
 
@@ -128,13 +126,7 @@ def learns(wanted: Wanted) -> bool:
         InvalidArgument: If it learns nothing and shall learn.
     """
     method = find_method(wanted.method)
-    if method.name in MORE_THAN_ONE_FORWARD or wanted.options.get("epsilon"):
-        known = [name for name in METHODS if name not in MORE_THAN_ONE_FORWARD]
-        what = f"{method.name} with epsilon" if wanted.options.get("epsilon") else method.name
-        raise DetectorError(
-            f"Expected a score that one forward gives, got {what}; choose one of "
-            f"{', '.join(known)}."
-        )
+    require_one_forward(method.name, wanted.options)
     able = "fit" in method.options
     if not able and (wanted.cross_fit or wanted.options.get("fit") is not None):
         raise InvalidArgument(

@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gradscore.choices import INPUTS
+from gradscore.detector.about import MORE_THAN_ONE_FORWARD
 from gradscore.detector.agreement import (
     OUTPUTS,
     SIZES,
@@ -19,7 +23,6 @@ from gradscore.detector.agreement import (
     compare,
     rows_from,
 )
-from gradscore.detector.calibration import MORE_THAN_ONE_FORWARD
 from gradscore.detector.file import DetectorInfo
 from gradscore.detector.graph import DetectorGraph
 from gradscore.detector.live import LiveScore
@@ -35,6 +38,8 @@ TRACED = 4
 LARGEST_BANK = 1 << 30
 """Most bytes of what a score learned: an ONNX file ends at 2 GiB."""
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+TALKATIVE = ("onnxscript", "onnx_ir", "torch.onnx", "torch.fx.experimental.symbolic_shapes")
+"""Loggers that tell of steps of an export."""
 
 
 def export_onnx(
@@ -163,8 +168,7 @@ def _exported(graph: DetectorGraph, images: Tensor, batch: int | None) -> Any:
     example = rows_from(images, 0, batch or TRACED)
     dynamic = None if batch else {"images": {0: torch.export.Dim("batch", min=1, max=1 << 20)}}
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of the exporter's own parts
+        with _quiet_exporter(), torch.no_grad():
             program = torch.onnx.export(
                 graph,
                 (example,),
@@ -184,6 +188,22 @@ def _exported(graph: DetectorGraph, images: Tensor, batch: int | None) -> Any:
             "Expected a model and a score that torch.onnx can export, got: "
             f"{cause}{_hint(cause, batch)}."
         ) from error
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keep what the exporter's own parts say among themselves from the user's terminal."""
+    loggers = [logging.getLogger(name) for name in TALKATIVE]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _cause(error: BaseException) -> str:

@@ -271,6 +271,17 @@ def _faults(info: DetectorInfo, arrays: Arrays) -> Iterator[str]:
     shape = info.input_shape
     if not shape or min(shape) < 1 or math.prod(shape) > LARGEST_INPUT:
         yield f"expected the shape of an input, got {list(shape)}"
+    for name in ("resize", "crop"):
+        size = info.preprocessing.get(name)
+        sides = size if isinstance(size, list | tuple) else [size, size]
+        numbers = [side for side in sides if isinstance(side, int | float)]
+        if math.prod(numbers) > LARGEST_INPUT:
+            yield f"expected a {name} that gives at most {LARGEST_INPUT:,} pixels, got {size}"
+    if info.id_accuracy is not None and not 0 <= info.id_accuracy <= 1:
+        yield f"expected an id_accuracy of 0 to 1, got {info.id_accuracy}"
+    for source in (*info.calibration, *info.fit):
+        if source.images < 0 or min(source.rows, default=0) < 0:
+            yield "expected places of images from 0 on"
     if info.precision not in PRECISIONS:
         yield f"expected a precision of {', '.join(PRECISIONS)}, got {info.precision!r}"
     if any(name.startswith(FIT) for name in arrays) != bool(info.fit):

@@ -267,6 +267,8 @@ def saved(run, tmp_path_factory):
     ("change", "message"),
     [
         ({"method": "python:os:abort"}, "'python:os:abort', which is code: it is imported only"),
+        ({"method": "odin", "settings": {"epsilon": 0.1}}, "one forward gives, got odin with"),
+        ({"method": "mahalanobis_stages", "settings": {}}, "one forward gives, got mahal"),
         ({"method": "odd"}, "Unknown method 'odd'"),
         ({"settings": {"k": "ten"}}, "Expected k of 1 or more, got 'ten'"),
         ({"settings": {"strange": 1}}, "Unknown option strange"),

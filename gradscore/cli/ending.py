@@ -16,6 +16,8 @@ from gradscore.cli.console import as_options
 from gradscore.errors import GradScoreError
 from gradscore.escapes import message
 
+INTERRUPTED = "Interrupted. What was finished is kept; the same command resumes."
+"""What is told unless the interrupt says otherwise as its ``told``."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 """Besides the SIGINT of Ctrl-C."""
@@ -93,8 +95,9 @@ def end_with(error: BaseException) -> int:
         BaseException: The error itself, where it is none that is foreseen.
     """
     if isinstance(error, click.exceptions.Abort | KeyboardInterrupt):
-        _tell("Interrupted. What was finished is kept; the same command resumes.")
-        stopped = next((e for e in (error, error.__cause__) if isinstance(e, Stopped)), None)
+        chain = [e for e in (error, error.__cause__) if e is not None]
+        _tell(next((e.told for e in chain if hasattr(e, "told")), INTERRUPTED))
+        stopped = next((e for e in chain if isinstance(e, Stopped)), None)
         return 128 + (stopped.number if stopped else signal.SIGINT)
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         error.show()

@@ -8,11 +8,17 @@ from gradscore.choices import PREDICTION_ENDINGS
 from gradscore.cli.console import Progress, notice, print_table, say
 from gradscore.cli.detectors import DETECTOR, again_options, class_text
 from gradscore.cli.extraction_options import computing_options
-from gradscore.cli.options import chained, output_option, quiet_option
+from gradscore.cli.options import chained, checked_output, quiet_option
 from gradscore.escapes import counted
 
 SHOWN = 5
 """Images with the lowest p-values that are shown by default."""
+STDOUT = "-"
+
+
+def _checked(ctx: click.Context, param: click.Parameter, path: str | None) -> str | None:
+    return path if path == STDOUT else checked_output(PREDICTION_ENDINGS)(ctx, param, path)
+
 
 detector_options = chained(
     click.option(
@@ -51,7 +57,15 @@ detector_options = chained(
     help="Images at once.",
 )
 @computing_options
-@chained(output_option(PREDICTION_ENDINGS), quiet_option)
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    callback=_checked,
+    help=f"Write the decisions ({', '.join(PREDICTION_ENDINGS)}); - writes JSON lines to standard "
+    "output, and all else to standard error.",
+)
+@quiet_option
 def predict(
     paths, detector, model, weights, method, show, fail_on_drift, output, quiet, **how
 ) -> None:
@@ -61,14 +75,15 @@ def predict(
     image: path, predicted class, score, p_value (how usual so low a score is among clean images)
     and accepted. Ctrl-C keeps the rows that are there. The images are only read.
     """
-    from contextlib import nullcontext
+    import sys
+    from contextlib import nullcontext, redirect_stdout
 
     from gradscore.data import open_set
     from gradscore.detector import Detector
     from gradscore.detector.building import UNKNOWN
     from gradscore.detector.file import read_detector
     from gradscore.detector.prediction import Tally, predict_images
-    from gradscore.detector.prediction_file import written_predictions
+    from gradscore.detector.prediction_file import streamed_predictions, written_predictions
     from gradscore.errors import InvalidArgument
     from gradscore.extraction.classifier import device_for
 
@@ -87,30 +102,38 @@ def predict(
     workers = min(4, (os.cpu_count() or 1) - 1) if how["workers"] is None else how["workers"]
     asked = {"batch_size": how["batch_size"], "workers": workers}
     asked["skip"] = how["on_error"] == "skip"
+    if output == STDOUT:
+        opened = streamed_predictions(sys.stdout.buffer, info)
+    else:
+        opened = written_predictions(output, info) if output else nullcontext()
+    rows = None
     try:
         found = Detector.load(detector, model, weights, method=method).to(place)
-        with written_predictions(output, info) if output else nullcontext() as rows:
+        with opened as rows:
             for images in sets:
                 for part in predict_images(found, images, **asked):
                     tally.add(part)
                     if rows is not None:
                         rows.add(part)
                     progress.advance(part.done)
-    except BaseException:
-        if output and tally.images:
+    except BaseException as error:
+        if rows is not None and rows.kept:
             progress.finish()
-            notice(f"{output} holds the first {counted(tally.images, 'image')}.", quiet=quiet)
+            notice(f"{output} holds the first {counted(rows.kept, 'image')}.", quiet=quiet)
+        if isinstance(error, KeyboardInterrupt):
+            error.told = "Interrupted. The same command begins again."
         raise
     finally:
         progress.finish()
-    show_tally(tally, quiet=quiet)
-    if output:
+    with redirect_stdout(sys.stderr) if output == STDOUT else nullcontext():
+        show_tally(tally)
+    if output and output != STDOUT:
         notice(f"Wrote {output}.", quiet=quiet)
     if fail_on_drift:
         _fail_where_drifted(tally)
 
 
-def show_tally(tally, *, quiet: bool = False) -> None:
+def show_tally(tally) -> None:
     """Print the lowest p-values, how many images are flagged, and whether that is too many."""
     from gradscore.errors import DataError
 

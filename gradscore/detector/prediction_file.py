@@ -12,7 +12,6 @@ from typing import Any, BinaryIO, Protocol
 from gradscore.choices import PREDICTION_ENDINGS
 from gradscore.detector.file import DetectorInfo
 from gradscore.detector.prediction import Predictions
-from gradscore.errors import GradScoreError
 from gradscore.escapes import to_cell
 from gradscore.files import written_aside
 from gradscore.tables import check_ending
@@ -37,12 +36,18 @@ class PredictionFile:
         file: Where to.
         ending: One of :data:`~gradscore.choices.PREDICTION_ENDINGS`.
         info: The detector, which knows the classes' names.
+
+    Attributes:
+        rows: How many were written.
+        kept: How many the finished file holds.
+        failed: Whether one could not be written.
     """
 
     def __init__(self, file: BinaryIO, ending: str, info: DetectorInfo) -> None:
-        self._format = _FORMATS[ending](file)
+        self._file, self._format = file, _FORMATS[ending](file)
         self._names = info.class_names
-        self.rows = 0
+        self.rows = self.kept = 0
+        self.failed = False
 
     def add(self, found: Predictions) -> None:
         """Write the decisions on some images."""
@@ -52,7 +57,12 @@ class PredictionFile:
         if self._names is not None:
             predicted = [self._names[k] for k in predicted]
         numbers = (values.tolist() for values in (found.score, found.p_value, found.accepted))
-        self._format.write(dict(zip(COLUMNS, (found.path, predicted, *numbers), strict=True)))
+        try:
+            self._format.write(dict(zip(COLUMNS, (found.path, predicted, *numbers), strict=True)))
+            self._file.flush()
+        except OSError:
+            self.failed = True
+            raise
         self.rows += len(found)
 
     def close(self) -> None:
@@ -78,13 +88,25 @@ def written_predictions(path: str | os.PathLike, info: DetectorInfo) -> Iterator
         rows = PredictionFile(file, ending, info)
         try:
             yield rows
-        except (KeyboardInterrupt, GradScoreError) as error:
-            if not rows.rows:
+        except BaseException as error:
+            if not rows.rows or rows.failed:
                 raise
             stopped = error
         rows.close()
+    rows.kept = rows.rows
     if stopped is not None:
         raise stopped
+
+
+@contextmanager
+def streamed_predictions(file: BinaryIO, info: DetectorInfo) -> Iterator[PredictionFile]:
+    """Yield what takes decisions, and gives them on at once as JSON lines.
+
+    Args:
+        file: Where to, such as a pipe; it stays open.
+        info: The detector.
+    """
+    yield PredictionFile(file, ".jsonl", info)
 
 
 class _Csv:

@@ -1,7 +1,10 @@
 """The embedded default from images to decisions: extract, calibrate, predict."""
 
 import csv
+import errno
 import hashlib
+import json
+import os
 
 import numpy as np
 import pytest
@@ -88,8 +91,38 @@ def test_an_interrupt_keeps_what_is_written(detector, tmp_path, monkeypatch, cap
     monkeypatch.setattr(prediction, "predict_images", interrupted)
     code = call("predict", "digits:unseen", "--detector", detector, "-o", out, "--workers", "0")
     assert code == 130
-    assert "holds the first 64 images" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "holds the first 64 images" in told
+    assert told.endswith("Interrupted. The same command begins again.\n")
     assert len(out.read_text().splitlines()) == 65
+
+
+def test_rows_that_could_not_be_written_are_not_said_to_be_there(
+    detector, tmp_path, monkeypatch, capsys
+):
+    from gradscore.detector import prediction_file
+
+    def full(self, columns):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(prediction_file._Csv, "write", full)
+    out = tmp_path / "a.csv"
+    words = ("predict", "digits:unseen", "--detector", detector, "-o", out, "--workers", "0", "-q")
+    assert "No space left on device" in fails(capsys, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_lines_go_to_standard_output_and_all_else_to_standard_error(detector, tmp_path):
+    folder = pictures(tmp_path / "new", 3)
+    (folder / "line\nfeed.png").write_bytes((folder / "000.png").read_bytes())
+    result = invoke("predict", folder, "--detector", detector, "--workers", "0", "-o", "-")
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["path"].rpartition("/")[2] for row in rows] == sorted(os.listdir(folder))
+    assert rows[0].keys() == {"path", "predicted", "score", "p_value", "accepted"}
+    assert "of 4 images" in result.stderr
+    assert "line\\nfeed.png" in result.stderr
+    assert "Wrote" not in result.stderr
 
 
 def test_images_that_cannot_be_read_are_named_or_end_the_work(detector, tmp_path, capsys):

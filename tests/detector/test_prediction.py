@@ -1,6 +1,7 @@
 """Decisions on new images: written as they come, counted together, kept whatever ends the work."""
 
 import csv
+import io
 import json
 
 import numpy as np
@@ -13,7 +14,7 @@ import gradscore as gs
 from gradscore.data import open_set
 from gradscore.detector.file import DetectorInfo
 from gradscore.detector.prediction import Predictions, Tally, predict_images
-from gradscore.detector.prediction_file import written_predictions
+from gradscore.detector.prediction_file import streamed_predictions, written_predictions
 from gradscore.detector.threshold import Threshold
 from gradscore.errors import DataError, InvalidArgument
 
@@ -113,7 +114,10 @@ def test_a_large_parquet_has_few_row_groups(tmp_path):
     assert [row[0] for row in rows_of(path)] == [f"=a/{k}.png" for k in range(64 * 130)]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), DataError("b.png: it is none")])
+@pytest.mark.parametrize(
+    "error",
+    [KeyboardInterrupt(), DataError("b.png: it is none"), MemoryError(), ZeroDivisionError()],
+)
 @pytest.mark.parametrize("ending", [".csv", ".parquet", ".jsonl"])
 def test_what_was_written_is_kept_whatever_ends_the_work(tmp_path, ending, error):
     path = tmp_path / f"a{ending}"
@@ -127,6 +131,29 @@ def test_what_was_written_is_kept_whatever_ends_the_work(tmp_path, ending, error
     assert caught.value is error
     assert len(rows_of(path)) == 2
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet", ".jsonl"])
+def test_how_many_rows_a_finished_file_holds(tmp_path, ending):
+    with written_predictions(tmp_path / f"a{ending}", told()) as rows:
+        rows.add(part([37, 38.5]))
+        assert rows.kept == 0
+    assert rows.kept == 2
+
+
+def test_rows_are_given_on_at_once_where_they_are_streamed():
+    class Pipe(io.BytesIO):
+        flushed = 0
+
+        def flush(self):
+            self.flushed = len(self.getvalue())
+
+    pipe = Pipe()
+    with streamed_predictions(pipe, told()) as rows:
+        rows.add(part([37]))
+        assert json.loads(pipe.getvalue()[: pipe.flushed])["score"] == 37
+    assert not pipe.closed
+    assert rows.kept == 0
 
 
 def test_another_ending_is_refused(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 
 from gradscore.choosing.ranking import Ranked
 from gradscore.methods import ScoreSpec
-from gradscore.run import ChoiceRecord, ScoreRecord
+from gradscore.run import ChoiceRecord, ChosenBy, ScoreRecord
 
 LEAST_FAR, LEAST_NEAR = 0.80, 0.85
 """AUROC below which no score is to be trusted; proposed, not validated."""
@@ -44,8 +44,9 @@ class Choice:
         far: Scores by how well they tell ID images from surrogates, best first; empty where no
             surrogates are recorded.
         near: The same for images of classes that the head lacks; empty where there are none.
-        notes: What was left out of a table, and why.
+        notes: Which images chose; what was left out of a table, and why.
         sets: Names of the ID sets.
+        chosen_by: The images that it was made by: a half of each ID set.
         not_kept: Why the run could not keep the choice, or empty.
     """
 
@@ -56,6 +57,7 @@ class Choice:
     near: Sequence[Row]
     notes: Sequence[str] = field(default_factory=tuple)
     sets: Sequence[str] = field(default_factory=tuple)
+    chosen_by: Sequence[ChosenBy] = field(default_factory=tuple)
     not_kept: str = field(default="", compare=False)
 
     def to_record(self) -> ChoiceRecord:
@@ -65,7 +67,7 @@ class Choice:
             self.by,
             self.warning,
             list(self.notes),
-            list(self.sets),
+            list(self.chosen_by),
             [row.to_record() for row in self.far],
             [row.to_record() for row in self.near],
         )

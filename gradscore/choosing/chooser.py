@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from gradscore.choosing.choice import Choice, find_warning
-from gradscore.choosing.holdout import FEWEST_IMAGES
+from gradscore.choosing.halves import choosing_half, describe_choosers
 from gradscore.choosing.ranking import recommended
 from gradscore.choosing.recording import FIT, ID, recorded_images
 from gradscore.choosing.specs import choice_specs, cost, fitting_specs
@@ -29,7 +29,7 @@ from gradscore.metrics import auroc
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.recorded import Run, open_store
 from gradscore.run import BASE, RunStore, extract_command
-from gradscore.run.names import CHOICE_FILE
+from gradscore.run.names import CHOICE_FILE, SURROGATE
 from gradscore.scoring import known_sets, score_sets
 
 
@@ -47,7 +47,9 @@ def choose(
     """Return which score to trust for a model, asked of its ID images alone.
 
     Ask a run, or a model with ID images: these are then recorded in a temporary folder, with their
-    surrogates. No label is needed, and sets with the role ``ood`` are never read.
+    surrogates. No label is needed, and sets with the role ``ood`` are never read. One half of the
+    ID images chooses, drawn by a fixed seed: the other may then give a threshold that has not
+    seen the choice.
 
     Args:
         run_or_model: The run, or its directory; or, with ``images``, the model or its spec.
@@ -110,7 +112,7 @@ def _kind(value: object) -> str:
 def _chosen(
     store: RecordedRun, sets: Sequence[str], fit: str | None, keep: bool, hint: str
 ) -> Choice:
-    """Return the choice of a run.
+    """Return the choice of a run, by one half of its ID images.
 
     Args:
         store: The run.
@@ -125,16 +127,12 @@ def _chosen(
         raise NotRecorded(f"The run holds no ID set to choose by; add one with {command}.")
     _require_id(store, names, fit)
     notes: list[str] = []
-    specs = choice_specs(store, notes, fit)
-    scored_sets = [*names, *surrogates(store, names, notes)]
-    specs = fitting_specs(store, specs, scored_sets, notes)
-    scored = score_sets(store, scored_sets, specs)
-    notes += repeat_notices(store, specs, names)
-    count = sum(len(scored[name]) for name in names)
-    if count < FEWEST_IMAGES:
-        raise NotRecorded(
-            f"Expected at least {FEWEST_IMAGES} ID images to choose by, got {count}."
-        )
+    half = choosing_half(store, names, surrogates(store, names, notes), notes)
+    specs = choice_specs(half, notes, fit)
+    scored_sets = [*names, *(n for n, entry in half.sets.items() if entry.role == SURROGATE)]
+    specs = fitting_specs(half, specs, scored_sets, notes)
+    scored = score_sets(half, scored_sets, specs)
+    notes += repeat_notices(half, specs, names)
     if store.info.notice:
         notes.append(f"{store.info.model}: {store.info.notice}.")
     shifts, blind = far_shifts(names, scored, notes)
@@ -142,11 +140,11 @@ def _chosen(
     if not far:
         notes.append(f"Without surrogates there is no far table; {hint}.")
     told = len(notes) - (not far)
-    near = ranked_rows(*near_shifts(store, names, specs, scored, notes))
+    near = ranked_rows(*near_shifts(half, names, specs, scored, notes))
     table = far or near
     if not table:
         raise NotRecorded(" ".join(notes[told:]))
-    costs = {row.ranked.place: cost(row.spec, store) for row in table}
+    costs = {row.ranked.place: cost(row.spec, half) for row in table}
     least = max(row.ranked.value for row in table if row.spec.method == "msp")
     best = recommended([row.ranked for row in table], costs, least)
     choice = Choice(
@@ -157,6 +155,7 @@ def _chosen(
         near,
         tuple(notes),
         tuple(names),
+        tuple(describe_choosers(store, half, names, specs)),
     )
     if not keep:
         return choice

@@ -36,7 +36,7 @@ def read_choice(
     if record is None:
         return None
     again = f"choose again with {command('choose', store.path)}"
-    used = [*record.id, record.options.get("fit")]
+    used = [*(one.name for one in record.id), record.options.get("fit")]
     gone = [name for name in used if name is not None and name not in store.sets]
     if gone:
         raise NotRecorded(

@@ -25,7 +25,7 @@ RECORD = ("--layers", "last", "--record", "surrogates")
 
 
 def surrogates(run: RecordedRun, names: Sequence[str], notes: list[str]) -> list[str]:
-    """Return the names of the surrogate sets of some sets; unfinished ones are told of."""
+    """Return the names of a run's surrogate sets of some sets; unfinished ones are told of."""
     made = [
         name
         for name, entry in run.sets.items()

@@ -62,7 +62,7 @@ def demo(output, quiet) -> None:
     _score(run.store, [choice.spec], scores, figure)
     detector = folder / "detector.safetensors"
     step("A threshold that holds what it promises, and the detector", "calibrate", "-o", detector)
-    say(promise_text(_calibrate(run.store, choice.spec, detector).info))
+    say(promise_text(_calibrate(run.store, detector).info))
     page = folder / "report.html"
     step("All of it on one page", "report", "--detector", detector, "-o", page)
     report(run.store, page, detector=detector)
@@ -114,12 +114,11 @@ def _score(run: "RunStore", specs: "list[ScoreSpec]", path: Path, figure: Path) 
     plot_scores(run, scored, specs, figure)
 
 
-def _calibrate(run: "RunStore", spec: "ScoreSpec", path: Path) -> "Calibration":
+def _calibrate(run: "RunStore", path: Path) -> "Calibration":
     from gradscore.detector.calibration import calibrate_run
     from gradscore.detector.file import write_detector
     from gradscore.detector.wanted import Wanted
 
-    given = {name: getattr(spec, name) for name in spec.settings()}
-    made = calibrate_run(run, Wanted(spec.method, given))
+    made = calibrate_run(run, Wanted())
     write_detector(path, made.info, made.arrays)
     return made

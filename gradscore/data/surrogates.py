@@ -82,6 +82,8 @@ SURROGATES: dict[str, Surrogate] = {
 }
 """The far surrogates by name."""
 GRIDS = {"shuffle4": 4, "shuffle8": 8}
+OF_TWO = ("amplitude",)
+"""Surrogates that are made of the next image, too."""
 
 
 def surrogates_for(height: int, width: int) -> list[str]:
@@ -107,7 +109,7 @@ def make_surrogate(name: str, image: Tensor, another: Callable[[], Tensor], plac
         Shape ``[channels, height, width]``, in 0..1.
     """
     rng = torch.Generator().manual_seed(SEED + place)
-    lent = another() if name == "amplitude" else image
+    lent = another() if name in OF_TWO else image
     return SURROGATES[name](image, lent, rng).clamp(0, 1)
 
 

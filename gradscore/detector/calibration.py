@@ -17,11 +17,12 @@ from gradscore.detector.images import (
     part_of,
     repeated,
 )
-from gradscore.detector.part_of_run import Arrays, PartOfRun
 from gradscore.detector.threshold import Threshold
 from gradscore.detector.wanted import Wanted
 from gradscore.errors import DetectorError, InvalidArgument
 from gradscore.methods import Plan, RecordedRun, ScoreSpec, find_method, make_spec
+from gradscore.methods.memory_run import Arrays
+from gradscore.methods.part_of_run import PartOfRun
 from gradscore.run import extract_command
 from gradscore.run.layout import BLOCKS
 from gradscore.scoring import Scores, score_sets
@@ -75,7 +76,12 @@ def calibrate_run(
     options = dict(wanted.options)
     fit = options.pop("fit", None)
     images = choose_images(
-        run, ids, learns=learned_from_images, fit=fit, cross_fit=wanted.cross_fit
+        run,
+        ids,
+        learns=learned_from_images,
+        fit=fit,
+        cross_fit=wanted.cross_fit,
+        chosen_by=wanted.chosen_by,
     )
     spec = make_spec(wanted.method, **options, **({"fit": FIT_SET} if learned_from_images else {}))
     ood = [name for name, one in run.sets.items() if one.role == "ood" and _whole(run, name)]

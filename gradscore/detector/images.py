@@ -2,29 +2,30 @@
 
 The two must be disjoint: a score of images that it learned from is not the score of new ones.
 Without a set to fit to, a half of the ID images drawn by a fixed seed is learned from, and the
-other half gives the threshold.
+other half gives the threshold. Images that chose the score never give its threshold; they are that
+first half.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
 
+from gradscore.choosing.halves import images_that_chose, split
 from gradscore.detector.file import Source
-from gradscore.detector.part_of_run import Chosen, Mask, PartOfRun
 from gradscore.errors import InvalidArgument, NotRecorded
 from gradscore.escapes import listed
 from gradscore.methods import RecordedRun
+from gradscore.methods.part_of_run import Chosen, Mask, PartOfRun
 from gradscore.methods.rows import FEWEST
-from gradscore.run import extract_command
+from gradscore.run import ChosenBy, extract_command
 
 FIT_SET, CALIBRATION = "~fit", "~calibration"
 """Names of the images that are learned from and of those that give the threshold."""
 FOLDS = 10
 """Of a cross-fit."""
-SEED = 0
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,13 @@ class Images:
 
 
 def choose_images(
-    run: RecordedRun, ids: Sequence[str] | None, *, learns: bool, fit: str | None, cross_fit: bool
+    run: RecordedRun,
+    ids: Sequence[str] | None,
+    *,
+    learns: bool,
+    fit: str | None,
+    cross_fit: bool,
+    chosen_by: Sequence[ChosenBy] = (),
 ) -> Images:
     """Return the images that a calibration takes.
 
@@ -56,20 +63,29 @@ def choose_images(
         fit: Name of the set that it learns from; None for the sets with the role ``fit``, else a
             half of the ID images.
         cross_fit: Whether the score learns from all ID images but a tenth in turn.
+        chosen_by: The images that chose the score: they may teach it, and give no threshold.
 
     Raises:
         InvalidArgument: If a set is unknown, not of ID images, or to give both.
-        NotRecorded: If there are no images, or too few to learn from.
+        NotRecorded: If there are no images, or too few to learn from; or a set has changed since
+            its images chose the score.
     """
     names = _id_sets(run, ids)
-    whole = [Chosen(name) for name in names]
+    chose = {one.name: images_that_chose(run, one) for one in chosen_by if one.name in names}
+    rest = {name: split(run, name, 1, mask)[0] for name, mask in chose.items()}
+    whole = _not_empty(Chosen(name, rest.get(name)) for name in names)
+    if not whole:
+        raise NotRecorded(
+            f"Expected images that did not choose the score, got none in {listed(names)}; give "
+            "others, or name the score with `method`."
+        )
     if not learns:
         return Images(whole)
     if cross_fit:
-        return _crossed(run, names)
+        return _crossed(run, names, whole, chose)
     fits = [fit] if fit is not None else [n for n, one in run.sets.items() if one.role == "fit"]
     if not fits:
-        return _halves(run, names)
+        return _halves(run, names, chose)
     for name in fits:
         if name not in run.sets:
             raise InvalidArgument(f"Unknown set {name!r}; the run holds: {listed(run.sets)}.")
@@ -144,8 +160,13 @@ def _id_sets(run: RecordedRun, ids: Sequence[str] | None) -> list[str]:
     return names
 
 
-def _halves(run: RecordedRun, names: Sequence[str]) -> Images:
-    fit, calibration = _split(run, names, 2)
+def _halves(run: RecordedRun, names: Sequence[str], chose: Mapping[str, Mask]) -> Images:
+    """Return the halves of some sets; of a set that chose, what did and what did not."""
+    parts = {name: split(run, name, 2) for name in names}
+    parts |= {name: [mask, *split(run, name, 1, mask)] for name, mask in chose.items()}
+    fit, calibration = (
+        _not_empty([Chosen(name, both[side]) for name, both in parts.items()]) for side in (0, 1)
+    )
     count = _count(fit)
     _check_enough(run, count)
     notice = (
@@ -155,18 +176,33 @@ def _halves(run: RecordedRun, names: Sequence[str]) -> Images:
     return Images(calibration, fit, notice=notice)
 
 
-def _crossed(run: RecordedRun, names: Sequence[str]) -> Images:
-    folds = _split(run, names, FOLDS)
+def _crossed(
+    run: RecordedRun, names: Sequence[str], whole: Sequence[Chosen], chose: Mapping[str, Mask]
+) -> Images:
+    """Return the images of a cross-fit; those that chose the score only teach it."""
+    masks = {name: split(run, name, FOLDS, chose.get(name)) for name in names}
+    # Small sets fill the first parts alone: each set begins with another fold.
+    folds = [
+        _not_empty(
+            Chosen(name, parts[(fold - place) % FOLDS])
+            for place, (name, parts) in enumerate(masks.items())
+        )
+        for fold in range(FOLDS)
+    ]
+    taught = _not_empty(Chosen(name, mask) for name, mask in chose.items())
     if any(not fold for fold in folds):
         _check_enough(run, 0)
-    _check_enough(run, sum(map(_count, folds)) - max(map(_count, folds)))
-    others = [[*chain.from_iterable(folds[:place] + folds[place + 1 :])] for place in range(FOLDS)]
-    whole = [Chosen(name) for name in names]
+    _check_enough(run, _count(taught) + sum(map(_count, folds)) - max(map(_count, folds)))
+    others = [
+        [*taught, *chain.from_iterable(folds[:place] + folds[place + 1 :])]
+        for place in range(FOLDS)
+    ]
     notice = (
         "cross-fit: each tenth of the images is scored by what the others taught, and new images "
         "by what all taught; the promise is approximate"
     )
-    return Images(whole, whole, list(zip(others, folds, strict=True)), notice)
+    everything = [Chosen(name) for name in names]
+    return Images(whole, everything, list(zip(others, folds, strict=True)), notice)
 
 
 def _check_enough(run: RecordedRun, count: int) -> None:
@@ -177,29 +213,8 @@ def _check_enough(run: RecordedRun, count: int) -> None:
         )
 
 
-def _split(run: RecordedRun, names: Sequence[str], parts: int) -> list[list[Chosen]]:
-    """Return the ID images in parts of nearly one size, drawn by a fixed seed."""
-    places = [(name, _recorded(run, name)) for name in names]
-    counts = np.concatenate([[0], np.cumsum([len(found) for _, found in places])])
-    turn = np.empty(counts[-1], dtype=np.int64)
-    turn[np.random.default_rng(SEED).permutation(counts[-1])] = np.arange(counts[-1]) % parts
-    split: list[list[Chosen]] = []
-    for part in range(parts):
-        chosen = []
-        for (name, found), start in zip(places, counts, strict=False):
-            mask = np.zeros(run.sets[name].rows, dtype=bool)
-            mask[found[turn[start : start + len(found)] == part]] = True
-            if mask.any():
-                chosen.append(Chosen(name, mask))
-        split.append(chosen)
-    return split
-
-
-def _recorded(run: RecordedRun, name: str) -> np.ndarray:
-    """Return the places of the images of a set that have rows."""
-    there: Mask = np.ones(run.sets[name].rows, dtype=bool)
-    there[[row.index for row in run.sets[name].failed]] = False
-    return np.flatnonzero(there)
+def _not_empty(chosen: Iterable[Chosen]) -> list[Chosen]:
+    return [one for one in chosen if one.mask is None or one.mask.any()]
 
 
 def _count(chosen: Sequence[Chosen]) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 from gradscore.choosing import read_choice
 from gradscore.detector.threshold import Share
 from gradscore.methods import RecordedRun
+from gradscore.run import ChosenBy
 from gradscore.run.hints import command
 
 DEFAULT = "energy"
@@ -25,6 +26,7 @@ class Wanted:
         confidence: Probability with which ``pac`` holds.
         cross_fit: Whether a score that learns is calibrated out of fold.
         notices: What its user should know of the score.
+        chosen_by: The images that chose the score, where it was chosen: they give no threshold.
     """
 
     method: str | None = None
@@ -34,12 +36,13 @@ class Wanted:
     confidence: Share = "0.95"
     cross_fit: bool = False
     notices: Sequence[str] = ()
+    chosen_by: Sequence[ChosenBy] = ()
 
     def of_run(self, run: RecordedRun) -> "Wanted":
         """Return the same with a score: what `choose` recommended for a run, else energy.
 
-        Options that are given go before those of the choice. A choice names no set to learn from:
-        ID images that it compared scores on may be among those of the threshold.
+        Options that are given go before those of the choice. ID images that chose the score may
+        teach it, and give no threshold.
 
         Args:
             run: The run.
@@ -60,11 +63,18 @@ class Wanted:
             return replace(self, method=DEFAULT, notices=(told,))
         spec, record = found
         given = {name: value for name, value in self.options.items() if value is not None}
-        chosen = {name: getattr(spec, name) for name in record.options if name != "fit"}
-        told = [f"the score is {spec.method}, as `gradscore choose` recommended"]
+        chosen = {name: getattr(spec, name) for name in record.options}
+        if "fit" in chosen and run.sets[spec.fit].role == "id":
+            del chosen["fit"]  # its half that chose teaches, as without a name
+        who = " and ".join(f"{x.images:,} of the {x.of:,} images of {x.name}" for x in record.id)
+        told = [
+            f"the score is {spec.method}, as `gradscore choose` recommended by {who}; none of "
+            "these gives the threshold"
+        ]
         if record.warning:
             told.append(f"`gradscore choose` warned: {record.warning.removesuffix('.')}")
-        return replace(self, method=spec.method, options=chosen | given, notices=told)
+        how = {"method": spec.method, "options": chosen | given, "chosen_by": record.id}
+        return replace(self, **how, notices=told)
 
     def of_model(self) -> "Wanted":
         """Return the same with a score, for images of a model in memory."""

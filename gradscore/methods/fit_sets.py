@@ -47,9 +47,9 @@ def find_fit_sets(spec: ScoreSpec, run: RecordedRun) -> FitSets:
             f"Expected at least {FEWEST} images to fit to, got {count} in {where}; add a set with "
             f"{add}."
         )
-    few = f", fewer than {FEW}" if count < FEW else ""
+    few = f" (fewer than {FEW})" if count < FEW else ""
     if own:
-        how = f"no set to fit to: half of {what}, {count:,} images{few}, scores the other half"
+        how = f"no set to fit to: {count:,} images of {what}{few} teach what scores the others"
     else:
         how = f"learned from {count:,} images of {what}{few}" if few else ""
     return FitSets(names, FOLDS if own else 1, how)

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from gradscore.detector.about import head_digest
 from gradscore.detector.file import FIT, DetectorInfo, Source
 from gradscore.detector.images import FIT_SET
-from gradscore.detector.part_of_run import Chosen, PartOfRun, set_entry
 from gradscore.errors import DetectorError
+from gradscore.methods.memory_run import set_entry
+from gradscore.methods.part_of_run import Chosen, PartOfRun
 from gradscore.run import RunStore, SetInfo
 from gradscore.run.hints import command
 from gradscore.run.layout import BLOCKS
@@ -43,12 +44,11 @@ def run_for(
                 f"{command('calibrate', store.path)}."
             )
     sets = {name: (entry.role, [_unseen(entry, info)]) for name, entry in store.sets.items()}
-    part = PartOfRun(store, sets)
     learned = {name.removeprefix(FIT): x for name, x in arrays.items() if name.startswith(FIT)}
+    part = PartOfRun(store, sets, learned or None)
     if learned:
         images = sum(source.images for source in info.fit)
         part.info.sets[FIT_SET] = set_entry(FIT_SET, "fit", images)
-        part.learned = learned
     return part
 
 

@@ -47,6 +47,23 @@ class ScoreRecord:
 
 
 @dataclasses.dataclass(frozen=True)
+class ChosenBy:
+    """The images of a set by which a score was chosen.
+
+    Attributes:
+        name: Name of the set.
+        images: How many chose: all, or the half that the set's list and a fixed seed give.
+        of: How many the set held.
+        manifest_sha256: Of the set's list.
+    """
+
+    name: str
+    images: int
+    of: int
+    manifest_sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
 class ChoiceRecord:
     """What a choice said.
 
@@ -55,7 +72,7 @@ class ChoiceRecord:
         by: ``far`` or ``near``: the table that it was taken from.
         warning: Why no score is to be trusted, or None.
         notes: What was left out of a table, and why.
-        id: Names of the ID sets.
+        id: The images that it was made by. Images that give a threshold must be others.
         far: Scores by how well they tell ID images from surrogates, best first.
         near: The same for images of classes that the head lacks.
     """
@@ -64,7 +81,7 @@ class ChoiceRecord:
     by: str
     warning: str | None
     notes: list[str]
-    id: list[str]
+    id: list[ChosenBy]
     far: list[ScoreRecord]
     near: list[ScoreRecord]
 
@@ -117,6 +134,9 @@ def _faults(record: ChoiceRecord) -> Iterator[str]:
         yield "expected a method in recommended"
     if not record.id:
         yield "expected an ID set in id"
+    for place, one in enumerate(record.id):
+        if not 0 < one.images <= one.of:
+            yield f"expected 1 to {one.of} images in id[{place}], got {one.images}"
     for name in TABLES:
         for place, row in enumerate(getattr(record, name)):
             yield from _row_faults(row, f"{name}[{place}]")

@@ -71,7 +71,7 @@ def test_methods_of_one_remark_share_a_note_whatever_their_names_are(run):
         choice_specs(run, notes := [])
     finally:
         del METHODS["a"]
-    (told,) = (note for note in notes if "scores the other half" in note)
+    (told,) = (note for note in notes if "teach what scores the others" in note)
     assert told.partition(":")[0].split(", ")[-1] == "a"
     assert {"knn", "laplace_energy_blocks"} < set(told.partition(":")[0].split(", "))
 
@@ -168,8 +168,8 @@ def test_without_surrogates_the_near_table_decides(tmp_path):
     choice = gs.choose(run)
     assert choice.by == "near"
     assert choice.far == []
-    assert "record them with `gradscore extract" in choice.notes[1]
-    assert "--layers last --record surrogates" in choice.notes[1]
+    assert "record them with `gradscore extract" in choice.notes[2]
+    assert "--layers last --record surrogates" in choice.notes[2]
 
 
 def test_a_model_with_drawn_weights_is_warned_of(tmp_path):
@@ -204,7 +204,7 @@ def test_a_model_that_learned_shuffled_labels_is_warned_of():
             nn.functional.cross_entropy(model(inputs[part]), labels[part]).backward()
             optimizer.step()
     tested = open_set("digits:test")
-    inputs = torch.stack([model.preprocessing(tested[k]) for k in range(200)])
+    inputs = torch.stack([model.preprocessing(tested[k]) for k in range(len(tested))])
     choice = choose(model.eval(), inputs)
     assert choice.warning.startswith("No score is to be trusted here: ")
 
@@ -255,11 +255,11 @@ def test_images_without_labels_and_any_number_of_classes(tmp_path, classes):
     layers = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Flatten()]
     model = nn.Sequential(*layers, nn.Linear(128, classes)).eval()
     model.preprocessing = Preprocessing(None, None, (0.5,), (0.2,), mode="L")
-    pixels = np.random.default_rng(0).integers(0, 255, (90, 8, 8), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 255, (140, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "mine.npz", images=pixels)
     sets = {"mine": ("id", tmp_path / "mine.npz")}
     run = gs.extract(model, sets, tmp_path / "run", layers="last", record="surrogates")
-    assert run.sets["mine~phase"].rows == 90
+    assert run.sets["mine~phase"].rows == 140
     choice = choose(run)
     assert {"knn", "laplace_energy", "fdbd"} <= {row.spec.method for row in choice.far}
     if classes < 4:

@@ -13,7 +13,7 @@ from gradscore.models import create_model
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.run import check
 
-IMAGES = 64
+IMAGES = 160
 
 
 def vit_tiny(folder):

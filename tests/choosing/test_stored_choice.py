@@ -119,7 +119,7 @@ def test_a_removed_set_takes_the_choice_along_unless_it_is_ood(run):
 
 
 def test_a_choice_by_a_set_that_is_not_there_is_one_line(run):
-    alter(run, lambda held: held.update(id=["elsewhere"]))
+    alter(run, lambda held: held["id"][0].update(name="elsewhere"))
     with pytest.raises(NotRecorded, match=r"no longer holds the set 'elsewhere'.*choose --run"):
         read_choice(run)
 

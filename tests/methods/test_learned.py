@@ -174,11 +174,14 @@ def test_without_enough_images_to_fit_to_it_is_refused(tmp_path, roles, message)
 @pytest.mark.parametrize(
     ("roles", "notice"),
     [
-        ({"mine": "id", "t": ("fit", 30)}, "learned from 30 images of t, fewer than 100"),
+        ({"mine": "id", "t": ("fit", 30)}, "learned from 30 images of t (fewer than 100)"),
         ({"mine": "id", "t": ("fit", 100)}, ""),
-        ({"mine": "id"}, "no set to fit to: half of mine, 40 images, fewer than 100, scores"),
-        ({"mine": ("id", 200)}, "no set to fit to: half of mine, 100 images, scores the other"),
-        ({"a": ("id", 99), "b": "id"}, "no set to fit to: half of a and b, 89 images, fewer than"),
+        ({"mine": "id"}, "no set to fit to: 40 images of mine (fewer than 100) teach what"),
+        ({"mine": ("id", 200)}, "no set to fit to: 100 images of mine teach what scores the oth"),
+        (
+            {"a": ("id", 99), "b": "id"},
+            "no set to fit to: 89 images of a and b (fewer than 100) teach",
+        ),
     ],
 )
 def test_what_is_learned_from_little_or_from_the_id_set_itself_is_told(tmp_path, roles, notice):

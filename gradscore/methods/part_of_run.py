@@ -1,7 +1,7 @@
 """A run of chosen rows of another run, each set of them for a purpose.
 
-Methods read it as they read a run on disk. A score that a detector deploys is so planned, learned
-and computed by the same code as the score of a recorded run.
+Methods read it as they read a run on disk. A score that is chosen, or that a detector deploys, is
+so planned, learned and computed by the same code as the score of a recorded run.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscore.methods import RecordedRun
+from gradscore.methods.base import RecordedRun
 from gradscore.methods.memory_run import Arrays, set_entry
 from gradscore.run import BASE, FitInfo, PassInfo, SetInfo
 
@@ -41,20 +41,26 @@ class PartOfRun:
     Args:
         run: The other run.
         sets: Name of a set to its role and the rows that it is made of.
+        learned: What the one method that is asked learned, where that is known.
 
     Attributes:
         path: That of the other run.
         model: That of the other run.
         info: What the run is about.
-        learned: What the one method that is asked learned, or None.
+        learned: What a method learned: given, or learned last; None where none did.
     """
 
     def __init__(
-        self, run: RecordedRun, sets: Mapping[str, tuple[str | None, Sequence[Chosen]]]
+        self,
+        run: RecordedRun,
+        sets: Mapping[str, tuple[str | None, Sequence[Chosen]]],
+        learned: Mapping[str, NDArray] | None = None,
     ) -> None:
         self._run, self._chosen = run, {name: chosen for name, (_, chosen) in sets.items()}
         self.path, self.model = run.path, run.model
-        self.learned: Arrays | None = None
+        self._given = learned is not None
+        self.learned: Arrays | None = dict(learned) if self._given else None
+        self._fits: dict[str, Arrays] = {}
         entries = {name: self._entry(name, role, chosen) for name, (role, chosen) in sets.items()}
         self.info = replace(run.info, sets=entries, fits={})
 
@@ -68,7 +74,9 @@ class PartOfRun:
                 digest.update(np.packbits(one.mask).tobytes())
                 failed = [row.index for row in entry.failed]
                 rows += int(one.mask.sum() - one.mask[failed].sum()) - entry.recorded()
-        made = set_entry(name, role, rows, tuple(self._run.info.passes))
+        whole = [self._run.sets[one.set] for one in chosen]
+        passes = (p for p in self._run.info.passes if all(entry.complete(p) for entry in whole))
+        made = set_entry(name, role, rows, tuple(passes))
         return replace(made, manifest_sha256=digest.hexdigest())
 
     @property
@@ -86,11 +94,11 @@ class PartOfRun:
 
     def read_fit(self, name: str) -> Arrays | None:
         """Return what the method learned from these rows, or None."""
-        return self.learned
+        return self.learned if self._given else self._fits.get(name)
 
     def keep_fit(self, entry: FitInfo, arrays: Mapping[str, NDArray]) -> None:
         """Keep what the method learned from these rows."""
-        self.learned = dict(arrays)
+        self.learned = self._fits[entry.name] = dict(arrays)
 
     def require_complete(self, set_name: str, passes: Sequence[str] = (BASE,)) -> SetInfo:
         """Return a set's entry, or raise NotRecorded unless those passes are finished."""

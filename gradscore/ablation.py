@@ -16,6 +16,7 @@ from gradscore.evaluation import Evaluation, Row, evaluate_run
 from gradscore.methods import RecordedRun, ScoreSpec
 from gradscore.methods.gradnorm import recorded_groups
 from gradscore.metrics import REPLICATES
+from gradscore.pivot import BOOTSTRAP
 from gradscore.recorded import Run, open_store
 
 ORDERS = (0.3, 0.5, 0.8, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, math.inf)
@@ -124,5 +125,5 @@ def compare(
     if any("intervals" in row for row in rows):
         # Of a large run beside a small one: all rows have the same columns.
         for row in rows:
-            row.setdefault("intervals", "bootstrap")
+            row.setdefault("intervals", BOOTSTRAP)
     return rows

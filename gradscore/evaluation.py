@@ -1,7 +1,6 @@
 """From scores to figures: one pair of score vectors, or every OOD set of a run."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, fields
 from os import PathLike
 from typing import Any, NamedTuple
@@ -9,12 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gradscore.accuracy import Accuracy, accuracy
 from gradscore.errors import RunError
 from gradscore.influence import NAME, is_large, large_figures
 from gradscore.methods import RecordedRun, ScoreSpec
 from gradscore.metrics import METRICS, REPLICATES, bootstrap, checked, interval, point_metrics
 from gradscore.recorded import Run, open_store
-from gradscore.run import RunInfo, extract_command
+from gradscore.run import extract_command
 from gradscore.scoring import Scores, known_sets, score_sets
 
 COLUMNS = (
@@ -25,10 +25,6 @@ COLUMNS = (
 
 MORE = ("epsilon", "fit", "k", "dimension", "percentile", "two_sided", "clip")
 """Options that rows hold where a score of the evaluation was given one."""
-FEWEST_LABELLED = 30
-"""Labelled images of which an accuracy can be called chance."""
-CHANCE_LEVEL = 0.01
-"""An accuracy that guessing reaches more often than this is chance."""
 
 
 class Row(dict[str, Any]):
@@ -72,30 +68,6 @@ class Metrics:
             value, low, high = (100 * figure for figure in getattr(self, entry.name))
             parts.append(f"{entry.name} {value:.1f} [{low:.1f}, {high:.1f}]")
         return ", ".join(parts)
-
-
-class Accuracy(NamedTuple):
-    """How many of a set's images have a label, and how many of these are predicted right."""
-
-    right: int
-    labelled: int
-    images: int
-
-    @property
-    def share(self) -> float | None:
-        """The share of labelled images predicted right, or None where none is labelled."""
-        return self.right / self.labelled if self.labelled else None
-
-    def is_chance(self, classes: int) -> bool:
-        """Say whether guessing among ``classes`` would do as well: a one-sided binomial test.
-
-        Of few labelled images nothing is said.
-        """
-        from scipy.stats import binom
-
-        if self.labelled < FEWEST_LABELLED or classes < 2:
-            return False
-        return bool(binom.sf(self.right - 1, self.labelled, 1 / classes) > CHANCE_LEVEL)
 
 
 @dataclass(frozen=True)
@@ -174,7 +146,7 @@ def evaluate_run(
 
     Returns:
         The ID accuracies and the rows, by spec in the order given, then by ID and OOD set in
-        the order of their names.
+        the order of the run.
 
     Raises:
         RunError: If there is no ID or no OOD set among them, or a recorded value is not finite.
@@ -206,13 +178,14 @@ def evaluate_run(
 def choose_sets(
     store: RecordedRun, sets: Iterable[str] | None = None
 ) -> tuple[list[str], list[str]]:
-    """Return the names of the ID and of the OOD sets, each sorted.
+    """Return the names of the ID and of the OOD sets, each in the order of the run.
 
     Raises:
         InvalidArgument: If a set is unknown.
         RunError: If there is no ID or no OOD set among them.
     """
-    names = sorted(store.sets if sets is None else known_sets(store, sets))
+    asked = store.sets if sets is None else known_sets(store, sets)
+    names = [name for name in store.sets if name in asked]
     by_role = {
         role: [name for name in names if store.sets[name].role == role] for role in ("id", "ood")
     }
@@ -224,45 +197,6 @@ def choose_sets(
                 f"{', '.join(names) or 'no sets'}; add one with {command}."
             )
     return by_role["id"], by_role["ood"]
-
-
-def chance_accuracies(store: RecordedRun, sets: Iterable[str]) -> dict[str, Accuracy]:
-    """Return the accuracy of each ID set among ``sets`` where it is no better than guessing.
-
-    A set is read no further than to the row where its accuracy can no longer be chance.
-    """
-    found, classes = {}, store.info.classes
-    for name in sorted(store.sets.keys() & set(sets)):
-        entry = store.sets[name]
-        if entry.role != "id":
-            continue
-        right = labelled = 0
-        rows = entry.recorded()
-        with closing(store.blocks(name, fields=("logits", "label"))) as blocks:
-            for block in blocks:
-                label = np.asarray(block["label"])
-                labelled += int((label >= 0).sum())
-                right += int((np.asarray(block["logits"]).argmax(axis=1) == label).sum())
-                if not Accuracy(right, rows, rows).is_chance(classes):
-                    break
-        figure = Accuracy(right, labelled, rows)
-        if figure.is_chance(classes):
-            found[name] = figure
-    return found
-
-
-def chance_cause(about: RunInfo) -> str:
-    """Return why the accuracy of a run's model may be no better than guessing."""
-    if about.weights == "random":
-        return "the weights are random"
-    return "the weights, the labels' numbering or the preprocessing do not belong to this model"
-
-
-def accuracy(scores: Scores) -> Accuracy:
-    """Return how many inputs have a label, and how many of these are predicted right."""
-    known = scores.label >= 0
-    right = (scores.predicted == scores.label) & known
-    return Accuracy(int(right.sum()), int(known.sum()), len(known))
 
 
 def _figures(ids: Scores, oods: Sequence[Scores], replicates: int, large: bool) -> NDArray:

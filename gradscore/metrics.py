@@ -88,6 +88,24 @@ def aupr_out(id_scores: ArrayLike, ood_scores: ArrayLike) -> float:
     return float(point_metrics(id_scores, ood_scores)[3])
 
 
+def keeping_threshold(scores: ArrayLike, share: int = 95) -> float:
+    """Return the largest threshold that accepts (``score >= threshold``) a share of some scores.
+
+    Args:
+        scores: Shape ``[n]``.
+        share: In percent, at least 1.
+
+    Raises:
+        InvalidArgument: If there are no scores, or one is not finite.
+
+    >>> keeping_threshold(range(100)), keeping_threshold([2.0, 1.0], 50)
+    (5.0, 2.0)
+    """
+    ordered = np.sort(checked(scores, "ID"))
+    # In whole numbers: 0.95 * n is not exact.
+    return float(ordered[len(ordered) - -(-share * len(ordered) // 100)])
+
+
 def point_metrics(id_scores: ArrayLike, ood_scores: ArrayLike) -> NDArray[np.float64]:
     """Return all of :data:`METRICS` in their order, shape ``[4]``.
 

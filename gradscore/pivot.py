@@ -16,6 +16,8 @@ METRIC_NAMES = {"auroc": "AUROC", "fpr95": "FPR95", "aupr_in": "AUPR-in", "aupr_
 LOWER_IS_BETTER = ("fpr95",)
 PIVOTED = ("auroc", "fpr95")
 """Figures that a table of methods x sets shows by default."""
+BOOTSTRAP = "bootstrap percentiles"
+"""What intervals are, where rows do not say it."""
 _LEAD = {"run": "run", "model": "model", "id_accuracy": "ID accuracy", "id": "ID set"}
 """What may stand before a method: a column of the rows, and how a table calls it."""
 
@@ -98,6 +100,26 @@ def pivot(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str] | None = Non
         lines.setdefault(key, Line((*texts, name(row)), group, {})).rows[row["ood"]] = row
     names = tuple(_LEAD[key] for key in lead)
     return Pivot((*names, "method"), tuple(sets), tuple(metrics or PIVOTED), list(lines.values()))
+
+
+def intervals_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what the intervals of evaluation rows are, in a sentence; empty without intervals.
+
+    >>> intervals_text([{"auroc_low": 0.5}]), intervals_text([{"auroc_low": None}])
+    ('95% intervals: bootstrap percentiles.', '')
+    """
+    kinds: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row["auroc_low"] is not None:
+            kind = row.get("intervals", BOOTSTRAP)
+            kinds.setdefault(kind, {})[str(row.get("run"))] = None
+    if not kinds:
+        return ""
+    told = [
+        f"{kind} (run {', '.join(runs)})" if len(kinds) > 1 else kind
+        for kind, runs in kinds.items()
+    ]
+    return f"95% intervals: {'; '.join(told)}."
 
 
 def percent(share: float) -> str:

@@ -24,10 +24,10 @@ from gradscore.pivot import (
     LOWER_IS_BETTER,
     METRIC_NAMES,
     Pivot,
+    intervals_text,
     is_evaluation,
     latex_lines,
     markdown_lines,
-    percent,
     pipes,
     pivot,
     plain_latex,
@@ -54,15 +54,21 @@ def write_evaluation(
         InvalidArgument: If the ending is unknown.
         RunError: If the file cannot be written.
     """
-    shares = {name: accuracy.share for name, accuracy in evaluation.accuracies.items()}
+    shares = {name: figure.share for name, figure in evaluation.accuracies.items()}
     facts = {"intervals": evaluation.intervals} if evaluation.intervals else {}
-    write_rows(path, evaluation.rows, metrics, id_accuracy=shares, **facts)
+    notes = [
+        f"ID accuracy{f' on {name}' if len(shares) > 1 else ''}: {figure}."
+        for name, figure in evaluation.accuracies.items()
+        if figure.labelled
+    ]
+    write_rows(path, evaluation.rows, metrics, notes, id_accuracy=shares, **facts)
 
 
 def write_rows(
     path: str | os.PathLike,
     rows: Sequence[Row],
     metrics: Sequence[str] | None = None,
+    notes: Sequence[str] = (),
     **facts: Any,
 ) -> None:
     """Write rows with equal keys as a table.
@@ -71,6 +77,7 @@ def write_rows(
         path: Where to; the ending chooses the format, of :data:`ROW_ENDINGS`.
         rows: The rows; their keys are the columns.
         metrics: As of :func:`write_evaluation`.
+        notes: Sentences that .md and .tex say beside what the figures are.
         **facts: What a .json holds beside the rows.
 
     Raises:
@@ -82,7 +89,7 @@ def write_rows(
     ending = check_ending(path, ROW_ENDINGS)
     with written_aside(path) as file:
         if ending in _FOR_READERS:
-            _FOR_READERS[ending](file, rows, facts, metrics)
+            _FOR_READERS[ending](file, rows, notes, metrics)
         else:
             _FOR_PROGRAMS[ending](file, rows, facts)
 
@@ -176,12 +183,13 @@ def _json(file: BinaryIO, rows: Sequence[Row], facts: Facts) -> None:
 
 
 def _markdown(
-    file: BinaryIO, rows: Sequence[Row], facts: Facts, metrics: Sequence[str] | None
+    file: BinaryIO, rows: Sequence[Row], notes: Sequence[str], metrics: Sequence[str] | None
 ) -> None:
-    lines = [f"{line}\n" for line in _facts_lines(facts)]
+    lines = [f"{to_markdown(note)}\n" for note in notes]
     if is_evaluation(rows):
         table = pivot(rows, metrics)
-        lines += [f"{_legend(table, 'Percent [95% interval]')}\n", *markdown_lines(table)]
+        lines += [f"{line}\n" for line in _about(rows, table, "Percent [95% interval]")]
+        lines += markdown_lines(table)
     else:
         lines += [pipes([to_markdown(name) for name in rows[0]]), pipes([":--"] * len(rows[0]))]
         lines += [pipes([to_markdown(_text(v)) for v in row.values()]) for row in rows]
@@ -189,12 +197,12 @@ def _markdown(
 
 
 def _latex(
-    file: BinaryIO, rows: Sequence[Row], facts: Facts, metrics: Sequence[str] | None
+    file: BinaryIO, rows: Sequence[Row], notes: Sequence[str], metrics: Sequence[str] | None
 ) -> None:
-    notes = ["Needs \\usepackage{booktabs}."]
+    notes = [*notes, "Needs \\usepackage{booktabs}."]
     if is_evaluation(rows):
         table = pivot(rows, metrics)
-        notes = [*_facts_lines(facts), _legend(table), *notes]
+        notes = [*notes[:-1], *_about(rows, table, "Percent"), notes[-1]]
         body = latex_lines(table)
     else:
         body = plain_latex(list(rows[0]), [[_text(v) for v in row.values()] for row in rows])
@@ -202,18 +210,13 @@ def _latex(
     file.write(("\n".join(lines) + "\n").encode())
 
 
-def _facts_lines(facts: Facts) -> list[str]:
-    """Return what is known of the ID sets, a sentence each."""
-    shares, intervals = facts.get("id_accuracy", {}), facts.get("intervals")
-    lines = [f"Intervals: {intervals}."] if intervals else []
-    return lines + [
-        f"ID accuracy{f' of {name}' if len(shares) > 1 else ''}: {percent(share)}%."
-        for name, share in shares.items()
-        if share is not None
-    ]
+def _about(rows: Sequence[Row], table: Pivot, unit: str) -> list[str]:
+    """Return what the intervals are, and what the figures are."""
+    intervals = intervals_text(rows)
+    return [*([intervals] if intervals else []), _legend(table, unit)]
 
 
-def _legend(table: Pivot, unit: str = "Percent") -> str:
+def _legend(table: Pivot, unit: str) -> str:
     lower = [METRIC_NAMES[name] for name in table.metrics if name in LOWER_IS_BETTER]
     higher = [METRIC_NAMES[name] for name in table.metrics if name not in LOWER_IS_BETTER]
     parts = [unit]

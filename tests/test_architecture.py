@@ -19,7 +19,7 @@ FLOORS = (
     "scorer verification models data run",
     "extraction",
     "methods",
-    "scoring score_table recorded evaluation ablation naming pivot tables",
+    "scoring score_table recorded accuracy evaluation ablation naming pivot tables palette",
     "choosing",
     "interop",
     "detector",

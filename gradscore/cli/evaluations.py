@@ -33,12 +33,8 @@ def show_evaluation(
 
 
 def accuracy_text(accuracy: Any, name: str) -> str:
-    """Return an ID set's accuracy, and how many images it is of where some have no label."""
-    what = f"ID accuracy of {name}" if name else "ID accuracy"
-    if not accuracy.labelled:
-        return f"{what} unknown: no image has a label"
-    of = f" of the {accuracy.labelled:,} images with a label, {accuracy.images:,} in all"
-    return f"{what} {accuracy.share:.1%}{of if accuracy.labelled < accuracy.images else ''}"
+    """Return an ID set's accuracy, and which images it is of."""
+    return f"ID accuracy{f' on {name}' if name else ''}: {accuracy}"
 
 
 def show_rows(rows: "Sequence[Row]", *, metrics: Sequence[str] | None = None) -> None:

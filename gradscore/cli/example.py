@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gradscore.cli.choosing import show_recommendation, use_words
+from gradscore.cli.choosing import show_recommendation
 from gradscore.cli.console import Progress, say
 from gradscore.cli.detectors import promise_text
 from gradscore.cli.evaluations import show_evaluation
 from gradscore.cli.extraction import EMBEDDED
+from gradscore.cli.judged import judge
 from gradscore.cli.options import quiet_option
 from gradscore.cli.results import notice_fits
 
@@ -56,13 +57,13 @@ def demo(output, quiet) -> None:
     methods = [word for spec in asked for word in ("--method", spec.method)]
     step("How well it tells ID from OOD, beside others", "evaluate", *methods, "-o", evaluation)
     _evaluate(run.store, asked, evaluation, quiet)
-    scores, figure = folder / "scores.csv", folder / "scores.png"
-    words = use_words(choice.spec)
-    step("The score of every image", "score", *words, "-o", scores, "--plot", figure)
-    _score(run.store, [choice.spec], scores, figure)
     detector = folder / "detector.safetensors"
     step("A threshold that holds what it promises, and the detector", "calibrate", "-o", detector)
     say(promise_text(_calibrate(run.store, detector).info))
+    scores, figure = folder / "scores.csv", folder / "scores.png"
+    words = ("--detector", detector, "-o", scores, "--plot", figure)
+    step("The detector's score of every image, and a picture of them", "score", *words)
+    _score(run.store, detector, scores, figure, quiet)
     page = folder / "report.html"
     step("All of it on one page", "report", "--detector", detector, "-o", page)
     report(run.store, page, detector=detector)
@@ -104,14 +105,15 @@ def _evaluate(run: "RunStore", specs: "list[ScoreSpec]", path: Path, quiet: bool
     show_evaluation(evaluation, full=False)
 
 
-def _score(run: "RunStore", specs: "list[ScoreSpec]", path: Path, figure: Path) -> None:
+def _score(run: "RunStore", detector: Path, path: Path, figure: Path, quiet: bool) -> None:
     from gradscore.plots import plot_scores
     from gradscore.scoring import score_sets
     from gradscore.tables import write_scores
 
-    scored = score_sets(run, EMBEDDED, specs)
+    judged = judge(run, str(detector), (), {}, quiet=quiet)
+    scored = score_sets(judged.run, EMBEDDED, [judged.spec])
     write_scores(path, scored.values())
-    plot_scores(run, scored, specs, figure)
+    plot_scores(judged.run, scored, [judged.spec], figure, **judged.line())
 
 
 def _calibrate(run: "RunStore", path: Path) -> "Calibration":

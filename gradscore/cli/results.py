@@ -84,13 +84,12 @@ def notice_outputs(run: "RecordedRun", sets: Collection[str], *, quiet: bool = F
 
 def notice_chance(run: "RecordedRun", sets: Collection[str], *, quiet: bool = False) -> None:
     """Name the ID sets whose accuracy is no better than guessing: something does not fit."""
-    from gradscore.evaluation import chance_accuracies, chance_cause
+    from gradscore.accuracy import chance_accuracies, chance_cause
 
     cause = chance_cause(run.info)
     for name, figure in chance_accuracies(run, sets).items() if not quiet else ():
         notice(
-            f"{name}: ID accuracy {figure.share:.1%} of {figure.labelled:,} images is chance for "
-            f"{run.info.classes:,} classes: {cause}."
+            f"{name}: ID accuracy {figure} is chance for {run.info.classes:,} classes: {cause}."
         )
 
 
@@ -120,6 +119,14 @@ def notice_fits(
         if name in sets:
             learned = " and ".join(methods)
             notice(f"Figures of {name} are optimistic: {learned} learned from it.", quiet=quiet)
+
+
+def notice_intervals(rows: "Sequence[Row]", *, quiet: bool = False) -> None:
+    """Say what the intervals are, where they are not those of the bootstrap."""
+    from gradscore.pivot import intervals_text
+
+    if any("intervals" in row for row in rows):
+        notice(intervals_text(rows), quiet=quiet)
 
 
 def notice_written(*paths: object, quiet: bool = False) -> None:

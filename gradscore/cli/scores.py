@@ -5,6 +5,7 @@ import click
 from gradscore.choices import ABLATIONS, ROW_ENDINGS, SCORE_ENDINGS
 from gradscore.cli.console import notice, print_table, say
 from gradscore.cli.evaluations import show_evaluation, show_rows
+from gradscore.cli.judged import judge
 from gradscore.cli.options import (
     backend_option,
     chained,
@@ -22,6 +23,7 @@ from gradscore.cli.results import (
     hint_to_choose,
     notice_chance,
     notice_fits,
+    notice_intervals,
     notice_outputs,
     notice_written,
 )
@@ -34,11 +36,17 @@ of_a_run = chained(run_place, named_model_option, score_options, backend_option)
 
 @click.command(short_help="Score every image of a run.")
 @chained(of_a_run, output_option(SCORE_ENDINGS), plot_option, quiet_option)
+@click.option(
+    "--detector",
+    metavar="FILE",
+    help="Take the score of this detector, as it learned it; --plot then draws its threshold.",
+)
 def score(run_path, model, sets, methods, backend, output, plot, quiet, **options) -> None:
     """Score every image of a run; higher means more in-distribution.
 
     Without -o a summary of each set and its first images are shown. --plot draws how the scores
-    of each set are distributed, and the threshold that accepts 95% of the ID images.
+    of each set are distributed. Its line is the detector's threshold, where --detector is given.
+    Otherwise it is the largest that keeps 95% of the ID images drawn.
     """
     from gradscore.methods import make_specs
     from gradscore.run import RunStore
@@ -46,16 +54,21 @@ def score(run_path, model, sets, methods, backend, output, plot, quiet, **option
     from gradscore.scoring import iterate_scores, score_sets
     from gradscore.tables import write_scores
 
-    run = RunStore(run_path, model)
-    import_methods(methods)
-    specs = make_specs(methods or ("gradnorm",), **options)
+    run = stored = RunStore(run_path, model)
     sets = sets or tuple(name for name, entry in run.sets.items() if entry.role != SURROGATE)
+    detector, line = options.pop("detector"), {}
+    if detector:
+        judged = judge(stored, detector, methods, options, quiet=quiet)
+        run, specs, line = judged.run, [judged.spec], judged.line()
+    else:
+        import_methods(methods)
+        specs = make_specs(methods or ("gradnorm",), **options)
     if plot:
         from gradscore.plots import plot_scores
 
         scored = score_sets(run, sets, specs, backend)
         blocks = scored.values()
-        plot_scores(run, scored, specs, plot)
+        plot_scores(run, scored, specs, plot, **line)
         notice_written(plot, quiet=quiet)
     else:
         blocks = iterate_scores(run, sets, specs, backend)
@@ -64,7 +77,7 @@ def score(run_path, model, sets, methods, backend, output, plot, quiet, **option
         notice(f"Wrote the scores of {count:,} images to {output}.", quiet=quiet)
     elif not plot:
         _summarize(blocks)
-    _notice_doubts(run, specs, sets, quiet)
+    _notice_doubts(stored, [] if detector else specs, sets, quiet)
 
 
 @click.command(short_help="Print how well each score tells ID from OOD.")
@@ -119,8 +132,7 @@ def evaluate(
         plot_roc(run, specs, plot, sets=sets or None)
         notice_written(plot, quiet=quiet)
     show_evaluation(evaluation, full=full, metrics=metrics)
-    if evaluation.intervals:
-        notice(f"95% intervals: {evaluation.intervals}.", quiet=quiet)
+    notice_intervals(evaluation.rows, quiet=quiet)
     hint_to_choose(evaluation.rows, run_path)
 
 
@@ -149,6 +161,7 @@ def ablate(kind, run_path, model, sets, metrics, output, plot, quiet) -> None:
 
         notice_written(*plot_ablation(kind, run, evaluation, plot), quiet=quiet)
     show_evaluation(evaluation, metrics=metrics)
+    notice_intervals(evaluation.rows, quiet=quiet)
 
 
 @click.command(short_help="Evaluate several runs side by side.")
@@ -188,6 +201,7 @@ def compare(runs, named, models, sets, methods, metrics, output, plot, quiet, **
         plot_comparison(rows, plot)
         notice_written(plot, quiet=quiet)
     show_rows(rows, metrics=metrics)
+    notice_intervals(rows, quiet=quiet)
 
 
 def _notice_doubts(run, specs, sets, quiet: bool) -> None:

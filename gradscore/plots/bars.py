@@ -1,14 +1,14 @@
 """Bars: one group a score with its settings, one bar an OOD set or a run."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from gradscore.evaluation import Row
 from gradscore.plots import canvas
-from gradscore.plots.style import FILLS, HATCHES, INK, MEAN, METRIC_LABELS, as_text
+from gradscore.plots.style import FILLS, HATCHES, INK, MEAN, METRIC_LABELS, Look, as_text
 
 BAR = 0.17
 """Height of a bar, in inches."""
@@ -22,6 +22,7 @@ def save_bars(
     *,
     by: Callable[[Row], str],
     across: Callable[[Row], str],
+    looks: Mapping[str, Look] | None = None,
     title: str = "",
     subtitle: str = "",
 ) -> None:
@@ -32,6 +33,7 @@ def save_bars(
         rows: Rows of an evaluation; a bar that a group lacks is left out.
         by: What a row's group is called, beside the bars.
         across: What a row's bar is called, in the legend.
+        looks: OOD set to how it is drawn, where the bars are OOD sets.
         title: What is shown.
         subtitle: Of which model and sets.
 
@@ -61,21 +63,33 @@ def save_bars(
                 [100 * row[metric] for row in of_bar.values()],
                 width * 0.92,
                 xerr=_spread(list(of_bar.values()), metric),
-                color=MEAN if name == "mean" else FILLS[place % len(FILLS)],
+                **_look_of_bar(name, place, looks or {}),
                 edgecolor=INK,
                 linewidth=0.7,
-                hatch="" if name == "mean" else HATCHES[place % len(HATCHES)],
                 error_kw={"elinewidth": 0.8, "ecolor": INK},
                 label=as_text(name),
             )
         axis.set_xlabel(METRIC_LABELS[metric])
         axis.set_xlim(0, 100)
         axis.set_ylim(len(groups) - 0.5, -0.5)  # the first group on top
-        axis.set_yticks(range(len(groups)), map(as_text, groups))
+        axis.set_yticks(range(len(groups)), map(_in_lines, groups))
     axes[1].tick_params(labelleft=False)
     if len(bars) > 1:
         canvas.add_legend(figure, [axes[0]])
     canvas.save_figure(figure, path)
+
+
+def _look_of_bar(name: str, place: int, looks: Mapping[str, Look]) -> dict[str, str]:
+    """Return colour and hatch of a bar: those of its set, or else of its place."""
+    if name in looks:
+        return {"color": looks[name].fill, "hatch": looks[name].hatch}
+    if name == "mean":
+        return {"color": MEAN, "hatch": ""}
+    return {"color": FILLS[place % len(FILLS)], "hatch": HATCHES[place % len(HATCHES)]}
+
+
+def _in_lines(name: str) -> str:
+    return "\n".join(map(as_text, name.split("\n")))
 
 
 def has_intervals(rows: Sequence[Row], metric: str) -> bool:

@@ -3,6 +3,7 @@
 import math
 import os
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from gradscore.choices import FIGURE_ENDINGS
@@ -12,6 +13,8 @@ from gradscore.tables import check_output
 
 COLUMNS = 3
 """Most panels side by side."""
+LETTERS = 11
+"""Of a title, about so many fit into an inch."""
 _SETTINGS = {"svg.hashsalt": "gradscore", "svg.fonttype": "path"}
 """Names within an SVG do not depend on chance, and letters not on the reader's fonts."""
 
@@ -56,7 +59,12 @@ def new_figure(
         axis.set_axis_off()
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
-    text = "\n".join(filter(None, (as_text(title), as_text(subtitle))))
+    most = int(LETTERS * width * columns)
+    text = "\n".join(
+        line
+        for part in (title, subtitle)
+        for line in wrap(as_text(part), most, break_on_hyphens=False)
+    )
     if text:
         figure.suptitle(text, x=0.01, ha="left", fontsize=10.5, linespacing=1.4)
     return figure, axes[:panels]

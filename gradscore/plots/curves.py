@@ -1,86 +1,33 @@
-"""Curves: figures over a swept setting, and how many of ID and OOD images are accepted."""
+"""ROC curves: how many of the ID and of the OOD images are accepted."""
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gradscore.evaluation import Row
 from gradscore.metrics import checked
-from gradscore.naming import setting_text
 from gradscore.plots import canvas
-from gradscore.plots.bars import has_intervals
-from gradscore.plots.style import (
-    INK,
-    MARKERS,
-    METRIC_LABELS,
-    SHADES,
-    STYLES,
-    as_text,
-)
+from gradscore.plots.style import INK, SCORES, SOFT, as_text
 
-ENDS = ("_low", "_high")
 POINTS = 1000
 """Most points of a ROC curve that are drawn."""
-_SWEPT = {"p": "Order p of the norm", "temperature": "Temperature T (log scale)"}
-
-
-def save_lines(
-    path: str | os.PathLike,
-    rows: Sequence[Row],
-    *,
-    over: str,
-    title: str = "",
-    subtitle: str = "",
-) -> None:
-    """Draw AUROC and FPR95 over a swept setting, one line an OOD set (Figs. 4 and 5).
-
-    Args:
-        path: Where to.
-        rows: Rows of an evaluation that differ in ``over`` alone.
-        over: ``p`` or ``temperature``.
-        title: What is shown.
-        subtitle: Of which model and sets.
-
-    Raises:
-        InvalidArgument: If the ending is unknown.
-        RunError: If the file cannot be written.
-    """
-    figure, axes = canvas.new_figure(path, 2, title=title, subtitle=subtitle)
-    values = sorted({row[over] for row in rows})
-    for axis, metric in zip(axes, METRIC_LABELS, strict=True):
-        for place, ood in enumerate(dict.fromkeys(row["ood"] for row in rows)):
-            chosen = sorted((row for row in rows if row["ood"] == ood), key=lambda r: r[over])
-            places = [values.index(row[over]) for row in chosen]
-            mean = ood == "mean"
-            axis.plot(
-                places,
-                [100 * row[metric] for row in chosen],
-                color=INK if mean else SHADES[place % len(SHADES)],
-                marker=MARKERS[place % len(MARKERS)],
-                markersize=4,
-                linestyle="-" if mean else STYLES[1 + place % 3],
-                linewidth=2 if mean else 1.2,
-                label=as_text(ood),
-            )
-            if mean and has_intervals(chosen, metric):
-                low, high = ([100 * row[metric + end] for row in chosen] for end in ENDS)
-                band = {"color": INK, "alpha": 0.15, "linewidth": 0}
-                axis.fill_between(places, low, high, label="95% interval of the mean", **band)
-        # Orders and temperatures are sweeps, not a scale: they stand evenly, infinity too.
-        names = [setting_text(over, value).partition(" = ")[2] for value in values]
-        axis.set_xticks(range(len(values)), names)
-        axis.set_xlabel(_SWEPT[over])
-        axis.set_ylabel(METRIC_LABELS[metric])
-    canvas.add_legend(figure, axes)
-    canvas.save_figure(figure, path)
+WIDEST, NARROWEST = 4.0, 1.0
+"""Of the curves, in points: each is narrower than those below it, which stay visible."""
+HOLE = 40
+"""Percent: right of it, and below the rest, the square is empty where scores are good."""
+NEARLY_ALL = 97
+"""Percent of the ID images, above which curves are no longer told apart."""
+SMALLEST, LARGEST = 5.0, 2500.0
+"""Percent: sides of a corner that is enlarged; and its area, where enlarging pays."""
 
 
 def save_roc(
     path: str | os.PathLike,
     panels: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]],
     *,
+    colors: Mapping[str, str] | None = None,
     title: str = "",
     subtitle: str = "",
 ) -> None:
@@ -89,6 +36,7 @@ def save_roc(
     Args:
         path: Where to; the ending chooses the format (.png, .pdf, .svg).
         panels: OOD set to name of a score to its ID scores ``[n]`` and OOD scores ``[m]``.
+        colors: OOD set to the colour of its name.
         title: What is shown.
         subtitle: Of which model and sets.
 
@@ -96,29 +44,65 @@ def save_roc(
         InvalidArgument: If the ending is unknown, or scores are empty or not finite.
         RunError: If the file cannot be written.
     """
-    figure, axes = canvas.new_figure(
-        path, len(panels), title=title, subtitle=subtitle, width=4, height=3.9
-    )
-    for place, (axis, (ood, scores)) in enumerate(zip(axes, panels.items(), strict=True)):
-        axis.axhline(95, color="#999999", linewidth=0.8, label="95% of ID accepted")
-        for number, (name, pair) in enumerate(scores.items()):
-            x, y = roc_points(*pair)
-            axis.plot(
-                100 * x,
-                100 * y,
-                color=SHADES[number % len(SHADES)],
-                linestyle=STYLES[number % len(STYLES)],
-                linewidth=1.5,
-                label=as_text(name),
-            )
-        axis.plot([0, 100], [0, 100], color="#999999", linewidth=0.8, linestyle=(0, (1, 3)))
+    size = {"width": 5, "height": 5.1} if len(panels) == 1 else {"width": 4, "height": 4.3}
+    figure, axes = canvas.new_figure(path, len(panels), title=title, subtitle=subtitle, **size)
+    curves = {
+        ood: {name: 100 * np.stack(roc_points(*pair)) for name, pair in scores.items()}
+        for ood, scores in panels.items()
+    }
+    corner = find_corner([curve for of_set in curves.values() for curve in of_set.values()])
+    for place, (axis, (ood, of_set)) in enumerate(zip(axes, curves.items(), strict=True)):
+        axis.axhline(95, color=SOFT, linewidth=0.8, label="95% of ID accepted")
+        axis.plot([0, 100], [0, 100], color=SOFT, linewidth=0.8, linestyle=(0, (1, 3)))
+        _draw(axis, of_set)
         axis.set_xlim(-1, 101)
         axis.set_ylim(-1, 101)
         axis.set_aspect("equal")
-        axis.set_xlabel(as_text(f"{ood}: OOD images accepted (%)"))
+        axis.set_title(as_text(ood), fontsize=10.5, color=(colors or {}).get(ood, INK))
+        axis.set_xlabel("OOD images accepted (%)")
         axis.set_ylabel("" if place % canvas.COLUMNS else "ID images accepted (%)")
+        if corner:
+            _enlarge(axis, of_set, *corner)
     canvas.add_legend(figure, axes)
     canvas.save_figure(figure, path)
+
+
+def _draw(axis: Any, curves: Mapping[str, NDArray]) -> None:
+    widths = np.linspace(WIDEST, NARROWEST, len(curves)) if len(curves) > 1 else [1.8]
+    for number, (name, (x, y)) in enumerate(curves.items()):
+        color = SCORES[number % len(SCORES)]
+        axis.plot(x, y, color=color, linewidth=widths[number], label=as_text(name))
+
+
+def find_corner(curves: Sequence[NDArray]) -> tuple[float, float] | None:
+    """Return the corner at the upper left in which curves differ, or None where it is no corner.
+
+    Args:
+        curves: Percent of OOD and of ID images accepted, shape ``[2, points]`` each.
+
+    Returns:
+        Its right and its lower end, in percent.
+    """
+    x, y = np.concatenate(curves, axis=1)
+    if ((x > HOLE) & (y < 100 - HOLE)).any():
+        return None  # a curve goes where the enlarged corner would stand
+    right = max(float(x[y < NEARLY_ALL].max(initial=0)), SMALLEST)
+    lower = min(float(np.interp(right / 10, *curve)) for curve in curves)
+    lower = min(lower, 100 - SMALLEST)
+    return (right, lower) if right * (100 - lower) < LARGEST else None
+
+
+def _enlarge(axis: Any, curves: Mapping[str, NDArray], right: float, lower: float) -> None:
+    """Draw the upper left corner again, larger, where the square is empty."""
+    inner = axis.inset_axes([0.44, 0.12, 0.53, 0.47])
+    _draw(inner, curves)
+    inner.axhline(95, color=SOFT, linewidth=0.8)
+    inner.set_xlim(0, right)
+    inner.set_ylim(lower, 100.5)
+    inner.tick_params(labelsize=7.5, length=2)
+    for spine in inner.spines.values():
+        spine.set_color(SOFT)
+    axis.indicate_inset_zoom(inner, edgecolor=SOFT, linewidth=0.8)
 
 
 def roc_points(id_scores: ArrayLike, ood_scores: ArrayLike) -> tuple[NDArray, NDArray]:

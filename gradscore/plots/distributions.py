@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gradscore.plots import canvas
-from gradscore.plots.style import INK, SHADES, STYLES, as_text, set_label
+from gradscore.plots.style import INK, Look, as_text
 
 BINS = 40
 CUT = 0.2
@@ -21,9 +21,9 @@ def save_densities(
     path: str | os.PathLike,
     panels: Mapping[str, Mapping[str, ArrayLike]],
     *,
-    roles: Mapping[str, str | None],
+    looks: Mapping[str, Look],
     thresholds: Mapping[str, float] | None = None,
-    threshold_label: str = "threshold: 95% of ID accepted",
+    threshold_label: str = "",
     title: str = "",
     subtitle: str = "",
 ) -> None:
@@ -32,7 +32,7 @@ def save_densities(
     Args:
         path: Where to; the ending chooses the format (.png, .pdf, .svg).
         panels: Name of a score to set name to scores.
-        roles: Set name to ``id``, ``ood``, ``fit`` or None.
+        looks: Set name to how it is drawn.
         thresholds: Name of a score to the threshold that is drawn.
         threshold_label: What the thresholds are.
         title: What is shown.
@@ -46,10 +46,10 @@ def save_densities(
     about = {"title": title, "subtitle": subtitle, "width": width}
     figure, axes = canvas.new_figure(path, len(panels), **about)
     for place, (axis, (label, sets)) in enumerate(zip(axes, panels.items(), strict=True)):
-        _draw_panel(axis, sets, roles)
         threshold = (thresholds or {}).get(label)
+        _draw_panel(axis, sets, looks, threshold)
         if threshold is not None:
-            axis.axvline(threshold, color=INK, linewidth=1, label=threshold_label)
+            axis.axvline(threshold, color=INK, linewidth=1, label=as_text(threshold_label))
         axis.set_xlabel(as_text(label) + axis.get_xlabel())
         if place % canvas.COLUMNS:
             axis.set_ylabel("log scale" if axis.get_yscale() == "log" else "")
@@ -57,29 +57,28 @@ def save_densities(
     canvas.save_figure(figure, path)
 
 
-def _draw_panel(axis: Any, sets: Mapping[str, ArrayLike], roles: Mapping[str, str | None]) -> None:
+def _draw_panel(
+    axis: Any, sets: Mapping[str, ArrayLike], looks: Mapping[str, Look], threshold: float | None
+) -> None:
     everything = np.concatenate([np.asarray(scores, float) for scores in sets.values()])
     # Single outliers would squeeze everything else into one bin.
     low, high = np.percentile(everything, (CUT, 100 - CUT))
+    if threshold is not None:
+        low, high = min(low, threshold), max(high, threshold)
     edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
     shares = {name: _shares(scores, edges) for name, scores in sets.items()}
     spiky = max(share.max() for share in shares.values()) > SPIKE
     floor = min(share[share > 0].min() for share in shares.values()) / 2 if spiky else 0
     # The ID set lies below all others.
-    others = 0
-    for name in sorted(sets, key=lambda name: roles.get(name) != "id"):
-        label = set_label(name, roles.get(name))
-        steps = {"baseline": floor, "linewidth": 1.4, "label": label}
-        if roles.get(name) == "id":
-            fill = {"facecolor": "#d9d9d9", "edgecolor": INK}
+    for name in sorted(sets, key=lambda name: not looks[name].is_id):
+        look = looks[name]
+        steps = {"baseline": floor, "linewidth": 1.4, "label": look.label}
+        if look.is_id:
+            fill = {"facecolor": look.fill, "edgecolor": look.color, "linestyle": look.style}
             axis.stairs(shares[name], edges, fill=True, **fill, **steps)
         else:
-            look = {
-                "color": SHADES[others % len(SHADES)],
-                "linestyle": STYLES[others % len(STYLES)],
-            }
-            axis.stairs(np.maximum(shares[name], floor), edges, **look, **steps)
-            others += 1
+            drawn = {"color": look.color, "linestyle": look.style}
+            axis.stairs(np.maximum(shares[name], floor), edges, **drawn, **steps)
     cut = everything.min() < low or everything.max() > high
     axis.set_xlabel(f"\n(the end bins hold the outer {CUT}% too)" if cut else "")
     axis.set_yscale("log" if spiky else "linear")

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from gradscore.plots import canvas
-from gradscore.plots.style import INK, MARKERS, SHADES, as_text, set_label
+from gradscore.plots.style import Look, as_text
 
 DOTS = 1500
 """Most images of a set that are drawn; more only make a blot."""
@@ -19,7 +19,7 @@ def save_scatter(
     second: Mapping[str, ArrayLike],
     *,
     labels: tuple[str, str],
-    roles: Mapping[str, str | None],
+    looks: Mapping[str, Look],
     title: str = "",
     subtitle: str = "",
 ) -> None:
@@ -30,7 +30,7 @@ def save_scatter(
         first: Set name to the scores on the horizontal axis.
         second: Set name to the scores on the vertical axis.
         labels: What the two axes show.
-        roles: Set name to ``id``, ``ood``, ``fit`` or None.
+        looks: Set name to how it is drawn.
         title: What is shown.
         subtitle: Of which model and sets.
 
@@ -39,25 +39,20 @@ def save_scatter(
         RunError: If the file cannot be written.
     """
     figure, (axis,) = canvas.new_figure(
-        path, 1, title=title, subtitle=subtitle, width=5.5, height=4.4
+        path, 1, title=title, subtitle=subtitle, width=6.5, height=4.8
     )
-    others = 0
-    for name in first:
-        is_id = roles.get(name) == "id"
+    for name, look in ((name, looks[name]) for name in first):
         step = max(1, len(np.asarray(first[name])) // DOTS)
-        color = INK if is_id else SHADES[others % len(SHADES)]
-        marker = "o" if is_id else MARKERS[1:][others % (len(MARKERS) - 1)]
-        others += not is_id
         axis.scatter(
             np.asarray(first[name])[::step],
             np.asarray(second[name])[::step],
             s=9,
             linewidths=0.7,
-            marker=marker,
-            facecolors=INK if is_id else "none",
-            edgecolors=color,
+            marker=look.marker,
+            facecolors=look.color if look.is_id else "none",
+            edgecolors=look.color,
             alpha=0.6,
-            label=set_label(name, roles.get(name)),
+            label=look.label,
         )
     axis.set_xlabel(as_text(labels[0]))
     axis.set_ylabel(as_text(labels[1]))

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from gradscore.choosing import read_choice
 from gradscore.detector.about import spec_of
+from gradscore.detector.detected import run_for, seen_images
 from gradscore.detector.file import DetectorInfo, read_detector
 from gradscore.errors import InvalidArgument, NotRecorded
 from gradscore.methods import RecordedRun, ScoreSpec, make_spec
-from gradscore.reporting.detected import run_for, seen_images
+from gradscore.metrics import keeping_threshold
 from gradscore.reporting.words import as_sentence
 from gradscore.run import ChoiceRecord, RunStore
 
@@ -80,14 +81,10 @@ def find_basis(
         method: A score, or the name of a method.
 
     Raises:
-        InvalidArgument: If both are given, or the method is unknown.
+        InvalidArgument: If both are given and differ, or the method is unknown.
         DetectorError: If the detector cannot be read, or is of another model.
         RunError: If the run's choice is damaged.
     """
-    if detector is not None and method is not None:
-        raise InvalidArgument(
-            "Expected a detector or a method, got both; the detector has a method of its own."
-        )
     choice, spec, notices = None, None, ()
     try:
         found = read_choice(store)
@@ -96,6 +93,11 @@ def find_basis(
         notices = (str(error),)
     if detector is not None:
         info, arrays = read_detector(detector)
+        if method not in (None, info.method):
+            raise InvalidArgument(
+                "Expected a detector or a method, got both; the detector has a method of its "
+                f"own, {info.method}."
+            )
         run = run_for(store, info, arrays, detector)
         notices = (*notices, *map(as_sentence, info.notices), *seen_images(store, info))
         name = Path(detector).name
@@ -131,17 +133,12 @@ def find_cut(
         promise = threshold.promise()
         about = f"The detector's threshold: {promise}."
         return Cut(threshold.value, True, about)
+    if not ids and not others:
+        return None
+    about = f"No ID set is recorded: the threshold that {KEPT}% of all images here reach."
     if ids:
-        ordered = np.sort(np.concatenate(ids))
-        # The largest that keeps the share: that many of the highest scores are not below it.
-        kept = -(-KEPT * len(ordered) // 100)
         about = (
             f"The highest threshold that keeps {KEPT}% of the ID images shown here. It promises "
             "nothing for other images."
         )
-        return Cut(float(ordered[len(ordered) - kept]), False, about)
-    if others:
-        ordered = np.sort(np.concatenate(others))
-        about = f"No ID set is recorded: the threshold that {KEPT}% of all images here reach."
-        return Cut(float(ordered[len(ordered) - -(-KEPT * len(ordered) // 100)]), False, about)
-    return None
+    return Cut(keeping_threshold(np.concatenate(ids or others), KEPT), False, about)

@@ -6,6 +6,7 @@ from contextlib import suppress
 
 from gradscore.choosing.stored import spec_of
 from gradscore.errors import GradScoreError
+from gradscore.escapes import counted
 from gradscore.reporting.markup import (
     Markup,
     breakable,
@@ -99,10 +100,24 @@ def _table(which: str, rows: Sequence[ScoreRecord], record: ChoiceRecord) -> Mar
             ]
         )
     columns = ["Score", "AUROC", "50% to 100%", "95% interval", *kinds]
+    heading = joined(tag("h3", title), tag("p", told))
+    perfect = sum(_is_perfect(row) for row in rows)
+    if perfect >= SHOWN or perfect == len(rows):
+        which = "All" if perfect == len(rows) else f"{perfect} of the"
+        said = note(
+            f"{which} {counted(len(rows), 'score')} tell these images apart without a mistake "
+            "(100.0%): the table does not rank them."
+        )
+        return joined(heading, said, details("The table", table(title, columns, cells)))
     shown = table(title, columns, cells[:SHOWN])
     more = cells[SHOWN:]
     rest = details(f"{len(more)} more scores", table(title, columns, more)) if more else None
-    return joined(tag("h3", title), tag("p", told), shown, rest)
+    return joined(heading, shown, rest)
+
+
+def _is_perfect(row: ScoreRecord) -> bool:
+    """Say whether a score's figures and its interval are all 100.0%."""
+    return all(share >= 0.9995 for share in (_auroc(row.value_low), *row.aurocs.values()))
 
 
 def _auroc(value: float) -> float:
@@ -118,7 +133,7 @@ def _bar(share: float, low: float, high: float, chosen: bool) -> Markup:
         tag("rect", x=0, y=3, width="100%", height=8, class_="track"),
         tag("rect", x=0, y=3, width=width, height=8, class_="fill"),
         tag("line", **ends, y1=7, y2=7, class_="spread"),
-        class_="chosen" if chosen else None,
+        class_="tone-id" if chosen else None,
         width="100%",
         height=14,
         aria_hidden="true",

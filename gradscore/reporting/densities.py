@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from gradscore.accuracy import percent
 from gradscore.reporting.markup import Markup, details, joined, table, tag
 from gradscore.reporting.operating import Grid, Shares
-from gradscore.reporting.scales import WIDTH, percent, quantiles, short, stairs
+from gradscore.reporting.scales import WIDTH, quantiles, short, stairs
 from gradscore.reporting.scored import ScoredSet
-from gradscore.reporting.words import role_class, set_label
+from gradscore.reporting.words import set_label
 
 BINS = 64
 """Of each distribution; never more than 512."""
@@ -76,12 +77,14 @@ def _row(place: int, one: ScoredSet, share: int, grid: Grid, y: float) -> Markup
         preserveAspectRatio="none",
     )
     told = tag("tspan", percent(share), data_set=place, data_show="flagged")
+    base = y + TITLE + HEIGHT
     return tag(
         "g",
+        tag("line", x1=0, x2="100%", y1=base, y2=base, class_="base"),
         tag("text", set_label(one.info, LABEL), x=0, y=y + 12, class_="name"),
         tag("text", told, " flagged", x="100%", y=y + 12, text_anchor="end", class_="told"),
         curve,
-        class_=role_class(one.role),
+        class_=f"tone-{one.tone}",
     )
 
 

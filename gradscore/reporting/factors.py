@@ -33,17 +33,17 @@ def draw_factors(ids: Sequence[ScoredSet], oods: Sequence[ScoredSet]) -> Markup 
             tag("title", title),
             tag("rect", x=0, y=0, width=SIDE, height=SIDE, class_="frame"),
             tag("path", d=_hyperbola(product, across, up), class_="chance"),
-            tag("path", d=_dots(known, across, up), class_="dots id"),
-            tag("path", d=_dots(one.factors, across, up), class_="dots ood"),
+            tag("path", d=_dots(known, across, up), class_="dots tone-id"),
+            tag("path", d=_dots(one.factors, across, up), class_=f"dots tone-{one.tone}"),
             viewBox=f"-4 -4 {SIDE + 8} {SIDE + 8}",
             role="img",
         )
         legend = joined(
-            tag("strong", one.name),
+            tag("strong", one.name, class_=f"colored tone-{one.tone}"),
             tag("br"),
-            tag("span", "●", class_="id", aria_hidden="true"),
+            tag("span", "●", class_="colored tone-id", aria_hidden="true"),
             " ID ",
-            tag("span", "●", class_="ood", aria_hidden="true"),
+            tag("span", "●", class_=f"colored tone-{one.tone}", aria_hidden="true"),
             " OOD",
         )
         panels.append(tag("figure", drawing, tag("figcaption", legend), class_="panel"))

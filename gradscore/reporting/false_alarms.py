@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from gradscore.accuracy import percent, tenths
 from gradscore.detector.threshold import share_interval
+from gradscore.escapes import counted
 from gradscore.reporting.basis import Cut
 from gradscore.reporting.markup import Markup, details, joined, note, table, tag
-from gradscore.reporting.scales import outward, percent, tenths
+from gradscore.reporting.scales import outward
 from gradscore.reporting.scored import ScoredSet
 from gradscore.reporting.words import class_label
 from gradscore.run import RunInfo
@@ -33,6 +35,12 @@ def draw_false_alarms(ids: Sequence[ScoredSet], cut: Cut, about: RunInfo) -> Mar
         _row(class_label(about, int(number)), int(wrong[number]), int(images[number]))
         for number in seen[order[:MOST]]
     ]
+    if not wrong.any():
+        return tag(
+            "p",
+            f"None of the {counted(len(flagged), 'ID image')}, of any class, is flagged at the "
+            "report's threshold.",
+        )
     overall = percent(tenths(int(flagged.sum()), len(flagged)))
     told = (
         f"At the report's threshold {overall} of all ID images are flagged. Where one class is "
@@ -68,5 +76,5 @@ def _row(name: str, wrong: int, images: int) -> list[object]:
         aria_hidden="true",
     )
     interval = f"{percent(low)} to {percent(high)}"
-    bar = tag("td", drawing, class_="bar id")
+    bar = tag("td", drawing, class_="bar tone-id")
     return [name, percent(share), bar, interval, f"{wrong:,}", f"{images:,}"]

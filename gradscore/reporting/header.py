@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+from gradscore.accuracy import chance_cause, percent, tenths
 from gradscore.escapes import counted
-from gradscore.evaluation import chance_cause
 from gradscore.reporting.basis import Basis
 from gradscore.reporting.markup import Markup, breakable, details, joined, note, table, tag
 from gradscore.reporting.operating import Grid, Shares
-from gradscore.reporting.scales import percent, tenths
 from gradscore.reporting.scored import Left, ScoredSet, surrogates
 from gradscore.reporting.words import ROLES
 from gradscore.run import BASE, RunInfo, RunStore
@@ -28,20 +27,17 @@ def draw_cards(
 ) -> Markup:
     """Return the figures that matter most, at the report's own threshold."""
     cards = [("Score", breakable(basis.title), _SOURCES[basis.source])]
-    known = [one.accuracy for one in sets if one.role == "id" and one.accuracy.labelled]
+    known = [one for one in sets if one.role == "id" and one.accuracy.labelled]
     if known:
-        right = _range([tenths(one.right, one.labelled) for one in known])
-        images = counted(sum(one.labelled for one in known), "labelled image")
-        about = f"of {images}" if len(known) == 1 else f"of {len(known)} ID sets"
-        cards.append(("ID accuracy", right, about))
+        cards.append(_accuracy_card(known))
     if grid is not None:
         pairs = list(zip(sets, (known.share[grid.start] for known in shares), strict=True))
-        kept = [1000 - share for one, share in pairs if one.role == "id"]
-        flagged = [share for one, share in pairs if one.role == "ood"]
+        kept = {one.name: 1000 - share for one, share in pairs if one.role == "id"}
+        flagged = {one.name: share for one, share in pairs if one.role == "ood"}
         if kept:
-            cards.append(("ID images kept", _range(kept), "at the report's threshold"))
+            cards.append(("ID images kept", *_ends(kept, "at the report's threshold")))
         if flagged:
-            cards.append(("OOD images flagged", _range(flagged), "at the same threshold"))
+            cards.append(("OOD images flagged", *_ends(flagged, "at the same threshold")))
     parts = [
         tag("div", tag("dt", name), tag("dd", value), tag("dd", about, class_="about"))
         for name, value, about in cards
@@ -93,7 +89,9 @@ def _detector(basis: Basis) -> Markup | None:
         "Promise": threshold.promise(),
         "Rests on": f"{counted(threshold.images, 'ID image')}, of which {threshold.flagged:,} "
         "lie below the threshold",
-        "ID accuracy": "" if info.id_accuracy is None else f"{info.id_accuracy:.1%}",
+        "ID accuracy": ""
+        if info.id_accuracy is None
+        else f"{info.id_accuracy:.1%} of the calibration images that have a label",
     }
     return details("The detector", _listed(facts))
 
@@ -104,8 +102,7 @@ def _warnings(about: RunInfo, sets: Sequence[ScoredSet]) -> list[Markup]:
         if one.role == "id" and one.accuracy.is_chance(about.classes):
             figure = one.accuracy
             told.append(
-                f"{one.name}: the accuracy of {percent(tenths(figure.right, figure.labelled))} on "
-                f"{counted(figure.labelled, 'image')} is chance for {about.classes:,} classes: "
+                f"{one.name}: the accuracy of {figure} is chance for {about.classes:,} classes: "
                 f"{chance_cause(about)}. Nothing below can be trusted until it fits."
             )
     return [note(text, kind="warning") for text in told]
@@ -134,11 +131,18 @@ def _sets(store: RunStore, sets: Sequence[ScoredSet]) -> Markup | None:
 
 
 def _accuracy(one: ScoredSet) -> str:
-    figure = one.accuracy
-    if not figure.labelled:
+    if not one.accuracy.labelled:
         return "no labels" if one.role == "id" else ""
-    of = f" of {figure.labelled:,} labelled" if figure.labelled < figure.images else ""
-    return percent(tenths(figure.right, figure.labelled)) + of
+    return str(one.accuracy)
+
+
+def _accuracy_card(known: Sequence[ScoredSet]) -> tuple[str, str | Markup, str]:
+    """Return the accuracy of all recorded labelled ID images, as everything that says it does."""
+    if len(known) == 1:
+        figure, _, of = str(known[0].accuracy).partition(" ")
+        return "ID accuracy", figure, of
+    shares = {one.name: tenths(one.accuracy.right, one.accuracy.labelled) for one in known}
+    return ("ID accuracy", *_ends(shares, "of the labelled images"))
 
 
 def _skipped(store: RunStore) -> list[Markup]:
@@ -167,6 +171,13 @@ def _left_out(store: RunStore, left: Sequence[Left]) -> list[Markup]:
     return [note(text) for text in told]
 
 
-def _range(values: Sequence[int]) -> str:
-    low, high = min(values), max(values)
-    return percent(low) if low == high else f"{percent(low)} to {percent(high)}"
+def _ends(shares: Mapping[str, int], about: str) -> tuple[str | Markup, str]:
+    """Return the share of the one set, or those of the lowest and of the highest set by name."""
+    lowest, highest = (find(shares, key=shares.__getitem__) for find in (min, max))
+    if shares[lowest] == shares[highest]:
+        return percent(shares[lowest]), about
+    lines = (
+        tag("span", percent(shares[name]), " ", tag("small", f"{name}, {which}"), class_="end")
+        for name, which in ((lowest, "lowest"), (highest, "highest"))
+    )
+    return joined(*lines), f"of {counted(len(shares), 'set')} {about}"

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gradscore.accuracy import tenths
 from gradscore.detector.threshold import share_interval
 from gradscore.reporting.basis import Cut
-from gradscore.reporting.scales import WIDTH, Axis, outward, quantiles, short, tenths
+from gradscore.reporting.scales import WIDTH, Axis, outward, quantiles, short
 
 EVEN = 120
 """Thresholds at equal steps."""

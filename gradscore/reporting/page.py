@@ -9,6 +9,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
+from gradscore.palette import TONES
 from gradscore.reporting.markup import Markup, joined, tag
 
 
@@ -41,7 +42,7 @@ def make_page(
         footer: The last lines.
         data: Numbers that the page's program looks up.
     """
-    style, program = resource("report.css"), resource("report.js")
+    style, program = _tones() + resource("report.css"), resource("report.js")
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; "
         f"script-src '{_digest(program)}'; base-uri 'none'; form-action 'none'"
@@ -65,6 +66,18 @@ def make_page(
 def resource(name: str) -> str:
     """Return a text file that stands beside this module."""
     return files("gradscore.reporting").joinpath(name).read_text("utf-8")
+
+
+@cache
+def _tones() -> str:
+    """Return the colours of sets as variables, and a class that takes each."""
+    light = "".join(f"--{k}:{tone.line};--{k}-pale:{tone.fill};" for k, tone in TONES.items())
+    dark = "".join(
+        f"--{k}:{tone.dark_line};--{k}-pale:{tone.dark_fill};" for k, tone in TONES.items()
+    )
+    taken = "".join(f".tone-{k}{{--tone:var(--{k});--tone-pale:var(--{k}-pale)}}\n" for k in TONES)
+    scheme = "@media (prefers-color-scheme: dark)"
+    return f":root{{{light}}}\n{scheme}{{:root{{{dark}}}}}\n{taken}"
 
 
 def _section(section: Section) -> Markup:

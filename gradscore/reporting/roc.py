@@ -57,11 +57,11 @@ def draw_curves(
         )
         caption = tag(
             "figcaption",
-            tag("strong", one.name),
+            tag("strong", one.name, class_="colored"),
             tag("br"),
             f"AUROC {100 * figures.auroc.value:.1f}%",
         )
-        panels.append(tag("figure", drawing, caption, class_="panel ood"))
+        panels.append(tag("figure", drawing, caption, class_=f"panel tone-{one.tone}"))
         images = f"{len(one):,}"
         rows.append([one.name, images, _text(figures.auroc), _text(figures.fpr95)])
     told = (

@@ -106,24 +106,6 @@ def stairs(heights: Sequence[float], width: float, height: float) -> str:
     return "".join(parts) + f"V{units(height)}Z"
 
 
-def tenths(part: int, whole: int) -> int:
-    """Return a share in tenths of a percent, halves up: exact, so that all say the same.
-
-    >>> tenths(1, 3), tenths(49, 400), tenths(0, 5)
-    (333, 123, 0)
-    """
-    return (2000 * part + whole) // (2 * whole)
-
-
-def percent(tenth: int) -> str:
-    """Return tenths of a percent as text.
-
-    >>> percent(952)
-    '95.2%'
-    """
-    return f"{tenth // 10}.{tenth % 10}%"
-
-
 def outward(low: float, high: float) -> tuple[int, int]:
     """Return the ends of an interval of fractions in tenths of a percent, rounded apart."""
     return math.floor(1000 * low), math.ceil(1000 * high)

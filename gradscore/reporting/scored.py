@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from gradscore.accuracy import Accuracy, read_accuracy
 from gradscore.errors import GradScoreError, InvalidArgument, NotRecorded
-from gradscore.evaluation import Accuracy
 from gradscore.extraction.settings import Progress
 from gradscore.methods import RecordedRun, ScoreSpec, column_names
 from gradscore.methods.gradnorm import recorded_groups
+from gradscore.palette import tone_names
 from gradscore.run import BASE, RunStore, SetInfo
 from gradscore.run.names import SURROGATE
 from gradscore.scoring import Scores, iterate_scores
@@ -33,16 +34,18 @@ class ScoredSet:
 
     Attributes:
         info: What the run says of it.
+        tone: Name of its colour, of :data:`gradscore.palette.TONES`.
         index: Places in its manifest, shape ``[rows]``.
         scores: Shape ``[rows]``, float64; higher means more ID.
         predicted: Classes, shape ``[rows]``, int32.
-        accuracy: Of its labelled images.
+        accuracy: Of all its labelled images, those without a score here among them.
         layers: Group of parameters to its GradNorm scores, shape ``[rows]``; empty where the run
             lacks them.
         factors: U and V of some images, shape ``[2, points]``; None where they are not known.
     """
 
     info: SetInfo
+    tone: str
     index: NDArray[np.int64]
     scores: NDArray[np.float64]
     predicted: NDArray[np.int32]
@@ -178,20 +181,27 @@ def _score(
 ) -> list[ScoredSet]:
     columns = dict(zip(specs, column_names(specs), strict=True))
     collected: dict[str, _Collected] = {}
+    tones = tone_names({name: entry.role for name, entry in store.sets.items()})
     for block in iterate_scores(run, names, specs):
         if block.set not in collected:
             rows = run.sets[block.set].recorded()
-            collected[block.set] = _Collected(store.sets[block.set], rows, specs)
+            info = store.sets[block.set]
+            collected[block.set] = _Collected(info, tones[info.name], rows, specs)
         collected[block.set].add(block, columns)
         progress.advance(len(block))
-    return [one.scored() for one in collected.values()]
+    scored = [one.scored() for one in collected.values()]
+    for one in scored:
+        # What a score learned from is not shown; the model's accuracy is of all images.
+        if one.role == "id" and len(one) < one.info.recorded():
+            one.accuracy = read_accuracy(store, one.name)
+    return scored
 
 
 class _Collected:
     """A set's scores as they come, in arrays that are there from the start."""
 
-    def __init__(self, info: SetInfo, rows: int, specs: Sequence[ScoreSpec]) -> None:
-        self.info, self.specs, self.done = info, specs, 0
+    def __init__(self, info: SetInfo, tone: str, rows: int, specs: Sequence[ScoreSpec]) -> None:
+        self.info, self.tone, self.specs, self.done = info, tone, specs, 0
         self.index = np.empty(rows, np.int64)
         self.predicted = np.empty(rows, np.int32)
         layers = [s.layers for s in specs if s == ScoreSpec("gradnorm", layers=s.layers)]
@@ -220,4 +230,4 @@ class _Collected:
         accuracy = Accuracy(self.right, self.labelled, self.done)
         factors = np.concatenate(self.drawn, axis=1) if self.drawn else None
         values = (self.index, self.scores, self.predicted, accuracy, self.layers, factors)
-        return ScoredSet(self.info, *values)
+        return ScoredSet(self.info, self.tone, *values)

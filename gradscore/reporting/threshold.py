@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+from gradscore.accuracy import percent
 from gradscore.reporting.basis import Cut
 from gradscore.reporting.markup import Markup, joined, note, table, tag
 from gradscore.reporting.operating import Grid, Shares
-from gradscore.reporting.scales import percent
 from gradscore.reporting.scored import ScoredSet
 from gradscore.reporting.words import set_label
 

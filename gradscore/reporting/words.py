@@ -20,11 +20,6 @@ def as_sentence(clause: str) -> str:
     return f"{clause[:1].upper()}{clause[1:].rstrip('.')}."
 
 
-def role_class(role: str | None) -> str:
-    """Return the class that colours what belongs to a role."""
-    return {"id": "id", "ood": "ood"}.get(role, "other")
-
-
 def class_label(about: RunInfo, number: int) -> str:
     """Return the name of a class, or its number where no name is known."""
     return f"class {number}" if about.class_names is None else about.class_names[number]

@@ -7,12 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers.recorded_run import make_run
+from matplotlib.colors import to_rgba
 
 from gradscore.ablation import ABLATIONS, ablate, compare
 from gradscore.errors import InvalidArgument, RunError
 from gradscore.methods import ScoreSpec, make_specs
 from gradscore.metrics import auroc, fpr95
 from gradscore.naming import row_namer
+from gradscore.palette import TONES
 from gradscore.plots import (
     canvas,
     plot_ablation,
@@ -22,8 +24,11 @@ from gradscore.plots import (
     save_bars,
     save_densities,
     save_lines,
+    save_roc,
+    save_scatter,
 )
-from gradscore.plots.curves import roc_points
+from gradscore.plots.curves import find_corner, roc_points
+from gradscore.plots.style import set_looks
 from gradscore.recorded import Run
 from gradscore.scoring import score_sets
 
@@ -71,7 +76,8 @@ def test_every_ablation_has_a_figure_that_says_what_it_shows(
         assert figure.legends
         axes = [axis.get_xlabel() + axis.get_ylabel() for axis in figure.axes]
         directions = [text.count("is better") for text in axes]
-        assert directions == [title_of(figure).count("Higher = in-distribution") == 0] * len(axes)
+        title = title_of(figure).replace("\n", " ")
+        assert directions == [title.count("Higher = in-distribution") == 0] * len(axes)
         assert "nats" not in "".join(axes)
 
 
@@ -87,10 +93,104 @@ def test_lines_show_the_rows_and_stand_evenly(evaluations, drawn, tmp_path):
     assert axis.get_legend_handles_labels()[1][-2:] == ["mean", "95% interval of the mean"]
 
 
+def sweep(figures, over="p", ood="mean"):
+    """Return rows of a sweep whose AUROC is given, and whose FPR95 is one minus it."""
+    ends = dict.fromkeys(f"{m}{e}" for m in ("auroc", "fpr95") for e in ("_low", "_high"))
+    return [
+        {"id": "digits", "ood": ood, over: float(value), "auroc": auroc, "fpr95": 1 - auroc} | ends
+        for value, auroc in figures.items()
+    ]
+
+
+def test_a_setting_far_below_all_others_stands_at_the_edge(drawn, tmp_path):
+    figures = {0.3: 0.15, 0.5: 0.71, 1: 0.95, 2: 0.94, 3: 0.93, 4: 0.92}
+    save_lines(tmp_path / "p.png", sweep(figures), over="p")
+    better, worse = drawn[0].axes
+    assert [text.get_text() for text in better.texts] == ["15.0", "71.0"]
+    assert [text.get_text() for text in worse.texts] == ["85.0", "29.0"]
+    assert better.get_ylim() == pytest.approx((92 - 0.06 * 3, 95 + 0.06 * 3))
+    assert worse.get_ylim() == pytest.approx((5 - 0.06 * 3, 8 + 0.06 * 3))
+    assert "Figures at the edge: means that lie beyond the axis." in title_of(drawn[0])
+    even = {0.3: 0.5, 0.5: 0.6, 1: 0.7, 2: 0.8, 3: 0.9, 4: 0.99}
+    save_lines(tmp_path / "p.png", sweep(even), over="p")
+    assert all(not axis.texts for axis in drawn[1].axes)
+    assert title_of(drawn[1]) == ""
+
+
+def test_temperatures_stand_on_a_log_scale_with_the_settings_as_ticks(drawn, tmp_path):
+    rows = sweep({0.5: 0.9, 1: 0.91, 2: 0.93, 1000: 0.92}, over="temperature")
+    save_lines(tmp_path / "t.png", rows, over="temperature")
+    axis = drawn[0].axes[0]
+    assert axis.get_xscale() == "log"
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["0.5", "1", "2", "1000"]
+    assert axis.get_xticks().tolist() == [0.5, 1, 2, 1000]
+    assert axis.xaxis.get_minorticklocs().size == 0
+
+
+def test_of_several_id_sets_each_has_lines_of_its_own(drawn, tmp_path):
+    rows = sweep({1: 0.9, 2: 0.8}, ood="noise")
+    rows += [row | {"id": "night", "auroc": 0.5} for row in rows]
+    save_lines(tmp_path / "p.png", rows, over="p")
+    axis = drawn[0].axes[0]
+    assert [line.get_ydata().tolist() for line in axis.lines] == [[90, 80], [50, 50]]
+    assert named(drawn[0]) == ["digits against noise", "night against noise"]
+    first, second = axis.lines
+    assert first.get_color() == second.get_color()
+    assert first.get_linestyle() != second.get_linestyle()
+
+
+def test_a_set_has_one_colour_in_every_figure_whichever_sets_are_drawn(drawn, tmp_path):
+    roles = {"digits": "id", "noise": "ood", "train": None, "photos": "ood", "signs": "ood"}
+    looks = set_looks(roles)
+    drawn_sets = {name: np.arange(20.0) for name in ("digits", "signs", "noise")}
+    rows = sweep({1: 0.9, 2: 0.8}, ood="signs")
+    curves = {"signs": {"msp": ([1.0, 2.0], [0.0, 1.0])}}
+    colors = {name: look.color for name, look in looks.items()}
+    save_densities(tmp_path / "d.png", {"score": drawn_sets}, looks=looks)
+    save_scatter(tmp_path / "s.png", drawn_sets, drawn_sets, labels=("a", "b"), looks=looks)
+    save_lines(tmp_path / "p.png", rows, over="p", looks=looks)
+    save_bars(
+        *(tmp_path / "b.png", rows),
+        **{"by": lambda row: "gradnorm", "across": lambda row: row["ood"], "looks": looks},
+    )
+    save_roc(tmp_path / "r.png", curves, colors=colors)
+    densities, dots, lines, bars, roc = (figure.axes[0] for figure in drawn)
+    color = TONES["ood2"].line
+    assert densities.patches[1].get_edgecolor() == to_rgba(color)
+    assert dots.collections[1].get_edgecolor()[0][:3].tolist() == list(to_rgba(color)[:3])
+    assert lines.lines[0].get_color() == color
+    assert roc.title.get_color() == color
+    assert bars.patches[0].get_facecolor() == to_rgba(TONES["ood2"].fill)
+
+
+def test_a_figure_draws_the_threshold_that_it_is_given(run, tmp_path, drawn):
+    spec = ScoreSpec("msp")
+    scored = score_sets(Run(run).store, ["digits", "noise"], [spec])
+    how = {"threshold": 0.125, "threshold_label": "threshold of gate_1.st", "promise": "At most."}
+    plot_scores(run, scored, [spec], tmp_path / "s.png", **how)
+    assert drawn[0].axes[0].lines[0].get_xdata() == [0.125, 0.125]
+    assert named(drawn[0])[-1] == "threshold of gate_1.st"
+    assert title_of(drawn[0]).endswith("At most.")
+
+
+def test_a_title_is_broken_where_the_figure_ends(drawn, tmp_path):
+    long = "Model timm:resnet18. " + "A sentence that says much. " * 9
+    save_bars(
+        *(tmp_path / "b.png", bar_rows(2)),
+        **{"by": lambda r: r["layers"], "across": lambda r: r["ood"], "title": "Many words " * 30},
+        subtitle=long,
+    )
+    figure = drawn[0]
+    assert title_of(figure).replace("\n", " ").split()[-1] == "much."
+    figure.draw_without_rendering()
+    assert figure._suptitle.get_window_extent().x1 <= figure.bbox.x1
+
+
 def test_densities_are_shares_of_each_set_in_one_style(drawn, tmp_path):
     sets = {"noise": np.arange(50.0), "digits": np.arange(100.0), "more": np.arange(9.0)}
     roles = {"digits": "id", "noise": "ood", "more": None}
-    save_densities(tmp_path / "d.svg", {"score": sets}, roles=roles, thresholds={"score": 5.0})
+    how = {"thresholds": {"score": 5.0}, "threshold_label": "threshold of gate.safetensors"}
+    save_densities(tmp_path / "d.svg", {"score": sets}, looks=set_looks(roles), **how)
     (axis,) = drawn[0].axes
     assert len(axis.patches) == 3
     for steps in axis.patches:
@@ -99,16 +199,16 @@ def test_densities_are_shares_of_each_set_in_one_style(drawn, tmp_path):
     assert axis.lines[0].get_xdata() == [5.0, 5.0]
     assert named(drawn[0]) == [
         *("digits (ID)", "noise (OOD)", "more"),
-        "threshold: 95% of ID accepted",
+        "threshold of gate.safetensors",
     ]
 
 
 def test_an_axis_that_is_cut_says_so(drawn, tmp_path):
     scores = {"digits": np.arange(1000.0)}
-    save_densities(tmp_path / "d.png", {"score": scores}, roles={"digits": "id"})
+    save_densities(tmp_path / "d.png", {"score": scores}, looks=set_looks({"digits": "id"}))
     assert drawn[-1].axes[0].get_xlabel() == "score\n(the end bins hold the outer 0.2% too)"
     equal = {"x": {"a": [1.0, 1.0], "b": [1.0]}}
-    save_densities(tmp_path / "d.png", equal, roles={"a": "id"})
+    save_densities(tmp_path / "d.png", equal, looks=set_looks({"a": "id", "b": None}))
     assert drawn[-1].axes[0].get_xlabel() == "x"
 
 
@@ -135,6 +235,9 @@ def test_scores_are_drawn_with_the_threshold_of_fpr95(run, tmp_path, drawn):
     assert np.mean(ids > threshold) < 0.95
     assert np.mean(oods >= threshold) == fpr95(ids, oods)
     assert named(drawn[0])[:3] == ["digits (ID)", "noise (OOD)", "train"]
+    assert (
+        named(drawn[0])[3] == "keeps 95% of the ID images drawn here (not a detector's threshold)"
+    )
 
 
 def test_the_area_below_a_roc_curve_is_the_auroc():
@@ -152,14 +255,36 @@ def test_a_roc_has_a_panel_a_set_and_the_best_scores(run, tmp_path, drawn):
     plot_roc(run, make_specs(names), tmp_path / "r.png")
     assert title_of(drawn[0]).startswith("ROC of the ")
     assert "of 9 scores" in title_of(drawn[0])
-    assert [axis.get_xlabel() for axis in drawn[0].axes] == [
-        f"{name}: OOD images accepted (%)" for name in ("noise", "photos")
-    ]
+    assert [axis.get_title() for axis in drawn[0].axes] == ["noise", "photos"]
+    assert drawn[0].axes[0].get_xlabel() == "OOD images accepted (%)"
     assert "gradnorm" in named(drawn[0])
     assert len(named(drawn[0])) == 7
     plot_roc(run, make_specs(["msp", "u"]), tmp_path / "r.png", sets=["digits", "noise"])
     assert title_of(drawn[1]).startswith("ROC\nModel python:tests:drawn. ID: digits (40 images).")
     assert sorted(named(drawn[1])) == ["95% of ID accepted", "msp", "u"]
+
+
+def test_curves_that_lie_on_each_other_all_stay_visible(drawn, tmp_path):
+    pair = (np.arange(50.0) + 20, np.arange(50.0))
+    save_roc(tmp_path / "r.png", {"noise": {"kl": pair, "gen": pair, "odin": pair}})
+    widths = [line.get_linewidth() for line in drawn[0].axes[0].lines[2:]]
+    assert widths == sorted(widths, reverse=True)
+    assert min(-np.diff(widths)) > 1
+
+
+def test_the_corner_where_good_curves_differ_is_enlarged(drawn, tmp_path):
+    good = (np.arange(100.0) + 80, np.arange(100.0))
+    bad = (np.arange(100.0), np.arange(100.0))
+    save_roc(tmp_path / "r.png", {"noise": {"good": good, "other": good}})
+    (inner,) = drawn[0].axes[0].child_axes
+    x, y = (100 * part for part in roc_points(*good))
+    assert inner.get_xlim() == (0, pytest.approx(max(x[y < 97])))
+    assert inner.get_ylim()[0] == pytest.approx(np.interp(inner.get_xlim()[1] / 10, x, y))
+    assert len(inner.lines) == 3
+    save_roc(tmp_path / "r.png", {"noise": {"good": good, "bad": bad}})
+    assert drawn[1].axes[0].child_axes == []
+    perfect = np.array([[0.0, 0.0, 100.0], [0.0, 100.0, 100.0]])
+    assert find_corner([perfect]) == (5.0, 95.0)
 
 
 def test_a_comparison_groups_bars_by_score_and_names_what_differs(run, tmp_path, drawn):

@@ -48,12 +48,12 @@ def test_the_head_names_the_model_its_accuracy_and_its_sets(page):
     assert page.root.one("h1").text == "python:tests:drawn"
     cards = [card.text for card in page.root.one("dl", class_="cards").all("div")]
     assert cards[1:3] == [
-        "ID accuracy 97.4% of 38 labelled images",
+        "ID accuracy 97.4% of 38 labelled images (40 in all)",
         "ID images kept 95.0% at the report's threshold",
     ]
     rows = {row["Set"]: row for row in table_of(page.section("run"))}
     assert rows["digits"]["Role"] == "ID"
-    assert rows["digits"]["Accuracy"] == "97.4% of 38 labelled"
+    assert rows["digits"]["Accuracy"] == "97.4% of 38 labelled images (40 in all)"
     assert rows["train"] | {"Accuracy": ""} == {
         "Set": "train",
         "Role": "no role",
@@ -61,6 +61,40 @@ def test_the_head_names_the_model_its_accuracy_and_its_sets(page):
         "Accuracy": "",
         "Images from": "drawn",
     }
+
+
+def test_of_several_sets_the_lowest_and_the_highest_are_named(page):
+    rows = {row["Set"]: row for row in table_of(page.section("scores").one(id="shares"))}
+    flagged = {name: rows[f"{name} (OOD)"]["Flagged"] for name in ("noise", "photos")}
+    low, high = sorted(flagged, key=lambda name: float(flagged[name].rstrip("%")))
+    card = page.root.one("dl", class_="cards").all("div")[3].text
+    shares = f"{flagged[low]} {low}, lowest {flagged[high]} {high}, highest"
+    assert card.split() == f"OOD images flagged {shares} of 2 sets at the same threshold".split()
+
+
+def test_classes_without_a_false_alarm_are_one_sentence(tmp_path):
+    def equal(name, arrays):
+        arrays["logits"][:] = 1
+
+    run = drawn_run(tmp_path / "run", change=equal)
+    page = Page(gs.report(run, tmp_path / "report.html", images=False))
+    told = "None of the 40 ID images, of any class, is flagged at the report's threshold."
+    assert told in page.section("classes").text
+    assert page.section("classes").all("table") == []
+
+
+def test_a_set_has_one_colour_on_the_whole_page(page):
+    for name, tone in (("noise", "tone-ood0"), ("photos", "tone-ood1")):
+        rows = page.section("scores").all("g", class_=tone)
+        assert [row.text.split()[0] for row in rows] == [name]
+        for part, place in (("curves", "figure"), ("factors", "strong")):
+            classes = {
+                element.attributes.get("class", "")
+                for element in page.section(part).all(place)
+                if name in element.text
+            }
+            assert all(tone in text.split() for text in classes), (part, classes)
+            assert classes
 
 
 def test_the_table_says_what_the_threshold_does(page):
@@ -215,7 +249,7 @@ def test_an_accuracy_at_chance_is_a_warning(tmp_path):
     run = drawn_run(tmp_path / "run", change=shifted)
     page = Page(gs.report(run, tmp_path / "report.html", images=False))
     (warning,) = page.section("run").all("p", class_="warning")
-    assert "the accuracy of 0.0% on 40 images is chance for 5 classes" in warning.text
+    assert "the accuracy of 0.0% of 40 labelled images is chance for 5 classes" in warning.text
     assert "numbering" in warning.text
 
 

@@ -1,10 +1,12 @@
 """Which score and threshold a report shows: a detector's, a method's, the choice's, or energy."""
 
+import csv
 import json
 
 import numpy as np
 import pytest
 import torch
+from helpers.commands import call
 from helpers.pages import Page, table_of
 from helpers.report_runs import drawn_run, embedded_run
 
@@ -13,6 +15,8 @@ from gradscore.data import open_set
 from gradscore.detector.file import DetectorInfo, Source, write_detector
 from gradscore.detector.threshold import Threshold
 from gradscore.errors import DetectorError, InvalidArgument, RunError
+from gradscore.evaluation import evaluate_run
+from gradscore.methods import ScoreSpec
 from gradscore.run import RunStore
 from gradscore.run.names import CHOICE_FILE
 
@@ -123,8 +127,8 @@ def test_a_detectors_threshold_is_shown_with_its_promise(run, tmp_path):
     assert page.data["thresholds"][at] == f"{threshold.value:.4g}"
     assert page.data["sets"][0]["flagged"][at] == threshold.flagged == 3
     assert (
-        "The detector took its threshold from 40 images of digits: what is kept of them is no "
-        "test."
+        "The detector took its threshold from 40 images of digits. So the share of them that is "
+        "kept is no test."
     ) in page.section("run").text
     assert "d.safetensors" in page.section("run").text
 
@@ -145,6 +149,31 @@ def test_a_threshold_beyond_all_scores_is_on_the_axis(run, tmp_path):
     assert page.data["at"][at] == 1000
     assert page.data["at"].count(1000) == 1
     assert {of_set["share"][at] for of_set in page.data["sets"]} == {1000}
+
+
+def test_the_command_draws_the_detectors_scores_and_threshold(run, tmp_path, capsys, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        "gradscore.plots.save_densities", lambda path, panels, **how: drawn.update(how, p=panels)
+    )
+    file, threshold = detector(tmp_path / "d.safetensors", run)
+    asked = ("score", "--run", run, "--detector", file, "--plot", tmp_path / "s.png")
+    assert call(*asked, "-o", tmp_path / "s.csv") == 0
+    assert drawn["thresholds"] == {"energy": threshold.value}
+    assert drawn["threshold_label"] == "threshold of d.safetensors"
+    promised = "Threshold: on average at most 10% of images like these are flagged."
+    assert drawn["subtitle"].endswith(promised)
+    told = capsys.readouterr().err
+    assert "The detector took its threshold from 40 images of digits." in told
+    rows = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
+    flagged = [r for r in rows if r["set"] == "digits" and float(r["energy"]) < threshold.value]
+    assert len(flagged) == threshold.flagged
+    assert call(*asked, "--method", "energy") == 0
+    assert call(*asked, "--method", "msp") == 2
+    assert call(*asked, "-T", "2") == 2
+    error = capsys.readouterr().err
+    assert "Expected --detector without --method: it has a score of its own, energy." in error
+    assert "Expected --detector without --temperature: it" in error
 
 
 @pytest.mark.parametrize(
@@ -182,7 +211,12 @@ def test_a_detectors_score_is_that_of_its_own_calls(tmp_path):
     decision = made(torch.from_numpy(images))
     assert noise["flagged"][at] == int((~decision.accepted).sum())
     text = page.section("run").text
-    assert "Its score learned from 100 images of digits: these are left out below." in text
+    assert "Its score learned from 100 images of digits: these are left out." in text
+    # The model's accuracy is of all images, as `evaluate` says it.
+    accuracy = str(evaluate_run(run, [ScoreSpec("msp")], replicates=0).accuracies["digits"])
+    assert accuracy.endswith("% of 200 labelled images")
+    assert f"ID accuracy {accuracy}" in page.root.one("header").text
+    assert table_of(page.section("run"))[0]["Accuracy"] == accuracy
     assert "No set to fit to: the score learns from 100 ID images drawn by a fixed seed" in text
     assert "Score laplace_energy of the detector" in page.root.one("header").text
 
@@ -203,6 +237,24 @@ def test_images_that_taught_a_score_are_left_out_of_the_gallery(tmp_path):
     shown = {image.attributes["alt"] for image in part.all("img")}
     assert len(shown) > 12
     assert not shown & taught
+
+
+@pytest.mark.parametrize(
+    ("perfect", "which"), [(9, "9 of the 10 scores"), (10, "All 10 scores"), (7, None)]
+)
+def test_a_table_of_perfect_scores_is_one_sentence(tmp_path, perfect, which):
+    ends = {"value": 12.0, "value_low": 11.0, "value_high": 13.0, "aurocs": {"classes 1": 1.0}}
+    near = [
+        {"method": "kl", "options": {"temperature": k + 1.0}, "tied": True}
+        | (ends if k < perfect else ROW)
+        for k in range(10)
+    ]
+    run = choose(drawn_run(tmp_path / "run"), near=near)
+    page = Page(gs.report(run, tmp_path / "a.html", images=False))
+    told = f"{which} tell these images apart without a mistake (100.0%): the table does not"
+    assert (told in page.section("choice").text) == (which is not None)
+    summaries = [part.text for part in page.section("choice").all("summary")]
+    assert summaries == (["2 more scores"] if which is None else ["The table"])
 
 
 def test_a_detector_and_a_method_are_one_too_many(run, tmp_path):

@@ -8,10 +8,11 @@ from helpers.pages import Page, digest
 from helpers.report_runs import drawn_run, with_many
 
 import gradscore as gs
+from gradscore.accuracy import percent, tenths
 from gradscore.errors import RunError
 from gradscore.reporting.markup import escaped, table, tag
 from gradscore.reporting.page import make_page, resource
-from gradscore.reporting.scales import Axis, percent, stairs, tenths
+from gradscore.reporting.scales import Axis, stairs
 from gradscore.run import RunStore
 
 HOSTILE = (

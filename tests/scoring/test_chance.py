@@ -5,8 +5,8 @@ import pytest
 from helpers.commands import call
 from helpers.recorded_run import make_run
 
+from gradscore.accuracy import Accuracy, chance_accuracies
 from gradscore.data import open_set
-from gradscore.evaluation import Accuracy, chance_accuracies
 from gradscore.run import RunStore
 
 CAUSE = "the weights, the labels' numbering or the preprocessing do not belong to this model."
@@ -46,7 +46,8 @@ def test_labels_of_another_numbering_are_told_of(tmp_path, capsys, command):
     path = make_run(tmp_path / "run", change=shifted(1))
     assert call(command, "--run", path, "--method", "msp") == 0
     told = capsys.readouterr().err
-    expected = f"digits: ID accuracy 0.0% of 38 images is chance for 5 classes: {CAUSE}"
+    images = "38 labelled images (40 in all)"
+    expected = f"digits: ID accuracy 0.0% of {images} is chance for 5 classes: {CAUSE}"
     assert expected in told.splitlines()
     assert call(command, "--run", path, "--method", "msp", "-q") == 0
     assert "chance" not in capsys.readouterr().err
@@ -74,7 +75,7 @@ def test_extraction_tells_at_its_end(tmp_path, capsys):
     assert call("extract", "--run", tmp_path / "r", "--model", "digits", *sets) == 0
     *_, told, recorded = capsys.readouterr().err.splitlines()
     assert told.startswith("s: ID accuracy ")
-    assert told.endswith(f"of 60 images is chance for 6 classes: {CAUSE}")
+    assert told.endswith(f"of 60 labelled images is chance for 6 classes: {CAUSE}")
     assert "recorded." in recorded
 
 

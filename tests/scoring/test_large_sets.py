@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from helpers.commands import call
 from helpers.recorded_run import make_run
 
 import gradscore.columns
@@ -14,7 +15,7 @@ from gradscore.methods import make_spec
 from gradscore.metrics import METRICS, bootstrap
 from gradscore.run import RunStore
 from gradscore.scoring import score_sets
-from gradscore.tables import write_evaluation
+from gradscore.tables import write_evaluation, write_rows
 
 SPECS = [make_spec(name) for name in ("gradnorm", "msp", "energy")]
 
@@ -104,15 +105,25 @@ def test_intervals_of_one_table_are_of_one_kind(tmp_path, monkeypatch):
     assert [rows[0][f"auroc{end}"] for end in ("", "_low", "_high")] == auroc
 
 
-def test_a_large_run_beside_a_small_one_has_the_same_columns(tmp_path, monkeypatch):
+def test_a_large_run_beside_a_small_one_says_which_intervals_are_whose(
+    tmp_path, monkeypatch, capsys
+):
     make_run(tmp_path / "small")
     with RunStore.open_for_writing(make_run(tmp_path / "large")) as store:
         store.sets["train"].role = "id"
         store.save()
     monkeypatch.setattr("gradscore.influence.LARGEST_RESAMPLED", 50)
     rows = compare([tmp_path / "small", tmp_path / "large"], SPECS[:1], replicates=20)
-    assert [row["intervals"] for row in rows] == ["bootstrap"] * 3 + [NAME] * 6
+    assert [row["intervals"] for row in rows] == ["bootstrap percentiles"] * 3 + [NAME] * 6
     assert len({tuple(row) for row in rows}) == 1
+    small, large = tmp_path / "small", tmp_path / "large"
+    named = f"95% intervals: bootstrap percentiles (run {small}); {NAME} (run {large})."
+    write_rows(tmp_path / "t.md", rows)
+    write_rows(tmp_path / "t.tex", rows)
+    assert named in (tmp_path / "t.md").read_text().replace("\\", "").splitlines()
+    assert f"% {named}" in (tmp_path / "t.tex").read_text().splitlines()
+    assert call("compare", small, large, "--method", "gradnorm") == 0
+    assert named in capsys.readouterr().err.splitlines()
 
 
 def test_columns_on_the_disk_are_those_in_memory(tmp_path, monkeypatch):

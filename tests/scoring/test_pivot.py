@@ -54,9 +54,10 @@ def test_the_best_is_the_highest_auroc_and_the_lowest_fpr95(evaluation):
 def test_markdown_holds_percent_with_intervals(evaluation, tmp_path):
     write_evaluation(tmp_path / "t.md", evaluation, ["aupr_in"])
     lines = (tmp_path / "t.md").read_text().splitlines()
-    assert lines[0] == "ID accuracy: 97.4%."
-    assert lines[2] == "Percent [95% interval]; higher AUPR-in is better. Best in bold."
-    assert lines[4] == "| method | noise AUPR-in | photos AUPR-in | mean AUPR-in |"
+    assert lines[0] == "ID accuracy: 97.4% of 38 labelled images (40 in all)."
+    assert lines[2] == "95% intervals: bootstrap percentiles."
+    assert lines[4] == "Percent [95% interval]; higher AUPR-in is better. Best in bold."
+    assert lines[6] == "| method | noise AUPR-in | photos AUPR-in | mean AUPR-in |"
     row = row_of(evaluation.rows, "msp", "noise")
     value, low, high = (100 * row[f"aupr_in{end}"] for end in ("", "_low", "_high"))
     assert f"{value:.1f} [{low:.1f}, {high:.1f}]" in lines[-1].replace("*", "")
@@ -66,7 +67,7 @@ def test_markdown_holds_percent_with_intervals(evaluation, tmp_path):
 def test_latex_is_a_booktabs_table_with_the_best_in_bold(evaluation, tmp_path):
     write_evaluation(tmp_path / "t.tex", evaluation)
     lines = (tmp_path / "t.tex").read_text().splitlines()
-    assert lines[0] == "% ID accuracy: 97.4%."
+    assert lines[0] == "% ID accuracy: 97.4% of 38 labelled images (40 in all)."
     body = [line for line in lines if not line.startswith("%")]
     assert body[0] == r"\begin{tabular}{lrrrrrr}"
     assert body[2].count(r"\multicolumn{2}{c}") == 3

@@ -57,15 +57,15 @@ def seen_images(store: RunStore, info: DetectorInfo) -> Iterator[str]:
     for source in info.calibration:
         if _is_of(store.sets.get(source.name), source):
             yield (
-                f"The detector took its threshold from {source.images:,} images of {source.name}: "
-                "what is kept of them is no test."
+                f"The detector took its threshold from {source.images:,} images of {source.name}. "
+                "So the share of them that is kept is no test."
             )
     for source in info.fit:
         entry = store.sets.get(source.name)
         if not _is_of(entry, source):
             continue
         shown = _unseen(entry, info).mask is None
-        end = "what is kept of them is no test" if shown else "these are left out below"
+        end = "the share of them that is kept is no test" if shown else "these are left out"
         yield f"Its score learned from {source.images:,} images of {source.name}: {end}."
 
 

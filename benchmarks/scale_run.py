@@ -1,24 +1,28 @@
-"""A run of many rows: what a shard costs as the run grows, and what reading it takes.
+"""A run of many rows: what a shard costs as the run grows, and what every command on it takes.
 
     python benchmarks/scale_run.py --rows 10000000 --features 64 --classes 10 --output FILE.csv
 
 The run is drawn: an ID set with labels of its own logits, an OOD set of smaller features, and a
-small set to fit to. Writing is timed a shard, in tenths of the run: seconds a shard (building
-and syncing included), and the bytes that the index took beside the shards. `score` by GradNorm and
-`evaluate` by every method that the run answers run in processes of their own, whose largest
-resident size is told. Beside `score`: reading the same files with h5py, checksums included.
+small set to fit to. Writing is timed a shard, in tenths of the run: milliseconds a shard (building
+and syncing included), and the bytes that the index took beside the shards. Then `score` by
+GradNorm, `evaluate` by every method that the run answers, `choose`, `calibrate` and `report`, each
+in a process of its own: seconds, seconds of processors and largest resident size. Beside `score`:
+reading the same files with h5py, checksums included.
+
+`--run DIR` keeps the run, or takes one that was made so; a step that the output has for as many
+rows, features and classes is left out. What was stopped is so gone on with.
 """
 
 import argparse
-import os
+import csv
 import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -69,23 +73,33 @@ def write(path: Path, rows: int, features: int, classes: int, shard_rows: int) -
     return taken
 
 
-def in_child(work: Any, *arguments: Any) -> tuple[float, float, Any]:
-    """Run a function in a process of its own; return seconds, megabytes and its result."""
+class Measured(NamedTuple):
+    """What a step took, and what it returned."""
+
+    seconds: float
+    processors: float
+    megabytes: float
+    value: Any
+
+
+def in_child(work: Callable, *arguments: Any) -> Measured:
+    """Run a function in a process of its own."""
     receive, send = get_context("spawn").Pipe(duplex=False)
     child = get_context("spawn").Process(target=_measured, args=(send, work, arguments))
     child.start()
+    send.close()
     result = receive.recv()
     child.join()
     return result
 
 
-def _measured(send: Any, work: Any, arguments: tuple) -> None:
-    if work is not evaluate:
+def _measured(send: Any, work: Callable, arguments: tuple) -> None:
+    if work in (score, read_plainly):
         work(*arguments, sets=("fit",))  # imports and compilation
-    began = time.perf_counter()
+    began, before = time.perf_counter(), time.process_time()
     value = work(*arguments)
-    seconds = time.perf_counter() - began
-    send.send((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, value))
+    taken = time.perf_counter() - began, time.process_time() - before
+    send.send(Measured(*taken, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, value))
 
 
 def score(path: Path, sets: Sequence[str] = ("id", "ood")) -> int:
@@ -106,8 +120,8 @@ def read_plainly(path: Path, sets: Sequence[str] = ("id", "ood")) -> int:
     return rows
 
 
-def evaluate(path: Path) -> list[str]:
-    """Evaluate by every method; return their names."""
+def evaluate(path: Path) -> str:
+    """Evaluate by every method that needs nothing but base rows and a set to fit to."""
     from gradscore.choices import METHODS
     from gradscore.evaluation import evaluate_run
     from gradscore.methods import make_spec
@@ -115,62 +129,110 @@ def evaluate(path: Path) -> list[str]:
     names = [name for name in METHODS if name not in SLOW]
     fitted = ("knn", "nnguide", "fdbd", "vim", "react", "laplace_energy", "mahalanobis")
     specs = [make_spec(name, **({"fit": "fit"} if name in fitted else {})) for name in names]
-    evaluate_run(path, specs)
-    return names
+    rows = evaluate_run(path, specs).rows
+    return f"{len(names)} methods, {len(rows)} rows"
+
+
+def choose(path: Path) -> str:
+    """Choose a score by the ID set."""
+    from gradscore.choosing import choose as choose_score
+
+    choice = choose_score(path)
+    return f"{choice.spec.title()} by {choice.by}, of {len(choice.far or choice.near)}"
+
+
+def calibrate(path: Path) -> str:
+    """Calibrate energy, and write the detector's file."""
+    from gradscore.detector.calibration import Wanted, calibrate_run
+    from gradscore.detector.file import write_detector
+    from gradscore.recorded import open_store
+
+    made = calibrate_run(open_store(path), Wanted("energy"))
+    file = path.parent / "detector.safetensors"
+    write_detector(file, made.info, made.arrays)
+    return f"{made.info.threshold.images:,} images, {file.stat().st_size >> 20} MB"
+
+
+def report(path: Path) -> str:
+    """Write the report."""
+    from gradscore.reporting import report as write_report
+
+    page = write_report(path, path.parent / "report.html", images=False, method="energy")
+    return f"{page.stat().st_size >> 10} kB"
+
+
+STEPS = {"evaluate": evaluate, "choose": choose, "calibrate": calibrate, "report": report}
+
+
+def beside_h5py(run: Path) -> dict[str, Any]:
+    """Score by GradNorm and read plainly, in turns; return what both took."""
+    pairs = []
+    for _ in range(3):
+        plain, ours = in_child(read_plainly, run), in_child(score, run)
+        assert plain.value == ours.value
+        pairs.append((plain, ours))
+        print(f"h5py {plain.seconds:.1f} s, score {ours.seconds:.1f} s", flush=True)
+    ratios = sorted(plain.seconds / ours.seconds for plain, ours in pairs)
+    (_, middle) = sorted(pairs, key=lambda pair: pair[1].seconds)[1]
+    what = f"{ratios[1]:.2f} of h5py's speed, {ratios[0]:.2f} to {ratios[2]:.2f}"
+    return taken_by(middle._replace(value=what))
+
+
+def taken_by(found: Measured) -> dict[str, Any]:
+    """Return a step's figures as columns."""
+    return {
+        "seconds": round(found.seconds, 1),
+        "processor seconds": round(found.processors, 1),
+        "peak MB": round(found.megabytes),
+        "what": found.value,
+    }
 
 
 def main() -> None:
-    """Write the run, time it in tenths, read it, and write what was measured."""
+    """Write the run, or take one that is there, and measure what is not in the output yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--features", type=int, default=64)
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--shard-rows", type=int, default=4096)
-    parser.add_argument("--skip-evaluate", action="store_true")
+    parser.add_argument("--run", type=Path, help="where the run is kept")
+    parser.add_argument("--steps", nargs="*", default=["score", *STEPS])
     parser.add_argument("--output", type=Path)
     chosen = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="gradscore-scale-"))
-    try:
-        run = folder / "run"
-        taken = write(run, chosen.rows, chosen.features, chosen.classes, chosen.shard_rows)
-        tenths = [1000 * float(np.median(part)) for part in np.array_split(taken, 10)]
-        row: dict[str, Any] = {
-            "rows": chosen.rows,
-            "features": chosen.features,
-            "classes": chosen.classes,
-            "shards": len(taken),
-            "ms a shard by tenths": " ".join(f"{ms:.1f}" for ms in tenths),
-            "index bytes a shard": round((run / "run.json").stat().st_size / len(taken)),
-        }
+    size = {"rows": chosen.rows, "features": chosen.features, "classes": chosen.classes}
+    kind = {"device": timing.device_name("cpu"), "gradscore": gradscore.__version__}
+
+    def keep(step: str, figures: dict[str, Any]) -> None:
+        row = size | {"step": step} | figures | kind
         print(row, flush=True)
-        ratios, seconds = [], []
-        for _ in range(3):
-            plain, _, rows = in_child(read_plainly, run)
-            ours, megabytes, same = in_child(score, run)
-            assert rows == same
-            ratios.append(plain / ours)
-            seconds.append(ours)
-            print(f"h5py {plain:.1f} s, score {ours:.1f} s, {megabytes:.0f} MB", flush=True)
-        row |= {
-            "score s": f"{np.median(seconds):.1f}",
-            "score / h5py": f"{np.median(ratios):.2f}",
-            "spread": f"{min(ratios):.2f} to {max(ratios):.2f}",
-            "score MB": round(megabytes),
-        }
-        if not chosen.skip_evaluate:
-            taken_s, megabytes, names = in_child(evaluate, run)
-            row |= {
-                "evaluate methods": len(names),
-                "evaluate s": round(taken_s),
-                "evaluate MB": round(megabytes),
-            }
-        row |= {"device": timing.device_name("cpu"), "cpus": os.cpu_count()}
-        row["gradscore"] = gradscore.__version__
-        print(row)
         if chosen.output:
             records.append(chosen.output, row)
+
+    done = set()
+    if chosen.output and chosen.output.exists():
+        with chosen.output.open() as file:
+            same = {key: str(value) for key, value in size.items()}
+            done = {row["step"] for row in csv.DictReader(file) if row.items() >= same.items()}
+    folder = Path(tempfile.mkdtemp(prefix="gradscore-scale-")) if chosen.run is None else None
+    run = chosen.run or folder / "run"
+    try:
+        if not (run / "run.json").exists():
+            began, before = time.perf_counter(), time.process_time()
+            taken = write(run, chosen.rows, chosen.features, chosen.classes, chosen.shard_rows)
+            total = time.perf_counter() - began, time.process_time() - before
+            tenths = [1000 * float(np.median(part)) for part in np.array_split(taken, 10)]
+            index = (run / "run.json").stat().st_size / len(taken)
+            what = f"{len(taken)} shards, {index:.0f} bytes of index and, by tenths, "
+            what += " ".join(f"{ms:.1f}" for ms in tenths) + " ms a shard"
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            keep("write", taken_by(Measured(*total, memory, what)))
+        if "score" in chosen.steps and "score" not in done:
+            keep("score", beside_h5py(run))
+        for name in [name for name in chosen.steps if name != "score" and name not in done]:
+            keep(name, taken_by(in_child(STEPS[name], run)))
     finally:
-        shutil.rmtree(folder)
+        if folder:
+            shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

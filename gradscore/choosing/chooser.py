@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from gradscore.choosing.choice import Choice, find_warning
+from gradscore.choosing.fewer import fewer
 from gradscore.choosing.halves import choosing_half, describe_choosers
 from gradscore.choosing.ranking import recommended
 from gradscore.choosing.recording import FIT, ID, recorded_images
@@ -49,7 +50,7 @@ def choose(
     Ask a run, or a model with ID images: these are then recorded in a temporary folder, with their
     surrogates. No label is needed, and sets with the role ``ood`` are never read. One half of the
     ID images chooses, drawn by a fixed seed: the other may then give a threshold that has not
-    seen the choice.
+    seen the choice. Where the half of a set is more than 50,000 images, as many of it choose.
 
     Args:
         run_or_model: The run, or its directory; or, with ``images``, the model or its spec.
@@ -187,7 +188,8 @@ def _require_id(store: RecordedRun, names: Sequence[str], fit: str | None) -> No
 def ood_aurocs(run: RecordedRun, choice: Choice) -> dict[ScoreSpec, float]:
     """Return the mean AUROC of each score over the run's OOD sets, to check a choice by.
 
-    Unfinished sets, and scores that a set lacks, are left out.
+    Unfinished sets, and scores that a set lacks, are left out. Of a set of more than 50,000 images
+    as many are asked.
 
     Returns:
         Nothing where the run holds no OOD set.
@@ -196,7 +198,8 @@ def ood_aurocs(run: RecordedRun, choice: Choice) -> dict[ScoreSpec, float]:
     specs = fitting_specs(run, [row.spec for row in choice.far or choice.near], oods, [])
     if not oods or not specs:
         return {}
-    scored = score_sets(run, [*choice.sets, *oods], specs)
+    names = [*choice.sets, *oods]
+    scored = score_sets(fewer(run, names), names, specs)
     ids = score_columns(scored, choice.sets)
     columns = [score_columns(scored, [name]) for name in oods]
     each = [[auroc(*pair) for pair in zip(ids, ood, strict=True)] for ood in columns]

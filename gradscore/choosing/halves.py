@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from gradscore.choosing.fewer import at_most
 from gradscore.choosing.holdout import FEWEST_IMAGES
 from gradscore.data.surrogates import OF_TWO
 from gradscore.errors import NotRecorded
@@ -71,6 +72,8 @@ def choosing_half(
 ) -> PartOfRun:
     """Return a run as a choice reads it: without OOD sets, and of each ID set one half.
 
+    Of a large half only some images choose, those that surrogates were made of among them.
+
     Args:
         run: The run.
         names: The ID sets whose images choose.
@@ -83,14 +86,16 @@ def choosing_half(
     """
     for name in names:
         run.require_complete(name)
+    changed = {name: _made_of_half(run, name) for name in surrogates}
     sets: dict[str, tuple[str | None, list[Chosen]]] = {}
     for name, entry in run.sets.items():
         if entry.role == "id":
-            sets[name] = ("id", [Chosen(name, split(run, name, 2)[0])])
+            made = [places for other, (_, places) in changed.items() if _original(other) == name]
+            mask = at_most(split(run, name, 2)[0], set().union(*made))
+            sets[name] = ("id", [Chosen(name, mask)])
         elif entry.role in ("fit", None):
             sets[name] = (entry.role, [Chosen(name)])
-    for name in surrogates:
-        mask = _made_of_half(run, name)
+    for name, (mask, _) in changed.items():
         if mask.any():
             sets[name] = (SURROGATE, [Chosen(name, mask)])
         else:
@@ -147,19 +152,27 @@ def images_that_chose(run: RecordedRun, one: ChosenBy) -> Mask:
     return first if one.images < one.of else first | second
 
 
-def _made_of_half(run: RecordedRun, name: str) -> Mask:
-    """Return which surrogates of a set were made of images of the half that chooses alone."""
+def _original(surrogate: str) -> str:
+    return surrogate.partition("~")[0]
+
+
+def _made_of_half(run: RecordedRun, name: str) -> tuple[Mask, set[int]]:
+    """Return which surrogates of a set were made of images of the half that chooses alone.
+
+    Also the places of the images of that half that surrogates were made of.
+    """
     made_from, _, kind = name.partition("~")
     paths = _paths(run, name)
     half = split(run, made_from, 2)[0]
-    wanted, first, second = set(paths.tolist()), set(), set()
+    wanted, first, second, places = set(paths.tolist()), set(), set(), set()
     for arrays in run.blocks(made_from, ("index", "path")):
         for place, path in zip(arrays["index"].tolist(), arrays["path"].tolist(), strict=True):
             if path in wanted:
                 (first if half[place] else second).add(path)
+                places.update([place] if half[place] else [])
     # An image that is listed twice may be in both halves.
     mask = np.array([path in first and path not in second for path in paths], dtype=bool)
-    return mask & np.roll(mask, -1) if kind in OF_TWO else mask
+    return mask & np.roll(mask, -1) if kind in OF_TWO else mask, places
 
 
 def _paths(run: RecordedRun, name: str) -> NDArray:

@@ -4,6 +4,7 @@ import json
 import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from gradscore.data.folders import MACOS, counted, ending, folder_labels, paths_
 from gradscore.data.labels import Wanted, class_numbers
 from gradscore.data.manifest_formats import IMAGE_SUFFIXES
 from gradscore.data.pictures import LARGEST_FILE, Opened, decode_image
-from gradscore.data.tar_members import open_archive, sound_members
+from gradscore.data.tar_index import Listed, index_path, keep_index, read_index, state_of
+from gradscore.data.tar_members import HEADER, is_header_of, open_archive, sound_members
 from gradscore.data.texts import Texts
 from gradscore.errors import DataError
 from gradscore.files import SCARCE, open_regular
@@ -94,14 +96,19 @@ def _in_place(path: Path, offset: int, size: int, name: str) -> bytes:
     """Return a member's bytes from an uncompressed archive."""
     try:
         with open_regular(path) as file:
-            file.seek(offset)
-            content = file.read(size)
+            file.seek(max(0, offset - HEADER))
+            header, content = file.read(HEADER), file.read(size)
     except OSError as error:
         if error.errno in SCARCE:
             raise
         raise DataError(f"{name}: cannot be read: {error.strerror}.") from None
     if len(content) != size:
         raise DataError(f"{name}: the archive ends in the middle of it.")
+    if not is_header_of(header, name[len(f"{path}:") :], size):
+        raise DataError(
+            f"{name}: expected its header before it, got other bytes; the archive has changed "
+            f"since it was opened, or {index_path(path)} is not its own: delete that."
+        )
     return content
 
 
@@ -146,23 +153,20 @@ def open_archives(text: str, wanted: Wanted) -> Opened:
     places, names, labels, packed, others = [], [], [], False, Counter()
     paths = paths_of(text, "archive")
     for number, path in enumerate(paths):
-        try:
-            with open_archive(path) as archive:
-                packed = packed or _is_packed(path)
-                images, found = _sorted_out(archive, path, others)
-        except Exception as error:  # each kind of packing has its own for damage
-            raise DataError(f"Cannot read the archive {str(path)!r}: {error}") from error
-        found_at = [(number, member.offset_data, member.size) for member in images]
-        places.append(np.array(found_at, np.int64).reshape(-1, 3))
-        names += [member.name.removeprefix("./") for member in images]
-        labels += [found.of(member.name) for member in images] if found else [None] * len(images)
-    if not names:
+        listed, is_packed = _listed(path)
+        packed = packed or is_packed
+        places.append(np.insert(listed.places, 0, number, axis=1))
+        names.append(listed.names)
+        labels += listed.labels
+        others += listed.others
+    held = Texts.of(chain.from_iterable(names))
+    if not held:
         there = f"; there are {counted(others)}" if others else ""
         raise DataError(f"No images in the archive {text!r}{there}.")
     if any(label is not None for label in labels):
         numbers, notice = class_numbers(labels, wanted.class_names, wanted.classes)
     elif wanted.labelled:
-        numbers, notice = folder_labels(_inside(names), wanted.class_names, wanted.classes)
+        numbers, notice = folder_labels(_inside(held), wanted.class_names, wanted.classes)
     else:
         numbers, notice = None, ""
     notices = [notice, f"passed over: {counted(others)}" if others else ""]
@@ -174,30 +178,50 @@ def open_archives(text: str, wanted: Wanted) -> Opened:
             f"{total / (1 << 30):.1f} GiB in {text!r}: unpack it to a .tar (gunzip, unxz), which "
             "is read in place."
         )
-    held = Texts.of(names)
     reader = Members(paths, where, held, packed)
     return Opened(held, numbers, reader, contents=Texts.of(sizes), notices=notices)
 
 
-def _sorted_out(
-    archive: tarfile.TarFile, path: Path, others: Counter
-) -> tuple[list[tarfile.TarInfo], _Labels]:
-    """Return the members that are images, and the labels; ``others`` counts the rest."""
-    images, labels = [], _Labels()
+def _listed(path: Path) -> tuple[Listed, bool]:
+    """Return what an archive holds, from its index if it has one, and whether it is compressed.
+
+    Raises:
+        DataError: If it is damaged.
+    """
+    try:
+        packed, state = _is_packed(path), state_of(path)
+        listed = None if packed else read_index(path)
+        if listed is None:
+            with open_archive(path) as archive:
+                listed = _sorted_out(archive, path)
+            if not packed:  # of which every process reads the whole in any case
+                keep_index(path, listed, state)
+    except Exception as error:  # each kind of packing has its own for damage
+        raise DataError(f"Cannot read the archive {str(path)!r}: {error}") from error
+    return listed, packed
+
+
+def _sorted_out(archive: tarfile.TarFile, path: Path) -> Listed:
+    """Return the members that are images with their labels, and the number of all others."""
+    places, names, found, others, members = [], [], _Labels(), Counter(), 0
     for member in sound_members(archive, path):
+        members += 1
         parts = member.name.removeprefix("./").split("/")
         kind = ending(member.name)
         if MACOS in parts or any(part.startswith(".") for part in parts):
             others["hidden"] += 1
         elif kind in IMAGE_SUFFIXES:
-            images.append(member)
+            places.append((member.offset_data, member.size))
+            names.append(member.name)
         elif kind in (".cls", ".json") and member.size <= LABEL_BYTES:
             label = _label(kind, archive.extractfile(member).read(), member.name)
             if label is not None:
-                labels.add(member.name, label)
+                found.add(member.name, label)
         else:
             others[kind] += 1
-    return images, labels
+    labels = [found.of(name) for name in names] if found else [None] * len(names)
+    held = Texts.of(name.removeprefix("./") for name in names)
+    return Listed(np.array(places, np.int64).reshape(-1, 2), held, labels, others, members)
 
 
 def _label(kind: str, content: bytes, name: str) -> Any:
@@ -218,7 +242,7 @@ def _key(name: str) -> str:
     return folder + slash + last.partition(".")[0]
 
 
-def _inside(names: list[str]) -> list[str]:
+def _inside(names: Sequence[str]) -> Sequence[str]:
     """Return names without the one folder that all of them lie in, where folders are below it."""
     tops = {name.partition("/")[0] for name in names}
     if len(tops) == 1 and all(name.count("/") > 1 for name in names):

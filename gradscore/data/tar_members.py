@@ -12,6 +12,10 @@ from gradscore.files import most_unfolded
 HEADER_BYTES = 1 << 18
 """Long names and further fields of a member are read at once, and may be so much."""
 PIECE_BYTES = 1 << 20
+HEADER = tarfile.BLOCKSIZE
+"""Bytes of a member's own header, which stands before its content."""
+SHORT = 90
+"""Characters of a name that every kind of header has room for."""
 _EXTENDED = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
@@ -109,6 +113,7 @@ def sound_members(archive: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarI
     plain = type(archive.fileobj).__name__ in ("BufferedReader", "ExFileObject")
     end = size if plain else most_unfolded(size)
     while (member := _next(archive)) is not None:
+        archive.members.clear()  # which tarfile keeps: of a million, a gigabyte
         if member.size < 0 or member.offset_data + member.size > end:
             raise ValueError(
                 f"member {member.name!r} of {member.size:,} bytes does not fit into the archive's "
@@ -123,6 +128,20 @@ def sound_members(archive: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarI
         yield member
     if not plain:
         _read_to_the_end(archive, end)
+
+
+def is_header_of(block: bytes, name: str, size: int) -> bool:
+    """Return whether a block is the header of a member of this name and size.
+
+    A long name, or one of more than ASCII, stands in other blocks; its size is compared alone.
+    """
+    try:
+        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    plain = name.isascii() and len(name) <= SHORT
+    same = header.name.removeprefix("./") == name or not plain
+    return header.isfile() and header.size == size and same
 
 
 def _refuse_holes(member: tarfile.TarInfo) -> None:

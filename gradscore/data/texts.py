@@ -22,10 +22,14 @@ class Texts(Sequence[str]):
     Args:
         starts: Where each text begins among the bytes, and the end of the last, ``[n + 1]``.
         content: The bytes of all texts, one after another, UTF-8.
+
+    Attributes:
+        starts: As given.
+        content: As given.
     """
 
     def __init__(self, starts: NDArray[np.int64], content: NDArray[np.uint8]) -> None:
-        self._starts, self._content = starts, content
+        self.starts, self.content = starts, content
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> "Texts":
@@ -64,7 +68,7 @@ class Texts(Sequence[str]):
 
     def __len__(self) -> int:
         """Return the number of texts."""
-        return len(self._starts) - 1
+        return len(self.starts) - 1
 
     @overload
     def __getitem__(self, place: int) -> str: ...
@@ -76,19 +80,19 @@ class Texts(Sequence[str]):
             start, stop, step = place.indices(len(self))
             if step != 1:
                 return self.take(np.arange(start, stop, step))
-            starts = self._starts[start : max(start, stop) + 1]
-            return Texts(starts - starts[0], self._content[starts[0] : starts[-1]])
+            starts = self.starts[start : max(start, stop) + 1]
+            return Texts(starts - starts[0], self.content[starts[0] : starts[-1]])
         if not -len(self) <= place < len(self):
             raise IndexError(f"Expected a text of 0 to {len(self) - 1}, got {place}.")
         place = int(place) % len(self)
-        part = self._content[self._starts[place] : self._starts[place + 1]]
+        part = self.content[self.starts[place] : self.starts[place + 1]]
         return part.tobytes().decode(**UTF8)
 
     def __iter__(self) -> Iterator[str]:
         """Yield the texts in their order."""
         for start in range(0, len(self), PIECE):
-            starts = self._starts[start : start + PIECE + 1]
-            content = self._content[starts[0] : starts[-1]].tobytes()
+            starts = self.starts[start : start + PIECE + 1]
+            content = self.content[starts[0] : starts[-1]].tobytes()
             places = (starts - starts[0]).tolist()
             for low, high in pairwise(places):
                 yield content[low:high].decode(**UTF8)
@@ -118,13 +122,13 @@ class Texts(Sequence[str]):
     @property
     def lengths(self) -> NDArray[np.int64]:
         """The number of bytes of each."""
-        return np.diff(self._starts)
+        return np.diff(self.starts)
 
     def arrow(self) -> Any:
         """Return the texts as an Arrow array of bytes; nothing is copied."""
         import pyarrow as pa
 
-        buffers = [None, pa.py_buffer(self._starts), pa.py_buffer(self._content)]
+        buffers = [None, pa.py_buffer(self.starts), pa.py_buffer(self.content)]
         return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(self), buffers)
 
 

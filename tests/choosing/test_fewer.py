@@ -1,0 +1,69 @@
+"""Large sets choose by some of their images, those of the surrogates among them."""
+
+import numpy as np
+import pytest
+from helpers.recorded_run import make_run
+
+import gradscore as gs
+from gradscore.choosing import choose, fewer, ood_aurocs
+from gradscore.choosing.halves import split
+from gradscore.methods import make_spec
+from gradscore.metrics import auroc
+from gradscore.run import FailedRow, RunStore
+from gradscore.scoring import score_sets
+
+SETS = {"digits": ("id", "digits:test"), "noise": ("ood", "digits:noise")}
+SPEC = make_spec("energy")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "run"
+    return gs.extract("digits", SETS, path, layers="last", record="surrogates", limit=240).store
+
+
+def test_images_are_at_even_distances(monkeypatch):
+    mask = np.arange(20) % 2 == 0
+    assert fewer.at_most(mask) is mask
+    monkeypatch.setattr(fewer, "MOST_IMAGES", 4)
+    assert np.flatnonzero(fewer.at_most(mask)).tolist() == [0, 6, 12, 18]
+    assert np.flatnonzero(fewer.at_most(mask, {2, 6})).tolist() == [0, 2, 6, 12, 18]
+
+
+def test_large_sets_alone_are_asked_in_part(tmp_path, monkeypatch):
+    whole = RunStore(make_run(tmp_path / "run"))
+    assert fewer.fewer(whole, ["digits", "noise"]) is whole
+    monkeypatch.setattr(fewer, "MOST_IMAGES", 25)
+    part = fewer.fewer(whole, ["digits", "noise"])
+    for name, step in (("digits", 3), ("noise", 1), ("train", 1)):
+        kept, every = (
+            np.concatenate([block["features"] for block in one.blocks(name, ("features",))])
+            for one in (part, whole)
+        )
+        np.testing.assert_array_equal(kept, every[::step])
+        assert part.sets[name].recorded() == len(kept)
+    whole.sets["digits"].failed[:] = [FailedRow(0, "a", "b"), FailedRow(2, "a", "b")]
+    assert fewer.fewer(whole, ["digits"]).sets["digits"].recorded() == 13
+
+
+def test_a_choice_by_some_images_is_told_and_is_that_of_these(run, monkeypatch):
+    whole = choose(run, keep=False)
+    monkeypatch.setattr(fewer, "MOST_IMAGES", 80)
+    choice = choose(run, keep=False)
+    changed = {path for block in run.blocks("digits~phase") for path in block["path"]}
+    paths = [path for block in run.blocks("digits") for path in block["path"]]
+    half = split(run, "digits", 2)[0]
+    made = [place for place in np.flatnonzero(half) if paths[place] in changed]
+    asked = np.union1d(np.flatnonzero(half)[::3], made)
+    told = f"Chosen by {len(asked)} of the 240 images of digits, drawn by a fixed seed."
+    assert choice.notes[0].startswith(told)
+    assert [(one.images, one.of) for one in choice.chosen_by] == [(len(asked), 240)]
+    scored = score_sets(run, ["digits", "digits~phase", "noise"], [SPEC])
+    ids, shifted, ood = (one.columns["energy"] for one in scored.values())
+    kept = [paths[place] for place in made]
+    of_half = [path in kept for block in run.blocks("digits~phase") for path in block["path"]]
+    found = next(row.ranked for row in choice.far if row.spec == SPEC)
+    assert found.aurocs["phase"] == auroc(ids[asked], shifted[of_half])
+    # Which surrogates are no shift is asked of the same images as ever.
+    assert [n for n in choice.notes if "keeps" in n] == [n for n in whole.notes if "keeps" in n]
+    assert ood_aurocs(run, choice)[SPEC] == auroc(ids[::3], ood[::3])

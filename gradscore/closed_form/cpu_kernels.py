@@ -17,8 +17,9 @@ from gradscore.closed_form.float32_rows import FACTS, deviation_norms32
 from gradscore.closed_form.row_norms import below_zero, magnitude, norm_of, settle
 from gradscore.closed_form.side_by_side import LANES, NARROW, SPACE, norms_side_by_side, prepare
 
-BLOCK, BLOCK_ENTRIES = 8, 4096
-"""Rows of many classes that take each step together, and their entries: half of an inner cache."""
+BLOCK, BLOCK_ENTRIES = 8, 2048
+"""Rows of many classes that take each step together, and their entries: a quarter of an inner
+cache, which holds their exponentials too."""
 
 called = njit(error_model="numpy", nogil=True)
 COMPILED = (elementary, row_norms, float32_rows, side_by_side)

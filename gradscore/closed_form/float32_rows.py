@@ -107,13 +107,21 @@ def squares_of_part(e, centre):
     return total
 
 
-@inlined
-def in_parts(e, p, centre):
-    """Return what all entries exceed ``centre`` by (order 1), or the squares of it (order 2)."""
+@compiled
+def excess(e, centre):
+    """Return what all entries exceed ``centre`` by."""
     total = 0.0
     for start in range(0, len(e), PART):
-        part = e[start : start + PART]
-        total += above(part, centre) if p == 1 else squares_of_part(part, centre)
+        total += above(e[start : start + PART], centre)
+    return total
+
+
+@compiled
+def squares(e, centre):
+    """Return the sum of squares of all entries, less ``centre``."""
+    total = 0.0
+    for start in range(0, len(e), PART):
+        total += squares_of_part(e[start : start + PART], centre)
     return total
 
 
@@ -150,9 +158,9 @@ def centred32(row, centre, ends, how, orders, found, e):
     mean /= n
     for k in range(len(orders)):
         if orders[k] == 1:
-            norm = 2 * in_parts(e, 1, F(mean))
+            norm = 2 * excess(e, F(mean))
         elif orders[k] == 2:
-            norm = math.sqrt(in_parts(e, 2, F(mean)))
+            norm = math.sqrt(squares(e, F(mean)))
         elif orders[k] == math.inf:
             norm = max(math.expm1(ends[1]) - mean, mean - math.expm1(ends[0]))
         else:
@@ -164,9 +172,9 @@ def centred32(row, centre, ends, how, orders, found, e):
 def far_norm(e, p, ties, mean, lowest):
     """Norm of deviations that are not small, of which ``e`` is zero at the largest classes."""
     if p == 1:  # deviations sum to zero: those above it are half
-        return 2 * (ties * (1 - mean) + in_parts(e, 1, F(mean))) / mean
+        return 2 * (ties * (1 - mean) + excess(e, F(mean))) / mean
     if p == 2:
-        return math.sqrt(max((ties + in_parts(e, 2, F(0))) / mean**2 - len(e), 0.0))
+        return math.sqrt(max((ties + squares(e, F(0))) / mean**2 - len(e), 0.0))
     return max(1 / mean - 1, 1 - math.exp(lowest) / mean)
 
 
@@ -208,7 +216,7 @@ def one_hot32(rows, following, how, orders, found, e, facts):
     for k in range(len(orders)):
         for r in range(len(rows)):
             if orders[k] == 2:
-                norm = math.sqrt(others[r] ** 2 + (ties[r] - 1) + in_parts(e[r], 2, F(0)))
+                norm = math.sqrt(others[r] ** 2 + (ties[r] - 1) + squares(e[r], F(0)))
                 found[k, r] = norm / (1 + others[r]) if norm > LEAST_ROOT else -1.0
             elif orders[k] in (1.0, math.inf):
                 norm = 2 * others[r] if orders[k] == 1 else others[r]

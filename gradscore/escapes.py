@@ -18,9 +18,10 @@ MARK = "'"
 """Begins a CSV cell that is written in escaped form; spreadsheets take the rest as plain text."""
 _LATEX = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
-    **{c: f"{{{c}}}" for c in "[]*"},
+    **{c: f"{{{c}}}" for c in "[]*`'"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
-    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
+    **{'"': r"\symbol{34}", "∞": r"$\infty$"},  # with any font encoding
 }
 _MARKDOWN = re.compile(r"[\\`*<>\[\]|~$&]|(?<![^\W_])_|_(?![^\W_])")
 

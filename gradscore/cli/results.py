@@ -13,6 +13,7 @@ from gradscore.cli.options import import_methods
 if TYPE_CHECKING:
     from gradscore.evaluation import Row
     from gradscore.methods import RecordedRun, ScoreSpec
+    from gradscore.run import RunStore
 
 ROWS = 256
 """How many rows of a set are looked at to judge its logits."""
@@ -139,8 +140,10 @@ def evaluated_sets(rows: "Sequence[Row]") -> set[str]:
     return {row[side] for row in rows for side in ("id", "ood")}
 
 
-def hint_to_choose(rows: "Sequence[Row]", run_path: object) -> None:
+def hint_to_choose(rows: "Sequence[Row]", run: "RunStore") -> None:
     """Say so where GradNorm ranks below the maximum softmax probability."""
+    from gradscore.errors import RunError
+
     means = {}
     for row in rows:
         compared = row["ood"] == "mean" and row["method"] in ("gradnorm", "msp")
@@ -150,8 +153,11 @@ def hint_to_choose(rows: "Sequence[Row]", run_path: object) -> None:
         return
     gradnorm, msp = (100 * sum(means[name]) / len(means[name]) for name in ("gradnorm", "msp"))
     if gradnorm < msp:
-        command = shlex.join(("gradscore", "choose", "--run", str(run_path)))
-        say(
-            f"gradnorm ranks below msp here (mean AUROC {gradnorm:.1f} against {msp:.1f}): "
-            f"`{command}` says which score to trust for this model."
-        )
+        command = shlex.join(("gradscore", "choose", "--run", str(run.path)))
+        record = None
+        with suppress(RunError):  # a damaged choice is the business of `choose`
+            record = run.read_choice()
+        told = f"`{command}` says which score to trust for this model."
+        if record is not None:
+            told = f"For this model `gradscore choose` took {record.method}."
+        say(f"gradnorm ranks below msp here (mean AUROC {gradnorm:.1f} against {msp:.1f}). {told}")

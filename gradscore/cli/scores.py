@@ -133,7 +133,7 @@ def evaluate(
         notice_written(plot, quiet=quiet)
     show_evaluation(evaluation, full=full, metrics=metrics)
     notice_intervals(evaluation.rows, quiet=quiet)
-    hint_to_choose(evaluation.rows, run_path)
+    hint_to_choose(evaluation.rows, run)
 
 
 @click.command(short_help="Sweep one setting of GradNorm, as the paper does.")

@@ -65,20 +65,28 @@ def test_evaluate_is_one_line_a_method_best_first_and_full_shows_every_set(run, 
     assert len(set(methods)) == len(methods) > 15
     figures = [float(row.split()[1]) for row in rows]
     assert figures == sorted(figures, reverse=True)
-    assert "OOD: mean of noise, photos, unseen;" in short.stdout
+    assert "OOD: mean of unseen, photos, noise;" in short.stdout
     for name in ("noise", "photos", "unseen"):
         assert f" {name} " not in "".join((head, *rows))
         assert f" {name} " in full.stdout
     assert (tmp_path / "short.csv").read_bytes() == (tmp_path / "full.csv").read_bytes()
 
 
-def test_where_gradnorm_ranks_below_msp_choose_is_named(run):
-    lines = invoke("evaluate", "--run", run).stdout.splitlines()
-    told = [line for line in lines if "below" in line]
-    assert told == [
-        "gradnorm ranks below msp here (mean AUROC 94.4 against 96.5): "
-        f"`gradscore choose --run {run}` says which score to trust for this model."
+def test_where_gradnorm_ranks_below_msp_choose_is_named(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "fits" / "choice.json").unlink(missing_ok=True)
+
+    def told():
+        lines = invoke("evaluate", "--run", copy).stdout.splitlines()
+        return [line for line in lines if "below" in line]
+
+    below = "gradnorm ranks below msp here (mean AUROC 94.4 against 96.5). "
+    assert told() == [
+        f"{below}`gradscore choose --run {copy}` says which score to trust for this model."
     ]
+    assert invoke("choose", "--run", copy).exit_code == 0
+    assert told() == [f"{below}For this model `gradscore choose` took laplace_energy_blocks."]
     only = invoke("evaluate", "--run", run, "--method", "msp")
     assert "below" not in only.stdout
 

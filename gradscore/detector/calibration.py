@@ -87,7 +87,7 @@ def calibrate_run(
     ood = [name for name, one in run.sets.items() if one.role == "ood" and _whole(run, name)]
     part = part_of(run, images.calibration, images.fit, ood)
     plan = _one_forward(spec, part)
-    scored = score_sets(part, [CALIBRATION, *ood], [spec])
+    scored = score_sets(part, [CALIBRATION, *ood], [spec], paths=False)
     found = _out_of_fold(run, images, spec) if images.folds else scored[CALIBRATION]
     (scores,) = found.columns.values()
     threshold = Threshold.of(
@@ -166,7 +166,7 @@ def _one_forward(spec: ScoreSpec, part: PartOfRun) -> Plan:
 def _out_of_fold(run: RecordedRun, images: Images, spec: ScoreSpec) -> Scores:
     """Return the scores of the calibration images, each by what the other folds taught."""
     found = [
-        score_sets(part_of(run, fold, others), [CALIBRATION], [spec])[CALIBRATION]
+        score_sets(part_of(run, fold, others), [CALIBRATION], [spec], paths=False)[CALIBRATION]
         for others, fold in images.folds
     ]
     fields = ("index", "path", "label", "predicted")
@@ -218,11 +218,8 @@ def _learned(part: PartOfRun, spec: ScoreSpec) -> Arrays:
 
 
 def _by_class(predicted: NDArray, flagged: NDArray) -> dict[int, Flagged]:
-    classes = np.unique(predicted)
-    return {
-        int(y): Flagged(int(flagged[predicted == y].sum()), int((predicted == y).sum()))
-        for y in classes
-    }
+    images, of = np.bincount(predicted), np.bincount(predicted, flagged)
+    return {int(y): Flagged(int(of[y]), int(images[y])) for y in np.flatnonzero(images)}
 
 
 def _flagged(found: Scores, threshold: Threshold) -> Flagged:

@@ -14,13 +14,14 @@ from gradscore.extraction.settings import Settings
 from gradscore.run import RunStore
 from gradscore.run.changes import repair
 from gradscore.run.hints import merge_command
-from gradscore.run.identity import IDENTITY, require_same
-from gradscore.run.layout import PartInfo, RunInfo
+from gradscore.run.identity import IDENTITY, OF_SET, require_same
+from gradscore.run.layout import PartInfo, RunInfo, SetInfo
 from gradscore.run.lock import RunInUse
-from gradscore.run.names import PARTS, RUN_FILE
+from gradscore.run.names import PARTS, RUN_FILE, SURROGATE
 from gradscore.run.parts import PartFolder, in_parts, next_attempt, part_folders
 from gradscore.run.reader import RunReader
 
+SAME_SETS = "give the same images to every part, or choose another run"
 PART_UNIT = 64
 """Images at whose multiples parts are cut where the batch size is found by trying."""
 
@@ -74,7 +75,7 @@ def _open_part(settings: Settings, resolved: Resolved) -> RunStore:
         whole = RunReader(run)
         require_same(f"The run {run}", _compared(settings), whole.info, info)
     others = part_folders(run)
-    _agree_with_others(settings, info, part, others)
+    _agree_with_others(settings, resolved, part, others)
     mine = [folder for folder in others if folder.number == part.number]
     # The one that has come furthest: where one is complete, nothing is left to do.
     mine.sort(key=_recorded, reverse=True)
@@ -91,9 +92,9 @@ def _open_part(settings: Settings, resolved: Resolved) -> RunStore:
 
 
 def _agree_with_others(
-    settings: Settings, info: RunInfo, part: PartInfo, others: Sequence[PartFolder]
+    settings: Settings, resolved: Resolved, part: PartInfo, others: Sequence[PartFolder]
 ) -> None:
-    """Raise unless a run's other parts are of the same model, and cut as this one is.
+    """Raise unless a run's other parts are of the same model and sets, and cut as this one is.
 
     Raises:
         RunError: Naming the field and both values, or how the others are cut.
@@ -114,8 +115,19 @@ def _agree_with_others(
                     f"batch size of {part.unit}; give `batch_size={unit}` with every part."
                 )
             what = f"Part {reader.info.part} of the run {run}"
-            require_same(what, _compared(settings), reader.info, info)
+            require_same(what, _compared(settings), reader.info, resolved.info)
+            if folder.number != part.number:
+                _agree_on_sets(what, settings, resolved, reader)
             return
+
+
+def _agree_on_sets(what: str, settings: Settings, resolved: Resolved, other: RunReader) -> None:
+    """Raise unless sets are those of another part, before images are asked for nothing."""
+    for name, images in resolved.sets.items():
+        if name in other.sets:
+            role = SURROGATE if "~" in name else settings.sets[name][0]
+            mine = SetInfo(name, role, images.source, images.sha256, len(images))
+            require_same(f"{what}: set {name}", OF_SET, other.sets[name], mine, SAME_SETS)
 
 
 def _recorded(folder: PartFolder) -> int:

@@ -214,7 +214,7 @@ def test_a_merge_that_is_killed_goes_on(base, tmp_path, monkeypatch, links):
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_parts_must_agree_with_each_other(tmp_path):
+def test_parts_must_agree_with_each_other(tmp_path, monkeypatch):
     record(tmp_path, part=(1, 2))
     with pytest.raises(RunError, match=r"is recorded in 2 parts, got part 1/3; give `part='I/2'`"):
         record(tmp_path, part=(1, 3))
@@ -228,7 +228,13 @@ def test_parts_must_agree_with_each_other(tmp_path):
         record(tmp_path, part=(1, 2), limit=20)
     with pytest.raises(RunError, match=r"Part 1/2 of .* has preprocessing.std \[0.38\], got"):
         record(tmp_path, part=(2, 2), preprocessing={"std": 0.4})
-    record(tmp_path, part=(2, 2), limit=LIMITS | {"noise": 5})
+    few = {"part": (2, 2), "limit": LIMITS | {"noise": 5}}
+    with pytest.raises(
+        RunError, match=r"Part 1/2 of .*: set noise has rows 13, got 5; give the same"
+    ):
+        record(tmp_path, **few)
+    monkeypatch.setattr("gradscore.extraction.directory._agree_on_sets", lambda *how: None)
+    record(tmp_path, **few)  # as where both began at once
     with pytest.raises(RunError, match=r"Part 1/2 of .* has sets.noise.rows 13, .*2-of-2 has 5;"):
         merge(tmp_path)
 

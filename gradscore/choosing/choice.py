@@ -8,7 +8,8 @@ import numpy as np
 
 from gradscore.choosing.ranking import Ranked
 from gradscore.methods import ScoreSpec
-from gradscore.run import ChoiceRecord, ChosenBy, ScoreRecord
+from gradscore.methods.custom import own_digest
+from gradscore.run import ChoiceRecord, ScoreRecord
 
 LEAST_FAR, LEAST_NEAR = 0.80, 0.85
 """AUROC below which no score is to be trusted; proposed, not validated."""
@@ -34,6 +35,21 @@ class Row:
 
 
 @dataclass(frozen=True)
+class ChosenBy:
+    """The images of a set that a choice was made by.
+
+    Attributes:
+        name: Name of the set.
+        images: How many chose: all, or images of the half that the set and a fixed seed give.
+        of: How many the set holds.
+    """
+
+    name: str
+    images: int
+    of: int
+
+
+@dataclass(frozen=True)
 class Choice:
     """Which score to trust.
 
@@ -46,7 +62,7 @@ class Choice:
         near: The same for images of classes that the head lacks; empty where there are none.
         notes: Which images chose; what was left out of a table, and why.
         sets: Names of the ID sets.
-        chosen_by: The images that it was made by: a half of each ID set.
+        chosen_by: The images that chose, and taught what was compared.
         not_kept: Why the run could not keep the choice, or empty.
     """
 
@@ -67,9 +83,10 @@ class Choice:
             self.by,
             self.warning,
             list(self.notes),
-            list(self.chosen_by),
+            list(self.sets),
             [row.to_record() for row in self.far],
             [row.to_record() for row in self.near],
+            own_digest(self.spec.definition),
         )
 
     def to_json(self) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 
 from gradscore.choosing.choice import Choice, find_warning
 from gradscore.choosing.fewer import fewer
-from gradscore.choosing.halves import choosing_half, describe_choosers
+from gradscore.choosing.halves import choosing_part, describe_choosers, who_chose
 from gradscore.choosing.ranking import recommended
 from gradscore.choosing.recording import FIT, ID, recorded_images
 from gradscore.choosing.specs import choice_specs, cost, fitting_specs
@@ -30,8 +30,15 @@ from gradscore.metrics import auroc
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.recorded import Run, open_store
 from gradscore.run import BASE, RunStore, extract_command
-from gradscore.run.names import CHOICE_FILE, SURROGATE
+from gradscore.run.names import CHOICE_FILE
 from gradscore.scoring import known_sets, score_sets
+
+OTHER_ORDER = (
+    "The far table ranks scores by how they tell these images from changed copies of them, the "
+    "near table by classes that the model is robbed of. On OOD sets their order may be another: "
+    "those are other images."
+)
+"""Why a choice and an evaluation rank the same scores differently."""
 
 
 def choose(
@@ -48,9 +55,9 @@ def choose(
     """Return which score to trust for a model, asked of its ID images alone.
 
     Ask a run, or a model with ID images: these are then recorded in a temporary folder, with their
-    surrogates. No label is needed, and sets with the role ``ood`` are never read. One half of the
-    ID images chooses, drawn by a fixed seed: the other may then give a threshold that has not
-    seen the choice. Where the half of a set is more than 50,000 images, as many of it choose.
+    surrogates. No label is needed, and sets with the role ``ood`` are never read. Of a set of more
+    than 50,000 images as many choose. Images that chose a score can give no threshold for it: see
+    :func:`choose_by_half`.
 
     Args:
         run_or_model: The run, or its directory; or, with ``images``, the model or its spec.
@@ -79,7 +86,8 @@ def choose(
             raise InvalidArgument(f"Expected the name of a set to fit to, got a {_kind(fit)}.")
         store = open_store(run_or_model)
         hint = f"record them with {extract_command(store, *RECORD)}"
-        return _chosen(store, known_sets(store, sets), fit, keep, hint)
+        choice = _chosen(store, known_sets(store, sets), fit, hint)
+        return _kept(store, choice) if keep else choice
     if not isinstance(run_or_model, nn.Module | str):
         raise InvalidArgument(
             f"Expected a model or its spec with images, got a {_kind(run_or_model)}; ask a run "
@@ -90,7 +98,25 @@ def choose(
     how = {"preprocessing": preprocessing, "layers": layers, "batch_size": batch_size}
     with recorded_images(run_or_model, images, fit, **how) as store:
         hint = "give how images are normalised, `preprocessing={'mean': M, 'std': D}`"
-        return _chosen(store, [ID], None if fit is None else FIT, False, hint)
+        return _chosen(store, [ID], None if fit is None else FIT, hint)
+
+
+def choose_by_half(run: RecordedRun, sets: Iterable[str] = (), fit: str | None = None) -> Choice:
+    """Return what one half of the ID images chooses, drawn by a fixed seed.
+
+    The other half has no part in it, and may therefore give the threshold of the chosen score.
+
+    Args:
+        run: The run, which does not keep the choice.
+        sets: As of :func:`choose`.
+        fit: As of it, with a run.
+
+    Raises:
+        InvalidArgument: As :func:`choose`.
+        NotRecorded: As it; or if too few images choose.
+    """
+    hint = f"record them with {extract_command(run, *RECORD)}"
+    return _chosen(run, known_sets(run, sets), fit, hint, half=True)
 
 
 def _require_default(**given: Any) -> None:
@@ -111,16 +137,16 @@ def _kind(value: object) -> str:
 
 
 def _chosen(
-    store: RecordedRun, sets: Sequence[str], fit: str | None, keep: bool, hint: str
+    store: RecordedRun, sets: Sequence[str], fit: str | None, hint: str, *, half: bool = False
 ) -> Choice:
-    """Return the choice of a run, by one half of its ID images.
+    """Return the choice of a run.
 
     Args:
         store: The run.
         sets: Names of ID sets; none for all.
         fit: Name of the set that methods learn from, or None.
-        keep: Whether the run keeps the choice.
         hint: What to do where there are no surrogates.
+        half: Whether one half of the ID images chooses.
     """
     names = list(sets) or [n for n, s in store.sets.items() if s.role == "id"]
     if not names:
@@ -128,12 +154,14 @@ def _chosen(
         raise NotRecorded(f"The run holds no ID set to choose by; add one with {command}.")
     _require_id(store, names, fit)
     notes: list[str] = []
-    half = choosing_half(store, names, surrogates(store, names, notes), notes)
-    specs = choice_specs(half, notes, fit)
-    scored_sets = [*names, *(n for n, entry in half.sets.items() if entry.role == SURROGATE)]
-    specs = fitting_specs(half, specs, scored_sets, notes)
-    scored = score_sets(half, scored_sets, specs)
-    notes += repeat_notices(half, specs, names)
+    made = surrogates(store, names, notes)
+    part = choosing_part(store, names, made, notes, half=half)
+    notes[:0] = [who_chose(store, part, names, half=half), OTHER_ORDER]
+    specs = choice_specs(part, notes, fit)
+    scored_sets = [*names, *(name for name in made if name in part.sets)]
+    specs = fitting_specs(part, specs, scored_sets, notes)
+    scored = score_sets(part, scored_sets, specs)
+    notes += repeat_notices(part, specs, names)
     if store.info.notice:
         notes.append(f"{store.info.model}: {store.info.notice}.")
     shifts, blind = far_shifts(names, scored, notes)
@@ -141,14 +169,14 @@ def _chosen(
     if not far:
         notes.append(f"Without surrogates there is no far table; {hint}.")
     told = len(notes) - (not far)
-    near = ranked_rows(*near_shifts(half, names, specs, scored, notes))
+    near = ranked_rows(*near_shifts(part, names, specs, scored, notes))
     table = far or near
     if not table:
         raise NotRecorded(" ".join(notes[told:]))
-    costs = {row.ranked.place: cost(row.spec, half) for row in table}
+    costs = {row.ranked.place: cost(row.spec, part) for row in table}
     least = max(row.ranked.value for row in table if row.spec.method == "msp")
     best = recommended([row.ranked for row in table], costs, least)
-    choice = Choice(
+    return Choice(
         next(row.spec for row in table if row.ranked is best),
         "far" if far else "near",
         find_warning(far, near, blind),
@@ -156,10 +184,12 @@ def _chosen(
         near,
         tuple(notes),
         tuple(names),
-        tuple(describe_choosers(store, half, names, specs)),
+        tuple(describe_choosers(store, part, names, specs)),
     )
-    if not keep:
-        return choice
+
+
+def _kept(store: RunStore, choice: Choice) -> Choice:
+    """Let a run keep a choice; return it, with the reason where the run cannot."""
     try:
         with RunStore.open_for_writing(store.path) as writable:
             writable.writer.write(CHOICE_FILE, choice.to_json().encode())

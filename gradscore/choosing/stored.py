@@ -5,7 +5,8 @@ import os
 from typing import Any
 
 from gradscore.errors import InvalidArgument, NotRecorded
-from gradscore.methods import RecordedRun, ScoreSpec, make_spec
+from gradscore.methods import METHODS, RecordedRun, ScoreSpec, make_spec
+from gradscore.methods.custom import own_digest
 from gradscore.recorded import Run, open_store
 from gradscore.run import ChoiceRecord, RunStore
 from gradscore.run.hints import command
@@ -29,14 +30,15 @@ def read_choice(
     Raises:
         RunError: If the file is damaged, or may not be read.
         NotRecorded: If the choice rests on a set that the run no longer holds, or recommends a
-            method that is not known here; the message says what to do.
+            method that is not known here, or a function of the user's own that is another now;
+            the message says what to do.
     """
     store = open_store(run)
     record = store.read_choice() if isinstance(store, RunStore) else None
     if record is None:
         return None
     again = f"choose again with {command('choose', store.path)}"
-    used = [*(one.name for one in record.id), record.options.get("fit")]
+    used = [*record.id, record.options.get("fit")]
     gone = [name for name in used if name is not None and name not in store.sets]
     if gone:
         raise NotRecorded(
@@ -44,12 +46,18 @@ def read_choice(
             f"chosen; {again}."
         )
     try:
-        return spec_of(record.method, record.options), record
+        spec = spec_of(record.method, record.options)
     except InvalidArgument as error:
         raise NotRecorded(
             f"The choice of the run {store.path} recommends a score that is not known here: "
             f"{error} Register or give it, or {again}."
         ) from error
+    if own_digest(spec.definition) != record.own:
+        raise NotRecorded(
+            f"The method {record.method!r} is not the function that was chosen in the run "
+            f"{store.path}: that, or something that it refers to, is another now; {again}."
+        )
+    return spec, record
 
 
 def spec_of(method: str, options: dict[str, Any]) -> ScoreSpec:
@@ -60,3 +68,12 @@ def spec_of(method: str, options: dict[str, Any]) -> ScoreSpec:
     """
     read = {name: math.inf if value == "inf" else value for name, value in options.items()}
     return make_spec(method, **read)
+
+
+def asked_fit(record: ChoiceRecord) -> str | None:
+    """Return the set that a choice was told to learn from, or None."""
+    for row in (*record.far, *record.near):
+        method = METHODS.get(row.method)
+        if method is not None and "fit" in method.options and not method.required:
+            return row.options.get("fit")
+    return None

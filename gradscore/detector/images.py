@@ -14,6 +14,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
+from gradscore.choosing.choice import ChosenBy
 from gradscore.choosing.halves import images_that_chose, split
 from gradscore.detector.file import Source
 from gradscore.errors import InvalidArgument, NotRecorded
@@ -21,7 +22,7 @@ from gradscore.escapes import listed
 from gradscore.methods import RecordedRun
 from gradscore.methods.part_of_run import Chosen, Mask, PartOfRun
 from gradscore.methods.rows import FEWEST
-from gradscore.run import ChosenBy, extract_command
+from gradscore.run import extract_command
 
 FIT_SET, CALIBRATION = "~fit", "~calibration"
 """Names of the images that are learned from and of those that give the threshold."""
@@ -68,8 +69,7 @@ def choose_images(
 
     Raises:
         InvalidArgument: If a set is unknown, not of ID images, or to give both.
-        NotRecorded: If there are no images, or too few to learn from; or a set has changed since
-            its images chose the score.
+        NotRecorded: If there are no images, or too few to learn from.
     """
     names = _id_sets(run, ids)
     chose = {one.name: images_that_chose(run, one) for one in chosen_by if one.name in names}

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gradscore.choosing import read_choice
+from gradscore.choosing import asked_fit, choose_by_half, read_choice
+from gradscore.choosing.choice import ChosenBy
 from gradscore.detector.threshold import Share
 from gradscore.methods import RecordedRun
-from gradscore.run import ChosenBy
 from gradscore.run.hints import command
 
 DEFAULT = "energy"
@@ -41,8 +41,8 @@ class Wanted:
     def of_run(self, run: RecordedRun) -> "Wanted":
         """Return the same with a score: what `choose` recommended for a run, else energy.
 
-        Options that are given go before those of the choice. ID images that chose the score may
-        teach it, and give no threshold.
+        Where a score was chosen, one half of the same ID images chooses anew: these may teach the
+        score, and give no threshold. Options that are given go before those of the choice.
 
         Args:
             run: The run.
@@ -61,19 +61,29 @@ class Wanted:
                 "which one to trust"
             )
             return replace(self, method=DEFAULT, notices=(told,))
-        spec, record = found
+        whole, record = found
+        choice = choose_by_half(run, record.id, asked_fit(record))
+        spec = choice.spec
         given = {name: value for name, value in self.options.items() if value is not None}
-        chosen = {name: getattr(spec, name) for name in record.options}
+        chosen = {name: getattr(spec, name) for name in spec.settings()}
         if "fit" in chosen and run.sets[spec.fit].role == "id":
             del chosen["fit"]  # its half that chose teaches, as without a name
-        who = " and ".join(f"{x.images:,} of the {x.of:,} images of {x.name}" for x in record.id)
+        who = " and ".join(
+            f"{one.images:,} of the {one.of:,} images of {one.name}" for one in choice.chosen_by
+        )
+        other = "" if spec == whole else f" (all images chose {whole.title()})"
         told = [
-            f"the score is {spec.method}, as `gradscore choose` recommended by {who}; none of "
-            "these gives the threshold"
+            f"the score is {spec.title()}, chosen by {who}{other}; none of these gives the "
+            "threshold"
         ]
-        if record.warning:
-            told.append(f"`gradscore choose` warned: {record.warning.removesuffix('.')}")
-        how = {"method": spec.method, "options": chosen | given, "chosen_by": record.id}
+        if record.own == "":
+            told.append(
+                f"whether {spec.method} is still the function that was chosen cannot be seen: it "
+                "refers to more than can be compared"
+            )
+        if choice.warning:
+            told.append(choice.warning.removesuffix("."))
+        how = {"method": spec.method, "options": chosen | given, "chosen_by": choice.chosen_by}
         return replace(self, **how, notices=told)
 
     def of_model(self) -> "Wanted":

@@ -251,6 +251,7 @@ class Method:
         options: Honoured options with their defaults; None has no default.
         required: Options without which the method means nothing.
         fit_sets: From the option ``fit`` to the names of the sets that are learned from.
+        functions: The user's own functions of a score of theirs; empty for gradscore's.
     """
 
     name: str
@@ -259,3 +260,4 @@ class Method:
     options: Mapping[str, Any] = field(default_factory=dict)
     required: tuple[str, ...] = ()
     fit_sets: Callable[[str], tuple[str, ...]] | None = None
+    functions: tuple[Callable[..., Any], ...] = ()

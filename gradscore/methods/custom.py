@@ -84,7 +84,19 @@ def _register(name: str, score: Score, fit: Learn | None) -> None:
     if name in METHODS or name in _COLUMNS:
         raise InvalidArgument(f"Expected a new name for a method, got {name!r}, which is taken.")
     options = {"fit": None} if fit is not None else {}
-    METHODS[name] = Method(name, "A score of your own.", partial(_plan, score, fit), options)
+    functions = (score,) if fit is None else (score, fit)
+    plan = partial(_plan, score, fit)
+    METHODS[name] = Method(name, "A score of your own.", plan, options, functions=functions)
+
+
+def own_digest(method: Method) -> str | None:
+    """Return what tells a user's own score from another one of its name.
+
+    Returns:
+        A SHA-256 of its functions and all that they refer to; empty where there is none, as they
+        refer to more than can be compared. None for gradscore's own scores.
+    """
+    return (fingerprint(method.functions) or "") if method.functions else None
 
 
 def _plan(score: Score, fit: Learn | None, spec: ScoreSpec, run: RecordedRun) -> Plan:

@@ -35,7 +35,7 @@ def fingerprint(function: Any) -> str | None:
     """Return the SHA-256 of a function and all that it refers to, or None where that is not known.
 
     Args:
-        function: A Python function, or anything else that can be called.
+        function: A Python function, or anything else that can be called; or several in a tuple.
     """
     digest = hashlib.sha256(sys.version.encode())
     try:

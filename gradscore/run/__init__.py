@@ -5,7 +5,7 @@ The only package that imports h5py.
 
 from gradscore.run.changes import remove_set
 from gradscore.run.checking import Problem, check
-from gradscore.run.choice_file import ChoiceRecord, ChosenBy, ScoreRecord
+from gradscore.run.choice_file import ChoiceRecord, ScoreRecord
 from gradscore.run.contents import describe_fit, pass_field
 from gradscore.run.hints import (
     ROLE_OPTIONS,
@@ -39,7 +39,6 @@ __all__ = [
     "ROLES",
     "ROLE_OPTIONS",
     "ChoiceRecord",
-    "ChosenBy",
     "FailedRow",
     "FitInfo",
     "HeadInfo",

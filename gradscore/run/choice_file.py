@@ -14,7 +14,7 @@ from typing import Any
 
 from gradscore.run.files import DamagedFile, read_below
 from gradscore.run.names import CHOICE_FILE
-from gradscore.strict_json import Unexpected, parse, typed
+from gradscore.strict_json import MAY_BE_ABSENT, Unexpected, parse, typed
 
 LARGEST_CHOICE = 1 << 24
 """Most bytes of the file: a thousand scores on a thousand shifts."""
@@ -47,23 +47,6 @@ class ScoreRecord:
 
 
 @dataclasses.dataclass(frozen=True)
-class ChosenBy:
-    """The images of a set by which a score was chosen.
-
-    Attributes:
-        name: Name of the set.
-        images: How many chose: all, or the half that the set's list and a fixed seed give.
-        of: How many the set held.
-        manifest_sha256: Of the set's list.
-    """
-
-    name: str
-    images: int
-    of: int
-    manifest_sha256: str
-
-
-@dataclasses.dataclass(frozen=True)
 class ChoiceRecord:
     """What a choice said.
 
@@ -72,18 +55,21 @@ class ChoiceRecord:
         by: ``far`` or ``near``: the table that it was taken from.
         warning: Why no score is to be trusted, or None.
         notes: What was left out of a table, and why.
-        id: The images that it was made by. Images that give a threshold must be others.
+        id: Names of the ID sets.
         far: Scores by how well they tell ID images from surrogates, best first.
         near: The same for images of classes that the head lacks.
+        own: Of a recommended score of the user's own a SHA-256 of its functions, empty where
+            there is none; None for gradscore's scores.
     """
 
     recommended: dict[str, Any]
     by: str
     warning: str | None
     notes: list[str]
-    id: list[ChosenBy]
+    id: list[str]
     far: list[ScoreRecord]
     near: list[ScoreRecord]
+    own: str | None = dataclasses.field(default=None, metadata=MAY_BE_ABSENT)
 
     @property
     def method(self) -> str:
@@ -134,9 +120,6 @@ def _faults(record: ChoiceRecord) -> Iterator[str]:
         yield "expected a method in recommended"
     if not record.id:
         yield "expected an ID set in id"
-    for place, one in enumerate(record.id):
-        if not 0 < one.images <= one.of:
-            yield f"expected 1 to {one.of} images in id[{place}], got {one.images}"
     for name in TABLES:
         for place, row in enumerate(getattr(record, name)):
             yield from _row_faults(row, f"{name}[{place}]")

@@ -168,8 +168,8 @@ def test_without_surrogates_the_near_table_decides(tmp_path):
     choice = gs.choose(run)
     assert choice.by == "near"
     assert choice.far == []
-    assert "record them with `gradscore extract" in choice.notes[2]
-    assert "--layers last --record surrogates" in choice.notes[2]
+    assert "record them with `gradscore extract" in choice.notes[-1]
+    assert "--layers last --record surrogates" in choice.notes[-1]
 
 
 def test_a_model_with_drawn_weights_is_warned_of(tmp_path):
@@ -207,6 +207,12 @@ def test_a_model_that_learned_shuffled_labels_is_warned_of():
     inputs = torch.stack([model.preprocessing(tested[k]) for k in range(len(tested))])
     choice = choose(model.eval(), inputs)
     assert choice.warning.startswith("No score is to be trusted here: ")
+
+
+def test_it_is_told_why_an_evaluation_may_rank_otherwise(choice):
+    chosen, other = choice.notes[:2]
+    assert chosen.startswith("Chosen by all 240 images of digits. Images that chose a score give")
+    assert other.endswith("On OOD sets their order may be another: those are other images.")
 
 
 def test_a_set_to_fit_to_is_used(tmp_path):

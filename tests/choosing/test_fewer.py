@@ -5,7 +5,7 @@ import pytest
 from helpers.recorded_run import make_run
 
 import gradscore as gs
-from gradscore.choosing import choose, fewer, ood_aurocs
+from gradscore.choosing import choose_by_half, fewer, ood_aurocs
 from gradscore.choosing.halves import split
 from gradscore.methods import make_spec
 from gradscore.metrics import auroc
@@ -47,9 +47,9 @@ def test_large_sets_alone_are_asked_in_part(tmp_path, monkeypatch):
 
 
 def test_a_choice_by_some_images_is_told_and_is_that_of_these(run, monkeypatch):
-    whole = choose(run, keep=False)
+    whole = choose_by_half(run)
     monkeypatch.setattr(fewer, "MOST_IMAGES", 80)
-    choice = choose(run, keep=False)
+    choice = choose_by_half(run)
     changed = {path for block in run.blocks("digits~phase") for path in block["path"]}
     paths = [path for block in run.blocks("digits") for path in block["path"]]
     half = split(run, "digits", 2)[0]

@@ -2,13 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 from helpers.recorded_run import make_run
 
-from gradscore.choosing import choose, read_choice
+from gradscore.choosing import Choice, choose, read_choice
+from gradscore.choosing.choice import Row
+from gradscore.choosing.ranking import Ranked
 from gradscore.errors import NotRecorded, RunError
-from gradscore.methods import METHODS
-from gradscore.methods.custom import register_method
+from gradscore.methods import METHODS, ScoreSpec
+from gradscore.methods.custom import own_digest, register_method
 from gradscore.run import RunStore, check, remove_set
 
 
@@ -119,7 +122,7 @@ def test_a_removed_set_takes_the_choice_along_unless_it_is_ood(run):
 
 
 def test_a_choice_by_a_set_that_is_not_there_is_one_line(run):
-    alter(run, lambda held: held["id"][0].update(name="elsewhere"))
+    alter(run, lambda held: held.update(id=["elsewhere"]))
     with pytest.raises(NotRecorded, match=r"no longer holds the set 'elsewhere'.*choose --run"):
         read_choice(run)
 
@@ -135,11 +138,55 @@ def test_a_choice_that_learned_from_a_set_that_is_not_there_is_one_line(run):
         read_choice(run)
 
 
+def test_another_function_of_the_chosen_name_is_one_line(run):
+    def recommend_own(scale):
+        METHODS.pop("own", None)
+        register_method("own", lambda features, logits, head: scale * logits.amax(dim=1))
+        choose(run)
+        alter(run, lambda held: held.update(recommended={"method": "own"}))
+
+    try:
+        recommend_own(1.0)
+        alter(run, lambda held: held.update(own=own_digest(METHODS["own"])))
+        assert read_choice(run)[0].method == "own"
+        digest = read_choice(run)[1].own
+        recommend_own(2.0)
+        alter(run, lambda held: held.update(own=digest))
+        with pytest.raises(
+            NotRecorded, match=r"'own' is not the function that was chosen .* agai"
+        ):
+            read_choice(run)
+    finally:
+        del METHODS["own"]
+
+
+def test_a_choice_says_which_function_it_recommends():
+    ranked = Ranked(0, 1.0, 1.0, 1.0, {"phase": 0.9}, tied=True)
+
+    def recommended(score):
+        METHODS.pop("own", None)
+        register_method("own", score)
+        row = Row(ScoreSpec("own"), ranked)
+        return Choice(row.spec, "far", None, [row], []).to_record().own
+
+    try:
+        first = recommended(lambda features, logits, head: logits.amax(dim=1))
+        again = recommended(lambda features, logits, head: logits.amax(dim=1))
+        other = recommended(lambda features, logits, head: logits.amin(dim=1))
+        assert first == again != other
+        assert recommended(lambda *given: np.load("x")) == ""
+    finally:
+        del METHODS["own"]
+    row = Row(ScoreSpec("msp"), ranked)
+    assert Choice(row.spec, "far", None, [row], []).to_record().own is None
+
+
 def test_a_score_that_is_not_registered_here_is_one_line(run):
     register_method("own", lambda features, logits, head: logits.amax(dim=1))
     try:
         choose(run)
-        alter(run, lambda held: held.update(recommended={"method": "own"}))
+        own = {"recommended": {"method": "own"}, "own": own_digest(METHODS["own"])}
+        alter(run, lambda held: held.update(own))
         assert read_choice(run)[0].method == "own"
     finally:
         del METHODS["own"]

@@ -32,10 +32,9 @@ def choose(path, *, method="msp", warning=None, **change):
     """Keep a choice in a run that no images made."""
     far = [{"method": method, "options": {}, "tied": True, **ROW}]
     far.append({"method": "kl", "options": {"temperature": 2.0}, "tied": False, **ROW})
-    chose = {"name": "digits", "images": 20, "of": 40, "manifest_sha256": "a" * 64}
     said = {
         "recommended": {"method": method},
-        **{"by": "far", "warning": warning, "notes": ["A note."], "id": [chose]},
+        **{"by": "far", "warning": warning, "notes": ["A note."], "id": ["digits"]},
         **{"far": far, "near": []},
     } | change
     with RunStore.open_for_writing(path) as store:

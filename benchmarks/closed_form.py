@@ -13,6 +13,10 @@ one backward a row with a ``Linear`` made anew for it, as OpenOOD does; ``vmap``
 gradients by ``vmap(grad)``; ``pytorch-ood``, its detector on the layer alone. They run on fewer
 rows, and are given as time a row.
 
+All that is compared runs in torch's own threads, one straight after the other. Each thread is kept
+on a core of its own by ``OMP_PROC_BIND``: a busy system at times wakes two of them on one.
+
+export OMP_PROC_BIND=true
 python benchmarks/closed_form.py -o benchmarks/results/closed-form-cpu.csv
 python benchmarks/closed_form.py --sweep -o benchmarks/results/closed-form-cpu-sweep.csv
 python benchmarks/closed_form.py --device cuda --dtype bfloat16 -o closed-form-h200.csv
@@ -111,7 +115,7 @@ def compare(
             if compiled and source == "logits":
                 function = torch.compile(_equation, dynamic=False)
                 runs["equation, torch.compile"] = lambda x=x, f=logits, g=function: g(x, f)
-            taken = interleaved(runs, repeats=repeats, seconds=seconds, device=device)
+            taken = interleaved(runs, repeats=repeats, seconds=seconds, device=device, pause=0)
             yield _record(limit, rows, x, classes, taken[limit], {"limit": limit}, device)
             how = {"limit": limit, "of_limit": taken.pop(limit)}
             for figure, of_each in taken.items():
@@ -133,6 +137,7 @@ def sweep(*, device: str = "cpu", seconds: float = 2.0) -> Iterator[dict[str, An
                 {"ours": lambda x=x, f=logits: last_layer_score(x, f)},
                 seconds=seconds,
                 device=device,
+                pause=0,
             )
             row = _record("gradscore from logits", rows, x, classes, taken["ours"], {}, device)
             yield {**row, "sweep": name}

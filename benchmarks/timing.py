@@ -19,6 +19,7 @@ def interleaved(
     seconds: float = 10.0,
     device: str = "cpu",
     clock: Callable[[], float] = time.perf_counter,
+    pause: float = PAUSE,
 ) -> dict[str, list[float]]:
     """Time functions in turns, so that what else the machine does meets all of them alike.
 
@@ -32,6 +33,7 @@ def interleaved(
         device: ``cuda`` waits for the device before and after each run.
         clock: What tells the seconds; on a busy machine, ``time.thread_time`` counts only those
             that the calling thread ran.
+        pause: Seconds before each run; none is needed where all run in the same threads.
 
     Returns:
         The seconds of each run, by name, in the order of the rounds.
@@ -46,7 +48,7 @@ def interleaved(
     ):
         for name, function in functions.items():
             wait()
-            time.sleep(PAUSE)
+            time.sleep(pause)
             start = clock()
             function()
             wait()

@@ -15,7 +15,14 @@ from gradscore.closed_form import elementary, float32_rows, row_norms, side_by_s
 from gradscore.closed_form.elementary import F, borrowed, fits_float32
 from gradscore.closed_form.float32_rows import FACTS, deviation_norms32
 from gradscore.closed_form.row_norms import below_zero, magnitude, norm_of, settle
-from gradscore.closed_form.side_by_side import LANES, NARROW, SPACE, norms_side_by_side, prepare
+from gradscore.closed_form.side_by_side import (
+    LANES,
+    NARROW,
+    SPACE,
+    SQUARE,
+    norms_side_by_side,
+    prepare,
+)
 
 BLOCK, BLOCK_ENTRIES = 8, 2048
 """Rows of many classes that take each step together, and their entries: a quarter of an inner
@@ -71,7 +78,7 @@ def _functions(sources: str) -> tuple[Dispatcher, Dispatcher]:
         kept64 = np.empty((2, n))
         kept_norms = np.empty((1 + len(orders), LANES))
         kept_facts = np.empty((FACTS, step))
-        kept32 = np.zeros((3 * n + SPACE, LANES) if narrow else (step, n), F)
+        kept32 = np.zeros((max(3 * n + SPACE, SQUARE), LANES) if narrow else (step, n), F)
         f, out, orders = borrowed(f), borrowed(out), borrowed(orders)
         e, logs, work = borrowed(kept64)[0], borrowed(kept64)[1], borrowed(kept32)
         total, side_by_side = borrowed(kept_norms)[0], borrowed(kept_norms)[1:]
@@ -80,7 +87,7 @@ def _functions(sources: str) -> tuple[Dispatcher, Dispatcher]:
             rows, found = f[first : first + step], out[:, first : first + step]
             following = f[min(first + step, len(f) - 1)]
             if narrow:
-                prepare(rows, work)
+                prepare(f, first, work)
             for g in range(len(temperatures)):
                 a, b, t, hot = begins[g], begins[g + 1], temperatures[g], one_hot[g]
                 asked, norms = orders[a:b], found[a:b]
@@ -90,7 +97,10 @@ def _functions(sources: str) -> tuple[Dispatcher, Dispatcher]:
                     norms[:] = side_by_side[a:b, : len(rows)]
                 elif single and fits_float32(t):
                     deviation_norms32(rows, following, t, hot, asked, norms, work, facts)
-                for k in range(len(rows)):
+                missing = 0
+                for s in range(len(asked)):
+                    missing += below_zero(norms[s])
+                for k in range(len(rows) if missing else 0):
                     if below_zero(norms[:, k]):
                         settle(rows[k], t, hot, asked, e, logs, norms[:, k])
         kept64[0, 0], kept32[0, 0], kept_norms[0, 0], kept_facts[0, 0] = (

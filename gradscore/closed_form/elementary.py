@@ -78,6 +78,38 @@ def prefetch_line(typing, array, index):
     return types.void(array, types.intp), generate
 
 
+@intrinsic
+def transpose16(typing, source, first, step, target, place, width):
+    """Copy 16 rows of 16 float32 entries to where their columns lie.
+
+    Entry ``j`` of row ``i`` goes from ``source[first + i step + j]`` to ``target[place + j width +
+    i]``, arrays taken as flat ones. Rows are interleaved in pairs, four times.
+    """
+
+    def generate(context, builder, signature, arguments):
+        vector, number = ir.VectorType(ir.FloatType(), 16), arguments[1].type
+
+        def at(kind, array, start, stride, i):
+            data = context.make_array(kind)(context, builder, array).data
+            place = builder.add(start, builder.mul(stride, number(i)))
+            return builder.bitcast(builder.gep(data, [place]), vector.as_pointer())
+
+        source, first, step, target, place, width = arguments
+        halves = [[k + half for i in range(8) for k in (i, 16 + i)] for half in (0, 8)]
+        masks = [ir.Constant(ir.VectorType(ir.IntType(32), 16), half) for half in halves]
+        rows = [
+            builder.load(at(signature.args[0], source, first, step, i), align=4) for i in range(16)
+        ]
+        for _ in range(4):
+            pairs = zip(rows[:8], rows[8:], strict=True)
+            rows = [builder.shuffle_vector(*pair, mask) for pair in pairs for mask in masks]
+        for j, column in enumerate(rows):
+            builder.store(column, at(signature.args[3], target, place, width, j), align=4)
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, types.intp, target, types.intp, types.intp), generate
+
+
 @inlined
 def prefetch(x):
     """Ask for float32 entries that lie side by side, line by line."""

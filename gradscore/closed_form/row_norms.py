@@ -138,12 +138,12 @@ def deviate(row, temperature, one_hot, e):
     return factor
 
 
-@compiled
+@inlined
 def below_zero(found):
-    """Return whether a norm is still to be filled in."""
-    missing = False
+    """Return how many norms are still to be filled in."""
+    missing = 0
     for k in range(len(found)):
-        missing = missing or found[k] < 0
+        missing += 1 if found[k] < 0 else 0
     return missing
 
 

@@ -2,14 +2,23 @@
 
 The vector units would idle along such a row, so that the rows lie side by side. Of each entry both
 ``exp z`` and ``exp z - 1`` are computed, from one polynomial, and each row takes the one that
-keeps its digits. What float32 cannot hold is left to float64.
+keeps its digits: nothing branches. What float32 cannot hold is left to float64.
 """
 
 import math
 
 import numpy as np
 
-from gradscore.closed_form.elementary import F, both_exp32, compiled, fill, inlined, scaled, summed
+from gradscore.closed_form.elementary import (
+    F,
+    both_exp32,
+    compiled,
+    fill,
+    inlined,
+    scaled,
+    summed,
+    transpose16,
+)
 from gradscore.closed_form.float32_rows import LEAST_NORM, LEAST_OTHERS, LEAST_ROOT
 
 LANES = 64
@@ -17,20 +26,29 @@ LANES = 64
 NARROW = 32
 """Most classes for which this is faster, and for which the largest is a good centre."""
 
-SPACE = 7
-"""Rows of lanes that are needed beside three of them a class."""
+SPACE, SQUARE = 7, 16
+"""Rows of lanes that are needed beside three of them a class; entries that are moved at once."""
 
 HALF = F(0.5)
 """Above this mean of ``exp z``, 1 being the largest, ``exp z - 1`` keeps the digits."""
 
 
-@inlined
-def prepare(f, columns):
-    """Lay rows side by side in ``columns [classes, LANES]``."""
-    for k in range(len(f)):
-        row = f[k]
-        for j in range(len(row)):
-            columns[j, k] = row[j]
+@compiled
+def prepare(f, first, columns):
+    """Lay rows from ``first`` on side by side in ``columns [classes, LANES]``.
+
+    Sixteen entries are taken at once: of the next rows too, where there are some, and what they
+    leave below the columns is to be overwritten.
+    """
+    rows, n = f.shape
+    if first * n + (LANES - 1) * n + -(-n // SQUARE) * SQUARE <= f.size:
+        for k in range(0, LANES, SQUARE):
+            for j in range(0, n, SQUARE):
+                transpose16(f, (first + k) * n + j, n, columns, j * LANES + k, LANES)
+    else:
+        for k in range(min(LANES, rows - first)):
+            for j in range(n):
+                columns[j, k] = f[first + k, j]
 
 
 @inlined
@@ -69,18 +87,11 @@ def choose(sums, n, centre, squared):
         squared[k] = near if mean[k] > HALF else F(0)
 
 
-@inlined
-def take_chosen(e, less, mean):
-    """Put ``exp z - 1`` in the place of ``exp z`` for rows near uniform."""
-    for k in range(LANES):
-        e[k] = less[k] if mean[k] > HALF else e[k]
-
-
 @summed
-def accumulate(e, centre, p, total):
+def accumulate(e, less, mean, centre, p, total):
     """Add what exceeds the centre or the squares, or take the larger magnitude."""
     for k in range(LANES):
-        d = e[k] - centre[k]
+        d = (less[k] if mean[k] > HALF else e[k]) - centre[k]
         if p == 1:
             total[k] += np.float64(max(d, F(0)))
         elif p == 2:
@@ -136,13 +147,8 @@ def norms_side_by_side(work, n, temperature, one_hot, orders, found, total):
         found: What is filled.
         total: Overwritten, ``[LANES]``, float64.
     """
-    how, columns, e, less, rest = (
-        scaled(temperature),
-        work[:n],
-        work[n:],
-        work[2 * n :],
-        work[3 * n :],
-    )
+    columns, e, less, rest = work[:n], work[n : 2 * n], work[2 * n : 3 * n], work[3 * n :]
+    how = scaled(temperature)
     top, centre, squared, sums = rest[0], rest[1], rest[2], rest[3:7]
     top[:] = columns[0]
     for j in range(1, n):
@@ -153,13 +159,12 @@ def norms_side_by_side(work, n, temperature, one_hot, orders, found, total):
     centre[:], squared[:] = F(0), F(0)
     if not one_hot:
         choose(sums, F(n), centre, squared)
-        for j in range(n):
-            take_chosen(e[j], less[j], sums[3])
     for s in range(len(orders)):
         if orders[s] in (1.0, 2.0, math.inf):
             fill(total, 0.0)
             for j in range(n):
-                accumulate(e[j], squared if orders[s] == 2 else centre, orders[s], total)
+                around = squared if orders[s] == 2 else centre
+                accumulate(e[j], less[j], sums[3], around, orders[s], total)
             if one_hot:
                 finish_one_hot(total, sums, orders[s], found[s])
             else:

@@ -17,6 +17,8 @@ from gradscore.methods.block import Block
 
 LIGHT = 3
 """Most norms of the closed form, beside no other work, that take less time than reading."""
+LIGHT_BYTES = 1 << 23
+"""Features and logits that are then read at once, where that is more than a plan asks for."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,13 @@ def iterate_scores(
         ("features",) if any("features" in plan.fields for plan in plans) else ()
     )
     passes = tuple(dict.fromkeys(name for plan in plans for name in plan.passes))
+    light = _is_light(plans)
     rows = min(plan.rows for plan in plans)
+    if light:
+        rows = max(rows, LIGHT_BYTES // (4 * (run.info.features + run.info.classes)))
     orders = dict.fromkeys(order for plan in plans for order in plan.feature_orders)
     deviations = dict.fromkeys(objective for plan in plans for objective in plan.deviations)
-    threads = _computing_threads(plans)
+    threads = max(1, torch.get_num_threads() - light)
     for name in names:
         run.require_complete(name, ("base", *passes))
     for name in names:
@@ -202,16 +207,14 @@ def _kernel_device(backend: str, plans: Sequence[Plan]) -> str | None:
     return device if asked else None
 
 
-def _computing_threads(plans: Sequence[Plan]) -> int:
-    """Return how many of torch's threads shall compute beside the one that reads.
+def _is_light(plans: Sequence[Plan]) -> bool:
+    """Return whether reading takes longer than scoring.
 
-    Where reading is what takes the time, it must have a core for itself: a thread of torch that
-    shares it keeps all others waiting, and those wait by spinning.
+    Reading must then have a core for itself: a thread of torch that shares it keeps all others
+    waiting, and those wait by spinning. And what is read at once takes longer than handing it on.
     """
     norms = {norm for plan in plans for norm in (*plan.feature_orders, *plan.deviations)}
-    light = len(norms) <= LIGHT and all(p.feature_orders or p.deviations for p in plans)
-    threads = torch.get_num_threads()
-    return max(1, threads - 1) if light else threads
+    return len(norms) <= LIGHT and all(p.feature_orders or p.deviations for p in plans)
 
 
 @contextmanager

@@ -1,23 +1,20 @@
-"""Streaming a set: blocks in index order, base and other passes joined, one block read ahead."""
+"""Streaming a set: blocks in index order, base and other passes joined."""
 
-import queue
-import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradscore.run.files import DamagedFile
+from gradscore.run.hashed import AHEAD
 from gradscore.run.layout import BASE, BLOCKS, RunInfo, SetInfo
 from gradscore.run.shard import OpenShard, ShardReader
 
 Block = dict[str, NDArray]
 BASE_FIELDS = ("index", "path", "label", "features", "logits")
-T = TypeVar("T")
 
 
 def read_blocks(
@@ -34,10 +31,10 @@ def read_blocks(
         raise fault
     with ExitStack() as stack:
         base, others = readers[0], [Rows(reader) for reader in readers[1:]]
-        for other in others:
-            stack.callback(other.close)
-        for shard in base.shards:
-            with base.open(shard) as opened:
+        for one in (base, *others):
+            stack.callback(one.close)
+        for place, shard in enumerate(base.shards):
+            with base.open(shard, base.shards[place + 1 : place + 1 + AHEAD]) as opened:
                 for start in range(0, shard.rows, rows):
                     stop = min(start + rows, shard.rows)
                     yield _join(opened, start, stop, fields, others)
@@ -117,8 +114,9 @@ class Rows:
             raise self._disagreement()
 
     def close(self) -> None:
-        """Close the shard that is open."""
+        """Close the shard that is open, and its reader."""
         self._stack.close()
+        self._reader.close()
 
     def _left(self) -> int:
         return len(self._open.index) - self._place
@@ -128,55 +126,10 @@ class Rows:
             raise self._disagreement()
         shard = self._shards.popleft()
         self._stack.close()
-        self._open = self._stack.enter_context(self._reader.open(shard))
-        if self._shards:
-            self._reader.files.prepare(self._shards[0].file)  # beside the use of this one
+        self._open = self._stack.enter_context(self._reader.open(shard, self._shards))
         self._place = int(np.searchsorted(self._open.index, self._start))
 
     def _disagreement(self) -> DamagedFile:
         return DamagedFile(
             self._reader.folder, "is damaged: its rows are not those of its base pass"
         )
-
-
-def ahead(make: Callable[[], Iterator[T]]) -> Iterator[T]:
-    """Yield what ``make()`` yields, produced one item ahead in a thread.
-
-    The thread ends when the consumer does, also where it stops early; errors reach the consumer.
-    """
-    ready: queue.Queue = queue.Queue(maxsize=1)
-    stopped = threading.Event()
-
-    def put(item: tuple[str, object]) -> bool:
-        while not stopped.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def produce() -> None:
-        try:
-            items = make()
-            for item in items:
-                if not put(("item", item)):
-                    items.close()
-                    return
-            put(("end", None))
-        except BaseException as error:
-            put(("error", error))
-
-    thread = threading.Thread(target=produce, name="gradscore-reader", daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, value = ready.get()
-            if kind == "error":
-                raise value
-            if kind == "end":
-                return
-            yield value
-    finally:
-        stopped.set()
-        thread.join()

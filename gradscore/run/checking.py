@@ -8,6 +8,7 @@ from gradscore.errors import RunError
 from gradscore.run.choice_file import read_choice_file
 from gradscore.run.contents import read_fit_file, read_head
 from gradscore.run.files import DamagedFile
+from gradscore.run.hashed import AHEAD
 from gradscore.run.hints import repair_commands
 from gradscore.run.layout import RunInfo
 from gradscore.run.reader import read_info
@@ -68,10 +69,12 @@ def _faults(root: Path, info: RunInfo) -> Iterator[DamagedFile]:
             faults = list(reader.range_faults())
             yield from faults
             reported = {fault.path for fault in faults}
-            for shard in reader.shards:
-                # Rows that are not those of the shard's range were reported already.
-                if root / shard.file not in reported:
-                    yield from _fault(reader.verify, shard)
+            # Rows that are not those of the shard's range were reported already.
+            shards = [one for one in reader.shards if root / one.file not in reported]
+            for place, shard in enumerate(shards):
+                following = shards[place + 1 : place + 1 + AHEAD]
+                yield from _fault(reader.verify, shard, following)
+            reader.close()
 
 
 def _fault(read: Callable, *arguments: object) -> Iterator[DamagedFile]:

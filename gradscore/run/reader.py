@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gradscore.errors import NotRecorded, RunError
 from gradscore.norms import number_name
-from gradscore.run.blocks import BASE_FIELDS, Block, Rows, ahead, read_blocks
+from gradscore.run.blocks import BASE_FIELDS, Block, Rows, read_blocks
 from gradscore.run.choice_file import ChoiceRecord, read_choice_file
 from gradscore.run.contents import Arrays, read_head
 from gradscore.run.files import Vanished, read_below
@@ -144,9 +144,10 @@ class RunReader:
         norms: Sequence[str] = (),
         rows: int = 4096,
     ) -> Iterator[Block]:
-        """Yield a set in index order, at most ``rows`` rows at a time, one block read ahead.
+        """Yield a set in index order, at most ``rows`` rows at a time.
 
-        Memory is bounded by two blocks, whatever the set's size.
+        Memory is bounded by one block and a few small files, whatever the set's size: the next
+        files are read and hashed while a block is used.
 
         Args:
             set_name: Name of a finished set.
@@ -171,7 +172,7 @@ class RunReader:
                 f"The run {self.path} holds no features: {self.info.head.reason or 'none'}."
             )
         entry = self.require_complete(set_name, (BASE, *norms))
-        return ahead(lambda: self._read(entry, tuple(fields), tuple(norms), rows))
+        return self._read(entry, tuple(fields), tuple(norms), rows)
 
     def fit_blocks(
         self, set_name: str, fields: Sequence[str] = BASE_FIELDS, norms: Sequence[str] = ()

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import threading
 
 import pytest
 
@@ -119,10 +118,10 @@ def test_a_damaged_file_is_refused_when_it_is_opened(files):
 
 @pytest.mark.parametrize("bad", [False, True], ids=["sound", "missing"])
 def test_files_that_were_hashed_for_nothing_leave_no_thread(files, bad):
-    before = threading.active_count()
     content(files, "a", ["b", "c"])
     if bad:
         (files.root / "b").unlink()
     content(files, "c", ["b", "a"])
     files.close()
-    assert threading.active_count() == before
+    assert files._threads._threads
+    assert not any(thread.is_alive() for thread in files._threads._threads)

@@ -121,7 +121,7 @@ def test_a_reader_that_stops_early_leaves_no_thread(run):
     blocks = RunStore(run).blocks("digits", rows=1)
     next(blocks)
     blocks.close()
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # others end by themselves
 
 
 def test_a_set_without_rows_or_features(tmp_path):

@@ -25,7 +25,7 @@ from gradscore.detector.file import SCORES, DetectorInfo, read_detector, write_d
 from gradscore.detector.live import LiveScore, check_shape, device_of
 from gradscore.detector.threshold import Share, Threshold
 from gradscore.detector.wanted import Wanted
-from gradscore.errors import InvalidArgument
+from gradscore.errors import DetectorError, InvalidArgument
 from gradscore.methods import RecordedRun
 from gradscore.methods.custom import OWN, import_method
 from gradscore.models.preprocessing import Preprocessing
@@ -215,8 +215,14 @@ class Detector(nn.Module):
         Raises:
             InvalidArgument: If the images have another shape, or a score is not finite.
             ModelError: If the model is in train mode.
-            DetectorError: If the model's weights have changed.
+            DetectorError: If the model's weights have changed, or a graph is traced: it would
+                hold the numbers of this one batch.
         """
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            raise DetectorError(
+                "Expected `detector.export('gate.onnx')` for a graph of a detector, got "
+                "torch.jit.trace or torch.export, which would freeze its numbers."
+            )
         check_shape(images, self.info.input_shape)
         check_eval_mode(self.model)
         with torch.inference_mode(False), torch.no_grad():

@@ -39,11 +39,14 @@ class RowSource:
         self, classifier: Classifier, passes: list[PassInfo], shape: tuple[int, ...]
     ) -> None:
         image = example(shape)[:1].to(classifier.device)
+        self._device = classifier.device
         self._computer = Computer(classifier, image, base=True, passes=passes)
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Return arrays by name, in host memory, of images ``[batch, ...]``, at least one."""
-        rows = self._computer(images)
+        # A detector has a precision of its own: a caller's autocast would change its scores.
+        with torch.autocast(self._device.type, enabled=False):
+            rows = self._computer(images)
         if self._computer.on_cuda:
             torch.cuda.synchronize()
         arrays = dict(rows.pop(BASE))
@@ -213,8 +216,12 @@ def check_shape(images: Any, shape: tuple[int, ...]) -> None:
         InvalidArgument: If they are not.
     """
     there = isinstance(images, Tensor) and images.ndim == len(shape) + 1
-    if not there or tuple(images.shape[1:]) != tuple(shape):
-        got = list(images.shape) if isinstance(images, Tensor) else f"a {type(images).__name__}"
+    # Raw pixels of 0 to 255 are of the right shape, too, and some models would take them.
+    if not there or tuple(images.shape[1:]) != tuple(shape) or not images.is_floating_point():
+        got = f"a {type(images).__name__}"
+        if isinstance(images, Tensor):
+            kind = "" if images.is_floating_point() else f"{images.dtype} "
+            got = f"{kind}{list(images.shape)}"
         wanted = ", ".join(map(str, shape))
         raise InvalidArgument(
             f"Expected images [batch, {wanted}], preprocessed as the detector's `preprocessing` "

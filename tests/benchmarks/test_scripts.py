@@ -2,15 +2,18 @@
 
 import argparse
 import csv
+import functools
 import importlib
 from pathlib import Path
 
 import detectors
+import exported
 import predict
 import pytest
 import records
 
 import gradscore as gs
+from gradscore.data import open_set
 
 BENCHMARKS = Path(detectors.__file__).parent
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
@@ -64,12 +67,33 @@ def test_detectors_are_tried_on_the_half_that_did_not_calibrate_them(tmp_path, m
 
 def test_predict_is_measured_beside_extraction(tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "IMAGES", 120)
-    monkeypatch.setattr(predict, "FIRST", 100)
+    monkeypatch.setattr(predict, "FIRST", 64)
     monkeypatch.setattr(predict, "CALIBRATED", 80)
-    options = argparse.Namespace(method="energy", repeats=2, seconds=60.0)
+    options = argparse.Namespace(
+        method="energy", repeats=2, seconds=60.0, data=None, cpu_time=True
+    )
     row = predict.measured(tmp_path, options)
     assert list(row) == columns("predict-cpu.csv")
     assert float(row["lowest"]) <= float(row["fraction"]) <= float(row["highest"])
     assert (row["images"], row["repeats"]) == (120, 2)
     with (tmp_path / "decisions.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 120
+
+
+def test_exported_detectors_are_asked_without_torch(tmp_path):
+    images = open_set("digits:test", limit=160)
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    for place in range(160):
+        images[place].save(folder / f"{place}.png")
+    listed = [("path", "label"), *((f"{place}.png", -1) for place in range(160))]
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(listed)
+    make = functools.partial(gs.create_model, "digits")
+    subject = exported.Subject(make, ("digits", "digits"), 160, ("energy",))
+    rows = list(exported.measured("digits", subject, tmp_path, tmp_path))
+    assert list(rows[0]) == columns("onnx.csv")
+    assert [row["batch"] for row in rows] == [1, 7, 64]
+    assert {row["images"] for row in rows} == {160}
+    assert {row["differ"] for row in rows} == {0}
+    assert all(float(row["apart"]) < 1e-5 for row in rows)

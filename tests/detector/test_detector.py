@@ -142,6 +142,27 @@ def test_it_serves_threads_inference_mode_and_compilation(run, images):
     assert torch.equal(torch.compile(detector)(images[:2]).score, decision.score)
 
 
+@pytest.mark.parametrize("method", ["energy", "gradnorm"])
+def test_the_autocast_of_a_caller_changes_neither_calibration_nor_decisions(model, images, method):
+    expected = Detector.calibrate(model, images, method=method)
+    decision = expected(images[:7])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = Detector.calibrate(model, images, method=method)
+        assert torch.equal(expected(images[:7]).score, decision.score)
+    assert found.info.threshold == expected.info.threshold
+
+
+def test_no_graph_that_freezes_its_numbers_is_traced(run, images):
+    detector = Detector.calibrate(run, method="energy")
+    with pytest.raises(DetectorError, match=r"Expected `detector.export\('gate.onnx'\)`"):
+        torch.export.export(detector, (images[:2],))
+    with (
+        pytest.warns(FutureWarning, match="is deprecated"),
+        pytest.raises(DetectorError, match=r"torch.jit.trace or torch.export"),
+    ):
+        torch.jit.trace(detector, images[:2])
+
+
 def test_no_image_gives_no_decision(run):
     decision = Detector.calibrate(run)(torch.zeros(0, 1, 8, 8))
     assert [tuple(values.shape) for values in decision] == [(0, 6), (0,), (0,), (0,)]
@@ -182,6 +203,10 @@ def refusals(run, model, images):
         "other weights": (lambda: Detector(random, energy.info, energy.arrays), "got others"),
         "one image": (lambda: energy(images[0]), r"images \[batch, 1, 8, 8\].*got \[1, 8, 8\]"),
         "no tensor": (lambda: energy([1]), "got a list"),
+        "raw pixels": (
+            lambda: energy((255 * images[:2]).byte()),
+            r"preprocessed as .* got torch.uint8 \[2, 1, 8, 8\]",
+        ),
         "NaN": (lambda: energy(torch.full((2, 1, 8, 8), torch.nan)), "others for image 0"),
         "too few": (lambda: Detector.calibrate(model, images[:58]), "at least 59 .* got 58"),
         "no images": (lambda: Detector.calibrate(model), "give `images`"),
@@ -225,7 +250,8 @@ def refusals(run, model, images):
 @pytest.mark.parametrize(
     "case",
     [
-        *("other weights", "one image", "no tensor", "NaN", "too few", "no images", "text"),
+        *("other weights", "one image", "no tensor", "raw pixels", "NaN", "too few"),
+        *("no images", "text"),
         *("odin", "stages", "OOD", "unknown set", "in-sample", "learns nothing", "both"),
         *("images for nothing", "a run and preprocessing", "two models"),
         *("other settings", "few to learn"),

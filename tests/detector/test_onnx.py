@@ -1,8 +1,6 @@
 """A detector in ONNX: the same decisions by onnxruntime alone; what cannot be exported is told."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -262,27 +260,3 @@ def test_a_file_that_scores_otherwise_than_the_detector_is_not_kept(
     with pytest.raises(DetectorError, match="the file is not kept"):
         detector.export(tmp_path / "gate.onnx", images)
     assert list(tmp_path.iterdir()) == []
-
-
-ALONE = """
-import sys, numpy as np, onnxruntime
-run = onnxruntime.InferenceSession(sys.argv[1])
-pixels = np.load(sys.argv[2])
-logits, score, accepted = run.run(None, {"images": pixels})
-assert "torch" not in sys.modules and "gradscore" not in sys.modules
-np.savez(sys.argv[3], score=score, accepted=accepted)
-"""
-
-
-def test_it_runs_without_torch(model, images, tmp_path):
-    how = {"resize": None, "crop": None, "mean": 0.3, "std": 0.38, "mode": "L"}
-    detector = Detector.calibrate(model, images, method="laplace_energy", preprocessing=how)
-    pixels = torch.randint(0, 256, (20, 8, 8, 1), dtype=torch.uint8)
-    detector.export(tmp_path / "gate.onnx", pixels, takes="uint8")
-    np.save(tmp_path / "pixels.npy", pixels.numpy())
-    paths = [tmp_path / name for name in ("gate.onnx", "pixels.npy", "out.npz")]
-    subprocess.run([sys.executable, "-c", ALONE, *paths], check=True, cwd=tmp_path, timeout=120)
-    found = np.load(tmp_path / "out.npz")
-    expected = detector(((pixels.float() / 255 - 0.3) / 0.38).permute(0, 3, 1, 2))
-    np.testing.assert_allclose(found["score"], expected.score, rtol=1e-4, atol=1e-6)
-    assert (found["accepted"] == expected.accepted.numpy()).all()

@@ -121,8 +121,8 @@ def subjects(data: Path, folder: Path) -> dict[str, Subject]:
     tiny = partial(create_model, "timm:vit_tiny_patch16_224", "random")
     return {
         "cifar:resnet20": Subject(trained, CIFAR, 500, (*METHODS, *OTHERS)),
-        "timm:mobilenetv2_100": Subject(mobile, IMAGENET, 200, preprocessing=how),
-        "timm:vit_tiny_patch16_224, drawn": Subject(tiny, IMAGENET, 200),
+        "timm:mobilenetv2_100": Subject(mobile, IMAGENET, 300, preprocessing=how),
+        "timm:vit_tiny_patch16_224, drawn": Subject(tiny, IMAGENET, 300),
         "hf:ViTForImageClassification, drawn": Subject(
             partial(drawn_vit, folder / "hf"), CIFAR, 300, (*METHODS, "knn", "vim")
         ),

@@ -6,6 +6,7 @@ import click
 
 from gradscore.choices import GUARANTEES
 from gradscore.cli.console import notice, print_facts, print_table, say
+from gradscore.cli.ending import begins_again
 from gradscore.cli.options import (
     chained,
     import_methods,
@@ -87,6 +88,7 @@ again_options = chained(
     help="The detector's file (.safetensors).",
 )
 @quiet_option
+@begins_again()
 def calibrate(
     run_path, model, sets, method, tpr, guarantee, confidence, cross_fit, output, quiet, **given
 ) -> None:

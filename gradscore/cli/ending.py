@@ -67,6 +67,16 @@ def stopped_by_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+@contextmanager
+def begins_again() -> Iterator[None]:
+    """Have an interrupt say that the same command begins again, not that it resumes."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        error.told = "Interrupted. The same command begins again."
+        raise
+
+
 def open_streams() -> None:
     """See to it that whatever is printed goes somewhere.
 

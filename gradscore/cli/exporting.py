@@ -5,7 +5,8 @@ import click
 from gradscore.choices import INPUTS
 from gradscore.cli.console import notice, say
 from gradscore.cli.detectors import again_options, promise_text, score_text
-from gradscore.cli.options import chained, quiet_option
+from gradscore.cli.ending import begins_again
+from gradscore.cli.options import quiet_option
 from gradscore.cli.results import notice_written
 from gradscore.escapes import counted
 
@@ -37,7 +38,8 @@ TRIED = 256
     help="The one batch size that the file takes. Default: any.",
 )
 @click.option("-o", "--output", metavar="F.onnx", required=True, help="The file (.onnx).")
-@chained(quiet_option)
+@quiet_option
+@begins_again()
 def export(path, model, weights, method, takes, data, batch, output, quiet) -> None:
     """Write a detector as ONNX: images in; logits, score and accepted out.
 

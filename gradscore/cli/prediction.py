@@ -7,6 +7,7 @@ import click
 from gradscore.choices import PREDICTION_ENDINGS
 from gradscore.cli.console import Progress, notice, print_table, say
 from gradscore.cli.detectors import DETECTOR, again_options, class_text
+from gradscore.cli.ending import begins_again
 from gradscore.cli.extraction_options import computing_options
 from gradscore.cli.options import chained, checked_output, quiet_option
 from gradscore.escapes import counted
@@ -66,6 +67,7 @@ detector_options = chained(
     "output, and all else to standard error.",
 )
 @quiet_option
+@begins_again()
 def predict(
     paths, detector, model, weights, method, show, fail_on_drift, output, quiet, **how
 ) -> None:
@@ -116,12 +118,10 @@ def predict(
                     if rows is not None:
                         rows.add(part)
                     progress.advance(part.done)
-    except BaseException as error:
+    except BaseException:
         if rows is not None and rows.kept:
             progress.finish()
             notice(f"{output} holds the first {counted(rows.kept, 'image')}.", quiet=quiet)
-        if isinstance(error, KeyboardInterrupt):
-            error.told = "Interrupted. The same command begins again."
         raise
     finally:
         progress.finish()

@@ -97,6 +97,25 @@ def test_an_interrupt_keeps_what_is_written(detector, tmp_path, monkeypatch, cap
     assert len(out.read_text().splitlines()) == 65
 
 
+@pytest.mark.parametrize("command", ["predict", "calibrate", "export"])
+def test_an_interrupt_before_any_work_does_not_promise_to_resume(
+    detector, tmp_path, monkeypatch, capsys, command
+):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    words = {
+        "predict": ("digits:unseen", "--detector", detector),
+        "calibrate": ("--run", detector.parent / "run", "-o", tmp_path / "d.safetensors"),
+        "export": ("--detector", detector, "-o", tmp_path / "gate.onnx"),
+    }
+    module = {"export": "detector", "predict": "file", "calibrate": "file"}[command]
+    name = "check_ending" if command == "calibrate" else "read_detector"
+    monkeypatch.setattr(f"gradscore.detector.{module}.{name}", interrupted)
+    assert call(command, *words[command]) == 130
+    assert capsys.readouterr().err.endswith("Interrupted. The same command begins again.\n")
+
+
 def test_rows_that_could_not_be_written_are_not_said_to_be_there(
     detector, tmp_path, monkeypatch, capsys
 ):
@@ -107,8 +126,11 @@ def test_rows_that_could_not_be_written_are_not_said_to_be_there(
 
     monkeypatch.setattr(prediction_file._Csv, "write", full)
     out = tmp_path / "a.csv"
-    words = ("predict", "digits:unseen", "--detector", detector, "-o", out, "--workers", "0", "-q")
-    assert "No space left on device" in fails(capsys, *words)
+    words = ("predict", "digits:unseen", "--detector", detector, "-o", out, "--workers", "0")
+    assert call(*words) == 1
+    told = capsys.readouterr().err
+    assert "No space left on device" in told
+    assert "holds the first" not in told
     assert list(tmp_path.iterdir()) == []
 
 

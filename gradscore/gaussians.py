@@ -8,6 +8,11 @@ from torch import Tensor
 
 from gradscore.errors import InvalidArgument
 
+FEW = 1 << 14
+"""Numbers in all means up to which all distances take no longer than choosing among them."""
+MOST_CANDIDATES = 4
+"""Means a row that may be the nearest, on average; of more, all distances are taken."""
+
 
 @dataclass(frozen=True)
 class ClassGaussians:
@@ -32,6 +37,10 @@ class ClassGaussians:
         values, vectors = torch.linalg.eigh(self.precision)
         return vectors * values.clamp_min(0).sqrt()
 
+    @cached_property
+    def _turned_means(self) -> Tensor:
+        return self.means @ self._root
+
     def confidence(self, features: Tensor) -> Tensor:
         """Return the largest ``-1/2 (z - mu)^T P (z - mu)`` over the classes, shape ``[batch]``.
 
@@ -41,7 +50,7 @@ class ClassGaussians:
         Returns:
             Confidences without unit, at most 0, float64.
         """
-        return -0.5 * self._distances(features).amin(dim=1).square()
+        return -0.5 * self._nearest(features)[0].square()
 
     def gradient(self, features: Tensor) -> Tensor:
         """Return the gradient of :meth:`confidence` with respect to the features.
@@ -52,15 +61,36 @@ class ClassGaussians:
         Returns:
             ``-P (z - mu)`` of the nearest class, shape ``[batch, features]``, float64.
         """
-        nearest = self.means[self._distances(features).argmin(dim=1)]
+        nearest = self.means[self._nearest(features)[1]]
         return (nearest - features.double()) @ self.precision
 
-    def _distances(self, features: Tensor) -> Tensor:
-        z, means = features.double() @ self._root, self.means @ self._root
-        # Differences, not products: near a mean those would cancel.
-        if torch.compiler.is_compiling():  # ONNX has no such distance
-            return torch.stack([(z - mean).square().sum(dim=1).sqrt() for mean in means], dim=1)
-        return torch.cdist(z, means, compute_mode="donot_use_mm_for_euclid_dist")
+    def _nearest(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the distance to the nearest mean and its place, shapes ``[batch]``."""
+        z, means = features.double() @ self._root, self._turned_means
+        if torch.compiler.is_compiling():  # ONNX has no such distance, and no number of candidates
+            distances = [(z - mean).square().sum(dim=1).sqrt() for mean in means]
+            return torch.stack(distances, dim=1).min(dim=1)
+        if means.numel() < FEW or z.requires_grad:
+            return _distances(z, means).min(dim=1)
+        # Products say which means may be the nearest: differences of all take far longer.
+        squares = z.square().sum(dim=1, keepdim=True) + means.square().sum(dim=1)
+        rough = squares - 2 * z @ means.T
+        # (|z| + |m|)^2 is at most twice the squares; both sides may be off.
+        half_digit = torch.finfo(z.dtype).eps / 2
+        slack = 4 * (z.shape[1] + 4) * half_digit * squares.amax(dim=1, keepdim=True)
+        row, place = (rough <= rough.amin(dim=1, keepdim=True) + slack).nonzero(as_tuple=True)
+        if not rough.isfinite().all() or len(row) > MOST_CANDIDATES * len(z):
+            return _distances(z, means).min(dim=1)
+        apart = (z[row] - means[place]).square().sum(dim=1).sqrt()
+        nearest = apart.new_full((len(z),), torch.inf).scatter_reduce(0, row, apart, "amin")
+        first = torch.where(apart == nearest[row], place, len(means))
+        places = place.new_full((len(z),), len(means)).scatter_reduce(0, row, first, "amin")
+        return nearest, places
+
+
+def _distances(z: Tensor, means: Tensor) -> Tensor:
+    """Return all distances by differences, not products: near a mean those would cancel."""
+    return torch.cdist(z, means, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def fit_gaussians(features: Tensor, labels: Tensor) -> ClassGaussians:

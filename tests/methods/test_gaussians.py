@@ -5,8 +5,9 @@ import pytest
 import torch
 from helpers.transcriptions import literal_confidence
 
+from gradscore import gaussians
 from gradscore.errors import InvalidArgument
-from gradscore.gaussians import fit_gaussians
+from gradscore.gaussians import ClassGaussians, fit_gaussians
 
 
 def drawn(rows=60, width=5):
@@ -43,3 +44,37 @@ def test_a_singular_covariance_has_a_pseudo_inverse_and_absent_classes_no_mean()
 def test_nothing_to_fit_to_is_refused():
     with pytest.raises(InvalidArgument, match="labelled rows to fit to, got none"):
         fit_gaussians(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
+
+
+def means_of(kind):
+    """Return means, and features to ask for the nearest of them."""
+    rng = np.random.default_rng(2)
+    means = torch.from_numpy(rng.normal(size=(12, 6)))
+    features = torch.from_numpy(rng.normal(size=(20, 6)))
+    if kind == "at a mean":
+        features = means.repeat(2, 1)[:20] + 1e-13 * features
+    elif kind == "far from zero":  # squares lose what the differences are made of
+        means, features = (1e8 + 1e-2 * values for values in (means, features))
+    elif kind == "two are the same":
+        means[7] = means[2]
+        features[:5] = means[2]
+    elif kind == "all are the same":
+        means[:] = means[0]
+    elif kind == "too large":  # for squares
+        features[3] = 1e200
+    return ClassGaussians(means, torch.eye(6, dtype=torch.float64)), features
+
+
+KINDS = ["any", "at a mean", "far from zero", "two are the same", "all are the same", "too large"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_nearest_of_many_means_is_that_of_all_differences(kind, monkeypatch):
+    fitted, features = means_of(kind)
+    distances = (features[:, None] - fitted.means).norm(dim=2)
+    monkeypatch.setattr(gaussians, "FEW", 0)
+    nearest, places = fitted._nearest(features)
+    torch.testing.assert_close(nearest, distances.amin(dim=1), rtol=1e-13, atol=0)
+    torch.testing.assert_close(fitted.means[places], fitted.means[distances.argmin(dim=1)])
+    monkeypatch.setattr(gaussians, "FEW", 1 << 14)
+    torch.testing.assert_close(fitted._nearest(features)[0], nearest, rtol=1e-13, atol=0)

@@ -43,7 +43,7 @@ TRIED = 256
 def export(path, model, weights, method, takes, data, batch, output, quiet) -> None:
     """Write a detector as ONNX: images in; logits, score and accepted out.
 
-    The file is kept once onnxruntime decided real images as the detector does. It runs without
+    The file is kept only if onnxruntime decides real images as the detector does. It runs without
     torch and without gradscore. Its threshold is the initializer `threshold`.
     """
     from gradscore.detector import Detector

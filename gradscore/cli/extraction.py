@@ -25,9 +25,9 @@ EMBEDDED = {
 def extract(model, weights, run_path, ids, oods, fit_sets, data, quiet, **how) -> None:
     """Run the model over image sets and record features, logits and gradient norms.
 
-    Interrupted at any moment, the same command resumes. A further set, order, temperature or
-    target adds to the run; without --model and sets, those of the run are meant, and where there
-    is no run the embedded model and its sets.
+    After an interruption the same command goes on. Later commands may add sets, orders,
+    temperatures and targets to the run; without --model and sets they take those of the run.
+    Where there is no run yet, the embedded model and its sets are taken.
 
     PATH of a set:
 

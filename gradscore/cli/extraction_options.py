@@ -58,7 +58,7 @@ computing_options = chained(
         "--workers",
         metavar="N",
         type=click.IntRange(0),
-        help="Processes that decode images; 0: none beside the main one.",
+        help="Processes that decode images; 0: the main process alone.",
     ),
     click.option(
         "--max-pixels",
@@ -90,12 +90,12 @@ extract_options = chained(
     sets_option(
         "--fit-set",
         "fit_sets",
-        help="ID set that methods learn from, and that no figure is of. May be repeated.",
+        help="ID set that methods learn from; it is never evaluated. May be repeated.",
     ),
     sets_option(
         "--data",
         "data",
-        help="Set without a role: it is scored, and in no evaluation. May be repeated.",
+        help="Set without a role: it is scored, but not evaluated. May be repeated.",
     ),
     click.option(
         "--layers",
@@ -132,8 +132,8 @@ extract_options = chained(
         "--keep",
         metavar="MODULE",
         multiple=True,
-        help="Make scores of this module and of what follows it, with any settings, possible "
-        "later without the images: its input is stored. May be repeated.",
+        help="Store the input of this module. Later commands can then score by it and by what "
+        "follows it, with any settings and without the images. May be repeated.",
     ),
     click.option(
         "--keep-dtype",
@@ -145,9 +145,9 @@ extract_options = chained(
         "--record",
         type=click.Choice(RECORDED_METHODS),
         multiple=True,
-        help="Make a method possible that needs more than features and logits. odin: with "
-        "perturbed images (--epsilon). mahalanobis: mahalanobis_stages (--fit). surrogates: the "
-        "far table of choose. May be repeated.",
+        help="Record what a method needs beside features and logits. odin: perturbed images "
+        "(--epsilon). mahalanobis: for mahalanobis_stages (--fit). surrogates: changed copies "
+        "of ID images, for choose. May be repeated.",
     ),
     click.option(
         "--epsilon",
@@ -172,7 +172,7 @@ extract_options = chained(
         type=BatchSize(),
         default=64,
         show_default=True,
-        help="Images at once; auto: the most that pays and fits.",
+        help="Images at once; auto: the fastest number that fits into memory.",
     ),
     click.option(
         "--precision",
@@ -196,15 +196,15 @@ extract_options = chained(
     click.option(
         "--part",
         metavar="I/N",
-        help="Record part I of N of each set; `gradscore run merge` joins them. env: as the "
-        "variables of a Slurm array, a Kubernetes indexed job or torchrun say; env/N where they "
-        "do not say N.",
+        help="Record part I of N of each set; `gradscore run merge` joins them. env: "
+        "take I and N from the variables of a Slurm array, a Kubernetes indexed job or torchrun. "
+        "env/N: where these do not give N.",
     ),
     click.option(
         "--store",
         type=click.Choice(STORED),
-        help="all (default): features and logits. features: the logits are made of them and the "
-        "last layer when they are read. features-float16: in half precision.",
+        help="all (default): features and logits. features: only these; logits are then computed "
+        "from the last layer when they are read. features-float16: features in half precision.",
     ),
     click.option(
         "--executor",

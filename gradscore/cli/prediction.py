@@ -33,7 +33,7 @@ detector_options = chained(
 )
 
 
-@click.command(short_help="Say of new images which to accept.")
+@click.command(short_help="Decide which new images to accept.")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @detector_options
 @click.option(
@@ -71,10 +71,10 @@ detector_options = chained(
 def predict(
     paths, detector, model, weights, method, show, fail_on_drift, output, quiet, **how
 ) -> None:
-    """Say of new images which a detector accepts, and whether more are flagged than usual.
+    """Decide by a detector which new images to accept; say whether it flags more than usual.
 
     PATH is a folder, a list or an archive, as `gradscore extract` takes them. A file has a row an
-    image: path, predicted class, score, p_value (how usual so low a score is among clean images)
+    image: path, predicted class, score, p_value (share of clean images with so low a score)
     and accepted. Ctrl-C keeps the rows that are there. The images are only read.
     """
     import sys

@@ -21,7 +21,7 @@ def run() -> None:
 @run.command(short_help="Show what a run holds.")
 @run_place
 def info(run_path) -> None:
-    """Show what a run holds: its model, its sets, and the questions it recorded."""
+    """Show what a run holds: its model, its sets, and what is recorded of each."""
     from gradscore.run import BASE, RunStore
     from gradscore.run.description import preprocessing_text, weights_text
 
@@ -97,8 +97,8 @@ def check(run_path) -> None:
 def merge(run_path, quiet) -> None:
     """Join the parts that `gradscore extract --part I/N` recorded, without copying a row.
 
-    What is missing is named with the command that records it. Interrupted at any moment, the
-    same command goes on.
+    What is missing is named with the command that records it. After an
+    interruption the same command goes on.
     """
     from gradscore.run import merge as join
     from gradscore.run.reader import RunReader
@@ -156,12 +156,12 @@ def import_(run_path, features, logits, head, labels, quiet, **named) -> None:
     notice(f"{run_path}: set {name}, {counted(imported.rows, 'image')}.", quiet=quiet)
 
 
-@run.command(short_help="Forget a set of a run.")
+@run.command(short_help="Remove a set from a run.")
 @click.argument("set_name", metavar="SET")
 @run_option
 @quiet_option
 def remove(set_name, run_path, quiet) -> None:
-    """Forget a set of a run, delete its files, and what methods learned from it."""
+    """Remove a set from a run: delete its files, and what methods learned from it."""
     from gradscore.run import RunStore, remove_set
 
     with RunStore.open_for_writing(run_path) as store:

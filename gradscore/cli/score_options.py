@@ -75,8 +75,8 @@ def _settings(option: Callable) -> Callable:
             "--two-sided",
             is_flag=True,
             callback=lambda ctx, param, value: value or None,
-            help="laplace_energy_blocks: nearer than ID images usually are counts as evidence, "
-            "too.",
+            help="laplace_energy_blocks: an image that lies nearer than ID images usually do "
+            "scores even higher.",
         ),
         option(
             "--clip",

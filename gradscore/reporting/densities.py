@@ -10,13 +10,13 @@ from gradscore.reporting.markup import Markup, details, joined, table, tag
 from gradscore.reporting.operating import Grid, Shares
 from gradscore.reporting.scales import WIDTH, quantiles, short, stairs
 from gradscore.reporting.scored import ScoredSet
-from gradscore.reporting.words import set_label
+from gradscore.reporting.words import set_label, short_label
 
 BINS = 64
 """Of each distribution; never more than 512."""
 TOP, TITLE, HEIGHT, GAP, FOOT = 26, 20, 46, 16, 24
 """Pixels: above all, of a set's line of text, of its curve, below it, and of the axis."""
-LABEL = 18
+LABEL = 22
 """Characters of a set's name that leave room beside it on a narrow screen."""
 SHARES = {"lowest": 0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95}
 SHARES |= {"highest": 1}
@@ -81,7 +81,7 @@ def _row(place: int, one: ScoredSet, share: int, grid: Grid, y: float) -> Markup
     return tag(
         "g",
         tag("line", x1=0, x2="100%", y1=base, y2=base, class_="base"),
-        tag("text", set_label(one.info, LABEL), x=0, y=y + 12, class_="name"),
+        tag("text", short_label(one.info, LABEL), x=0, y=y + 12, class_="name"),
         tag("text", told, " flagged", x="100%", y=y + 12, text_anchor="end", class_="told"),
         curve,
         class_=f"tone-{one.tone}",

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscore.metrics import auroc
-from gradscore.reporting.markup import Markup, details, joined, note, table, tag
+from gradscore.reporting.markup import Markup, breakable, details, joined, note, table, tag
 from gradscore.reporting.scales import Axis, dots, line, short
 from gradscore.reporting.scored import ScoredSet
 
@@ -39,7 +39,7 @@ def draw_factors(ids: Sequence[ScoredSet], oods: Sequence[ScoredSet]) -> Markup 
             role="img",
         )
         legend = joined(
-            tag("strong", one.name, class_=f"colored tone-{one.tone}"),
+            tag("strong", breakable(one.name), class_=f"colored tone-{one.tone}"),
             tag("br"),
             tag("span", "●", class_="colored tone-id", aria_hidden="true"),
             " ID ",
@@ -47,7 +47,7 @@ def draw_factors(ids: Sequence[ScoredSet], oods: Sequence[ScoredSet]) -> Markup 
             " OOD",
         )
         panels.append(tag("figure", drawing, tag("figcaption", legend), class_="panel"))
-        rows.append([one.name, *told])
+        rows.append([breakable(one.name), *told])
     told = (
         "GradNorm of the last layer is U times V. U, to the right, is the size of the features "
         f"({short(across.low)} to {short(across.high)}). V, upwards, is how far the output is "

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from gradscore.escapes import counted
 from gradscore.extraction.settings import Progress
 from gradscore.reporting.basis import Cut
-from gradscore.reporting.markup import Markup, clipped, joined, note, tag
+from gradscore.reporting.markup import Markup, clipped, details, joined, note, table, tag
 from gradscore.reporting.scales import short
 from gradscore.reporting.scored import ScoredSet
 from gradscore.reporting.thumbnails import Source, Thumbnail, open_source
@@ -93,9 +93,12 @@ def _of_set(
         if not len(rows):
             parts.append(tag("p", _none(one, title), class_="about"))
             continue
-        tiles = [_tile(store, one, int(row), paths[int(row)], source) for row in rows]
         parts.append(tag("p", told, class_="about"))
-        parts.append(tag("ul", *tiles, class_="strip"))
+        if source.images is None and source.folder is None:
+            parts.append(_listed(store, one, rows, paths, title))
+        else:
+            tiles = [_tile(store, one, int(row), paths[int(row)], source) for row in rows]
+            parts.append(tag("ul", *tiles, class_="strip"))
         progress.advance(len(rows))
     return tag("div", *parts, class_="gallery")
 
@@ -117,6 +120,22 @@ def _paths(store: RunStore, one: ScoredSet, wanted: NDArray[np.int64]) -> dict[i
         for place in np.flatnonzero(np.isin(index, list(row_of))).tolist():
             found[row_of[int(index[place])]] = str(block["path"][place])
     return found
+
+
+def _listed(
+    store: RunStore, one: ScoredSet, rows: NDArray[np.int64], paths: Mapping[int, str], title: str
+) -> Markup:
+    """Return images in words, where none of the set's pictures can be had."""
+    cells = [
+        [
+            clipped(paths[int(row)]),
+            class_label(store.info, int(one.predicted[row])),
+            short(one.scores[row]),
+        ]
+        for row in rows
+    ]
+    listed = table(f"{title} of {one.name}", ["Image", "Predicted", "Score"], cells)
+    return details(f"{counted(len(cells), 'image')} by name", listed)
 
 
 def _tile(store: RunStore, one: ScoredSet, row: int, path: str, source: Source) -> Markup:

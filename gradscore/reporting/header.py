@@ -119,7 +119,7 @@ def _sets(store: RunStore, sets: Sequence[ScoredSet]) -> Markup | None:
         scored = known.get(entry.name)
         rows.append(
             [
-                entry.name,
+                breakable(entry.name),
                 ROLES[entry.role],
                 _accuracy(scored) if scored else "",
                 f"{entry.done(BASE) - len(entry.failed):,} of {entry.rows:,}",

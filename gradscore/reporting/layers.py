@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gradscore.metrics import auroc
-from gradscore.reporting.markup import Markup, joined, note, table, tag
+from gradscore.reporting.markup import Markup, breakable, joined, note, table, tag
 from gradscore.reporting.scored import ScoredSet
 
 SHADES = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -21,8 +21,8 @@ def draw_layers(ids: Sequence[ScoredSet], oods: Sequence[ScoredSet]) -> Markup |
     for group in groups:
         known = np.concatenate([one.layers[group] for one in ids])
         values = [auroc(known, one.layers[group]) for one in oods]
-        rows.append([group, *map(_cell, values), _cell(float(np.mean(values)))])
-    columns = ["Layers", *(one.name for one in oods), "mean"]
+        rows.append([breakable(group), *map(_cell, values), _cell(float(np.mean(values)))])
+    columns = ["Layers", *(breakable(one.name) for one in oods), "mean"]
     told = (
         "AUROC of GradNorm by the layers whose gradient is measured, p = 1, T = 1. Stronger "
         "colour is better; 50% is a coin toss."

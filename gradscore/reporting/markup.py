@@ -109,8 +109,11 @@ def note(*children: Any, kind: str = "note") -> Markup:
 
 
 def command(text: str) -> Markup:
-    """Return a command to type."""
-    return tag("code", text)
+    """Return a command to type; no line breaks within an option."""
+    words = [
+        tag("span", word) if word.startswith("-") else escaped(word) for word in text.split(" ")
+    ]
+    return tag("code", Markup(" ".join(words)))
 
 
 def _cell(content: Any) -> Markup:

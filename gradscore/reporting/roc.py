@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscore.evaluation import Estimate, evaluate
-from gradscore.reporting.markup import Markup, details, joined, note, table, tag
+from gradscore.reporting.markup import Markup, breakable, details, joined, note, table, tag
 from gradscore.reporting.operating import Grid, Shares
 from gradscore.reporting.scales import line, quantiles
 from gradscore.reporting.scored import ScoredSet
@@ -57,13 +57,13 @@ def draw_curves(
         )
         caption = tag(
             "figcaption",
-            tag("strong", one.name, class_="colored"),
+            tag("strong", breakable(one.name), class_="colored"),
             tag("br"),
             f"AUROC {100 * figures.auroc.value:.1f}%",
         )
         panels.append(tag("figure", drawing, caption, class_=f"panel tone-{one.tone}"))
         images = f"{len(one):,}"
-        rows.append([one.name, images, _text(figures.auroc), _text(figures.fpr95)])
+        rows.append([breakable(one.name), images, _text(figures.auroc), _text(figures.fpr95)])
     told = (
         "Each square: to the right, the share of the OOD set that is wrongly accepted; upwards, "
         "the share of ID images that is kept. The nearer to the upper left corner, the better. "

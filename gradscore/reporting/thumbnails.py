@@ -100,6 +100,11 @@ def open_source(about: RunInfo, run: Path, entry: SetInfo, moved: str | None = N
     opener = Opener(about.class_names, about.classes, None)
     if about.model == ARRAYS:
         return _beside_arrays(opener, entry, moved)
+    if moved is None and _is_gone(source):
+        return Source(
+            notice=f"The images are not at {source!r} any more. Say where they are: "
+            f"{ROLE_OPTIONS[None]} {entry.name}=PATH."
+        )
     try:
         if moved is None:
             require_openable(run, entry, "--data")
@@ -177,6 +182,11 @@ def _of_floats(values: np.ndarray) -> Image.Image:
     if len(eight) < 3:
         return Image.fromarray(np.ascontiguousarray(eight[0]))
     return Image.fromarray(np.ascontiguousarray(eight[:3].transpose(1, 2, 0)))
+
+
+def _is_gone(source: str) -> bool:
+    """Say whether a source is the plain path of what is not there."""
+    return os.path.isabs(source) and not set("@#{*") & set(source) and not os.path.exists(source)
 
 
 def _hint(entry: SetInfo, source: str) -> str:

@@ -1,14 +1,26 @@
 """What sets and classes are called on the page."""
 
-from gradscore.reporting.markup import LONGEST, clipped
+from gradscore.reporting.markup import Markup, breakable, joined
 from gradscore.run import RunInfo, SetInfo
 
 ROLES = {"id": "ID", "ood": "OOD", "fit": "to fit to", None: "no role", "surrogate": "surrogate"}
 
 
-def set_label(entry: SetInfo, most: int = LONGEST) -> str:
-    """Return a set's name, or of a longer one than ``most`` its two ends, with its role."""
-    return f"{clipped(entry.name, most)} ({ROLES[entry.role]})"
+def set_label(entry: SetInfo) -> Markup:
+    """Return a set's name with its role."""
+    return joined(breakable(entry.name), f" ({ROLES[entry.role]})")
+
+
+def short_label(entry: SetInfo, most: int) -> str:
+    """Return a set's name with its role, of a longer name than ``most`` its start and its end.
+
+    Names that begin alike differ at their end: more of that is shown.
+    """
+    name = entry.name
+    if len(name) > most:
+        start = most // 3
+        name = f"{name[:start]}…{name[start + 1 - most :]}"
+    return f"{name} ({ROLES[entry.role]})"
 
 
 def as_sentence(clause: str) -> str:

@@ -100,7 +100,8 @@ def _page(found: Findings, moved: Mapping[str, str] | None, progress: Progress) 
     footer = tag(
         "p", f"Written by gradscore {__version__}. This file loads nothing from elsewhere."
     )
-    return make_page(store.info.model, lead, sections, footer, _data(found))
+    title = "Imported features" if store.info.model == ARRAYS else store.info.model
+    return make_page(title, lead, sections, footer, _data(found))
 
 
 def _sentence(found: Findings, name: str) -> str:

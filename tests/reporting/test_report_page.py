@@ -10,10 +10,11 @@ from helpers.report_runs import drawn_run, with_many
 import gradscore as gs
 from gradscore.accuracy import percent, tenths
 from gradscore.errors import RunError
-from gradscore.reporting.markup import escaped, table, tag
+from gradscore.reporting.markup import command, escaped, table, tag
 from gradscore.reporting.page import make_page, resource
 from gradscore.reporting.scales import Axis, stairs
-from gradscore.run import RunStore
+from gradscore.reporting.words import short_label
+from gradscore.run import RunStore, SetInfo
 
 HOSTILE = (
     "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>{{program}}\u202e\x1b[31m"
@@ -170,3 +171,16 @@ def test_shares_in_tenths_round_halves_up_and_read_alike():
 
 def test_stairs_close_at_the_bottom():
     assert stairs([0.5, 1.0], 10, 4) == "M0 4V2H5V0H10V4Z"
+
+
+def test_a_long_name_keeps_its_end_where_names_that_begin_alike_differ():
+    one = SetInfo("ood_set_number_07_of_many", "ood", "", "a" * 64, 1)
+    assert short_label(one, 22) == "ood_set…ber_07_of_many (OOD)"
+    assert len(short_label(one, 22)) == 22 + len(" (OOD)")
+    assert short_label(one, 25) == "ood_set_number_07_of_many (OOD)"
+
+
+def test_a_command_breaks_between_its_words_alone():
+    assert command("gradscore choose --run a<b") == (
+        "<code>gradscore choose <span>--run</span> a&lt;b</code>"
+    )

@@ -142,6 +142,7 @@ def evaluated_sets(rows: "Sequence[Row]") -> set[str]:
 
 def hint_to_choose(rows: "Sequence[Row]", run: "RunStore") -> None:
     """Say so where GradNorm ranks below the maximum softmax probability."""
+    from gradscore.choosing import read_choice
     from gradscore.errors import RunError
 
     means = {}
@@ -154,10 +155,10 @@ def hint_to_choose(rows: "Sequence[Row]", run: "RunStore") -> None:
     gradnorm, msp = (100 * sum(means[name]) / len(means[name]) for name in ("gradnorm", "msp"))
     if gradnorm < msp:
         command = shlex.join(("gradscore", "choose", "--run", str(run.path)))
-        record = None
+        chosen = None
         with suppress(RunError):  # a damaged choice is the business of `choose`
-            record = run.read_choice()
+            chosen = read_choice(run)
         told = f"`{command}` says which score to trust for this model."
-        if record is not None:
-            told = f"For this model `gradscore choose` took {record.method}."
+        if chosen is not None:
+            told = f"For this model `gradscore choose` took {chosen[0].title()}."
         say(f"gradnorm ranks below msp here (mean AUROC {gradnorm:.1f} against {msp:.1f}). {told}")

@@ -48,10 +48,12 @@ def find_fit_sets(spec: ScoreSpec, run: RecordedRun) -> FitSets:
             f"{add}."
         )
     few = f" (fewer than {FEW})" if count < FEW else ""
+    # The user gave no name to what a detector takes of the sets.
+    of = "" if "~" in what else f" of {what}"
     if own:
-        how = f"no set to fit to: {count:,} images of {what}{few} teach what scores the others"
+        how = f"no set to fit to: {count:,} images{of}{few} teach what scores the others"
     else:
-        how = f"learned from {count:,} images of {what}{few}" if few else ""
+        how = f"learned from {count:,} images{of}{few}" if few else ""
     return FitSets(names, FOLDS if own else 1, how)
 
 

@@ -9,6 +9,7 @@ from gradscore.errors import InvalidArgument, ModelError, NotRecorded, RunError
 from gradscore.methods import ScoreSpec
 from gradscore.methods.fitted import repeat_notices
 from gradscore.methods.learned import LEARNED
+from gradscore.methods.part_of_run import Chosen, PartOfRun
 from gradscore.run import HeadInfo, PassInfo, RunInfo, RunStore, SetInfo, check
 from gradscore.scoring import score_sets
 
@@ -189,6 +190,14 @@ def test_what_is_learned_from_little_or_from_the_id_set_itself_is_told(tmp_path,
     plan = spec.definition.plan(spec, make_run(tmp_path / "run", roles))
     assert plan.notice.startswith(notice)
     assert bool(plan.notice) == bool(notice)
+
+
+def test_a_set_that_its_user_gave_no_name_is_told_of_without_one(tmp_path):
+    run = make_run(tmp_path / "run", {"mine": "id", "t": ("fit", 30)})
+    part = PartOfRun(run, {"~fit": ("fit", [Chosen("t")])})
+    spec = ScoreSpec("knn", fit="~fit")
+    notice = spec.definition.plan(spec, part).notice
+    assert notice == "learned from 30 images (fewer than 100)"
 
 
 @pytest.mark.parametrize("count", [30, 100, 300])

@@ -27,6 +27,7 @@ import torch
 from timing import device_name, fraction, interleaved
 
 from gradscore.ablation import ablate, ablation_specs
+from gradscore.closed_form import last_layer_score
 from gradscore.methods import ScoreSpec
 from gradscore.recorded import Run
 from gradscore.run import HeadInfo, RunInfo, RunStore, SetInfo
@@ -132,6 +133,7 @@ def measure_sweeps(path: Path) -> Iterator[dict[str, Any]]:
     kinds = ["p", "temperature"]
     settings = {spec for kind in kinds for spec in ablation_specs(kind, Run(path))}
     for figure, work in {
+        "load libraries": lambda: last_layer_score(torch.ones(1, 1), torch.ones(1, 1)),
         "read once": lambda: _read(store),
         "score": lambda: _score(store, list(settings)),
         "ablate": lambda: ablate(Run(path), kinds, replicates=0),

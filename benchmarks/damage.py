@@ -9,7 +9,7 @@ one line, gave the same result or a sound one, and how many of each failure ther
     different   exit 0, and other numbers than the sound run gives
     executed    a program or a pickle was run
     outside     a file outside was read into the results, or written
-    hung        no end within a minute
+    hung        no end within a minute of the processor's time, or ten of the clock's
     traceback   no line of error
     lost        something that was finished is gone, or does not come back
 """

@@ -27,7 +27,12 @@ from gradscore.recorded import extract
 from gradscore.run import RunStore, check
 
 FAILURES = ("different", "executed", "outside", "hung", "traceback", "lost")
-HANGS_AFTER_S = 60
+HANGS_AFTER_S, WAITS_AT_MOST_S = 60, 600
+"""Of the processor's time, and of the clock's: what runs beside may take the processor away."""
+LIMITS = (
+    (signal.SIGPROF, signal.ITIMER_PROF, HANGS_AFTER_S),
+    (signal.SIGALRM, signal.ITIMER_REAL, WAITS_AT_MOST_S),
+)
 PIECE = 2000
 """Bytes of the systematic trials that make one trial."""
 SETS = {"a": ("id", "digits:train"), "b": ("ood", "digits:noise")}
@@ -37,6 +42,13 @@ QUESTION = (
     *("--method", "mahalanobis_stages", "--fit", "a"),
 )
 """It reads every pass of the run, replays a part of the model, and reads what was learned."""
+OUTPUTS = {
+    **dict.fromkeys(("score", "evaluate", "predict"), ("-o", "out.csv")),
+    **{"ablate": ("-o", "out.md"), "plot": ("--plot", "o.png", "o-scores.png")},
+    **{"choose": ("-o", "out.json"), "calibrate": ("-o", "out.safetensors")},
+    **{"report": ("-o", "out.html"), "export": ("-o", "out.onnx")},
+}
+"""Of each command that may be killed: the option, and the files that it writes."""
 
 
 def record(run: Path, limit: int = 24) -> None:
@@ -60,8 +72,9 @@ def call(*arguments: str) -> tuple[int | str, str]:
 
     printed = io.StringIO()
     before, sys.argv = sys.argv, ["gradscore", *arguments]
-    signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, HANGS_AFTER_S)
+    for sign, timer, seconds in LIMITS:
+        signal.signal(sign, late)
+        signal.setitimer(timer, seconds)
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             command_line()
@@ -72,7 +85,8 @@ def call(*arguments: str) -> tuple[int | str, str]:
     except BaseException as error:
         return "traceback", f"{type(error).__name__}: {error}"
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        for _, timer, _ in LIMITS:
+            signal.setitimer(timer, 0)
         sys.argv = before
     return 0, printed.getvalue()
 
@@ -95,25 +109,31 @@ class Trials:
             code, told = call(*ask(run, self.scores))  # also stores what methods learn
             assert code == 0, told
         call(*ask(self.sound, self.scores))
-        self.commands = {
-            "score": (ask(self.sound, folder / "out.csv"), ["out.csv"]),
-            "evaluate": (
-                ("evaluate", "--run", str(self.sound), "-o", str(folder / "out.csv"), "-q"),
-                ["out.csv"],
-            ),
-            "ablate": (
-                ("ablate", "p", "--run", str(self.sound), "-o", str(folder / "out.md"), "-q"),
-                ["out.md"],
-            ),
-            "plot": (
-                ("ablate", "kl", "--run", str(self.sound), "--plot", str(folder / "o.png"), "-q"),
-                ["o.png", "o-scores.png"],
-            ),
+        far, detector = folder / "far", folder / "detector.safetensors"
+        extract("digits", SETS, far, layers="last", record="surrogates", limit=200)
+        threshold = ("--id", "a", "--method", "gradnorm", "--tpr", "0.8")
+        calibrate = ("calibrate", "--run", str(self.sound), *threshold, "--guarantee", "marginal")
+        call(*calibrate, "-o", str(detector), "-q")
+        given = ("--detector", str(detector))
+        asked = {
+            "score": ask(self.sound, folder / "out.csv")[:-3],
+            "evaluate": ("evaluate", "--run", str(self.sound)),
+            "ablate": ("ablate", "p", "--run", str(self.sound)),
+            "plot": ("ablate", "kl", "--run", str(self.sound)),
+            "choose": ("choose", "--run", str(far)),
+            "calibrate": calibrate,
+            "predict": ("predict", "digits:noise", *given),
+            "report": ("report", "--run", str(self.sound), *given),
+            "export": ("export", *given),
         }
+        self.commands = {}
+        for name, words in asked.items():
+            option, *outputs = OUTPUTS[name]
+            self.commands[name] = (*words, option, str(folder / outputs[0]), "-q"), outputs
         self.expected = {}
         for name, (words, outputs) in self.commands.items():
             began = time.perf_counter()
-            assert self._child(end, *words) == 0
+            assert self._child(end, *words) == 0, words
             seconds = time.perf_counter() - began
             self.expected[name] = seconds, [(folder / one).read_bytes() for one in outputs]
         began = time.perf_counter()

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from gradscore.errors import RunError
 from gradscore.run.contents import fit_file, shard_file
+from gradscore.run.files import open_below
 from gradscore.run.hints import extract_command, naming_options, pass_options
 from gradscore.run.identity import IDENTITY, OF_PASS, OF_SET, require_equal
 from gradscore.run.index import encode
@@ -241,7 +242,7 @@ def _joined(parts: Sequence[Part], whole: RunInfo | None) -> tuple[RunInfo, dict
 
 
 def _require_there(run: Path, joined: RunInfo, moves: Mapping[str, str]) -> None:
-    """Raise unless the parts' rows cover each set, and their files are there.
+    """Raise unless the parts' rows cover each set, and their files are there, and no links.
 
     Raises:
         RunError: Naming the first range or file at fault.
@@ -257,6 +258,8 @@ def _require_there(run: Path, joined: RunInfo, moves: Mapping[str, str]) -> None
                 f"{run / source} is missing; record that part again: the command that recorded "
                 f"it makes what is not there ({part.partition('.')[0].replace('-of-', '/')})."
             )
+        if os.path.lexists(run / source):
+            os.close(open_below(run, source))
 
 
 def _shards(info: RunInfo) -> Iterator[Shard]:

@@ -279,6 +279,17 @@ def test_parts_pass_over_images_that_could_not_be_read(tmp_path):
     assert check(tmp_path / "parts") == []
 
 
+def test_a_link_in_the_place_of_a_parts_file_is_refused_as_that(tmp_path):
+    for number in (1, 2):
+        record(tmp_path, part=(number, 2))
+    place = tmp_path / ".parts/2-of-2/digits/base/shard-00001.h5"
+    place.rename(tmp_path / "outside.h5")
+    place.symlink_to(tmp_path / "outside.h5")
+    with pytest.raises(RunError, match=rf"{place} is a link, which is not followed"):
+        merge(tmp_path)
+    assert not (tmp_path / "digits").exists()
+
+
 def test_a_file_of_a_part_that_is_gone_is_named(tmp_path):
     for number in (1, 2):
         record(tmp_path, part=(number, 2))

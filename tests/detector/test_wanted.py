@@ -38,15 +38,17 @@ def test_without_a_choice_it_is_energy_and_the_command_for_a_choice_is_told(run)
     assert told.startswith("no score was chosen: energy is taken; `gradscore choose --run ")
 
 
-def test_the_choice_of_the_run_is_taken_with_its_warning_and_given_options_go_first(run):
-    choose(run, "gradnorm", {"p": "inf", "temperature": 2.0}, warning="None is to be trusted.")
+def test_half_of_the_images_that_chose_choose_anew_and_given_options_go_first(run):
+    choose(run, "gradnorm", {"p": "inf", "temperature": 2.0})
     found = Wanted(options={"temperature": 3.0, "target": None}).of_run(RunStore(run))
-    assert found.method == "gradnorm"
-    assert found.options == {"p": float("inf"), "temperature": 3.0}
-    assert found.notices == [
-        "the score is gradnorm, as `gradscore choose` recommended",
-        "`gradscore choose` warned: None is to be trusted",
-    ]
+    (by,) = found.chosen_by
+    assert (by.name, by.of) == ("digits", 361)
+    assert 0 < by.images < by.of
+    assert found.options["temperature"] == 3.0
+    told = found.notices[0]
+    assert told.startswith(f"the score is {found.method}")
+    assert f"{by.images} of the 361 images of digits" in told
+    assert "none of these gives the threshold" in told
 
 
 def test_a_score_that_is_named_stays(run):
@@ -70,15 +72,12 @@ def test_a_choice_of_a_set_that_is_gone_is_not_used(run):
 
 
 def test_command_and_call_take_the_same_score(run, tmp_path, capsys):
-    choose(run, "msp", {}, warning="A \x1b[31m warning.")
+    choose(run, "msp", {})
     assert call("calibrate", "--run", run, "-o", tmp_path / "d.safetensors") in (0, None)
     errors = capsys.readouterr().err
-    assert "The score is msp, as `gradscore choose` recommended." in errors
-    assert "`gradscore choose` warned: A " in errors
-    assert "\x1b" not in errors
     made = gs.Detector.load(tmp_path / "d.safetensors").info
+    assert f"The score is {made.method}" in errors
     assert made == gs.Detector.calibrate(run).info
-    assert made.method == "msp"
 
 
 def test_images_of_a_model_give_energy_and_tell():

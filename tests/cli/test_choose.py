@@ -95,7 +95,7 @@ def test_a_choice_that_the_run_cannot_keep_is_told_of(run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     (copy / "fits" / "choice.json").unlink(missing_ok=True)
-    (copy / "fits" / "choice.json").mkdir()
+    (copy / "fits" / "choice.json").mkdir(parents=True)
     result = invoke("choose", "--run", copy)
     assert result.exit_code == 0
     assert "The run does not keep the choice: Cannot write" in result.stderr

@@ -1,4 +1,4 @@
-"""Large sets are asked in part: images at even distances.
+"""Large sets are asked in part: images drawn by a fixed seed.
 
 A choice among scores rests on differences that fifty thousand images settle: an AUROC of as many
 ID and OOD images has a standard error of at most 0.002. To resample ten million takes hours.
@@ -10,25 +10,24 @@ import numpy as np
 
 from gradscore.methods import RecordedRun
 from gradscore.methods.part_of_run import Chosen, Mask, PartOfRun
+from gradscore.methods.rows import drawn_places
 
 MOST_IMAGES = 50_000
 """Images of a set that are asked, at most, beside those that must be."""
 
 
 def at_most(mask: Mask, always: Iterable[int] = ()) -> Mask:
-    """Return :data:`MOST_IMAGES` of the images of a mask, at even distances.
+    """Return :data:`MOST_IMAGES` of the images of a mask, drawn by a fixed seed.
 
     Args:
         mask: Which images there are, shape ``[images]``.
         always: Places of those among them that are asked in any case.
     """
     places = np.flatnonzero(mask)
-    step = -(-len(places) // MOST_IMAGES)
-    if step <= 1:
+    if len(places) <= MOST_IMAGES:
         return mask
     few = np.zeros_like(mask)
-    # An odd distance: what learns in folds takes even and odd places apart.
-    few[places[:: step + 1 - step % 2]] = True
+    few[places[drawn_places(len(places), MOST_IMAGES)]] = True
     few[list(always)] = True
     return few
 

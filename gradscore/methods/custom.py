@@ -118,7 +118,7 @@ def _fits(
 ) -> list[Any]:
     """Return what was learned for each fold: from the run, or now, and then kept if it can be."""
     mark = fingerprint(fit)
-    entry = describe_fit(run.info, spec.method, sets.names, {"own": mark, "folds": sets.folds})
+    entry = describe_fit(run.info, spec.method, sets.names, {"own": mark, **sets.settings})
     arrays = run.read_fit(entry.name) if mark else None
     if arrays is None:
         folds = range(sets.folds) if sets.folds > 1 else (None,)

@@ -1,12 +1,13 @@
 """Which sets of a run a score learns from, and what its user should know of that."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from gradscore.errors import NotRecorded
 from gradscore.escapes import listed
 from gradscore.methods.base import RecordedRun, ScoreSpec
 from gradscore.methods.fitted import require_sets
-from gradscore.methods.rows import FEW, FEWEST, FOLDS, TESTED
+from gradscore.methods.rows import FEW, FEWEST, FOLDING, FOLDS, TESTED
 from gradscore.run import extract_command
 
 
@@ -23,6 +24,11 @@ class FitSets:
     names: tuple[str, ...] = ()
     folds: int = 1
     notice: str = ""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a fit depends on beside the rows: the folds, and how rows fall into them."""
+        return {"folds": self.folds, "folding": FOLDING}
 
 
 def find_fit_sets(spec: ScoreSpec, run: RecordedRun) -> FitSets:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from gradscore.errors import InvalidArgument, RunError
 from gradscore.escapes import counted
 from gradscore.methods.base import RecordedRun, ScoreSpec
-from gradscore.methods.rows import FOLDS, TESTED
+from gradscore.methods.rows import FOLDS, TESTED, fold_of
 from gradscore.run import describe_fit
 
 COMPARED = 20_000
@@ -184,7 +184,7 @@ def _outputs(run: RecordedRun, name: str) -> tuple[NDArray[np.float64], NDArray[
             if "features" in block:
                 part = np.concatenate([part, block["features"] @ _directions(run)], axis=1)
             parts.append(part)
-            folds.append(np.asarray(block["index"]) % FOLDS)
+            folds.append(fold_of(block["index"]).numpy())
             count += len(part)
             if count >= COMPARED:
                 break

@@ -2,7 +2,7 @@
 
 No labels are needed. What is learned comes from sets to fit to, or from the ID sets themselves;
 their rows are then scored out of fold: by what was learned from the other half of them. The rows
-of all other sets take turns between the two halves, so that no set has an advantage.
+of all other sets are shared out between the two halves, so that no set has an advantage.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ from gradscore.methods.fit_sets import FitSets, find_fit_sets
 from gradscore.methods.fitted import Arrays, fitted
 from gradscore.methods.fitted import Source as ArraySource
 from gradscore.methods.gradnorm import require_closed_form
-from gradscore.methods.rows import FOLDS, Fit, LastLayer, Rows, Source
+from gradscore.methods.rows import Fit, LastLayer, Rows, Source, fold_of
 from gradscore.run import extract_command
 from gradscore.run.layout import BLOCKS
 
@@ -74,7 +74,7 @@ class Learner:
             if self.learn is None:
                 return head, [{}]
             settings = {option: getattr(spec, option) for option in self.depends}
-            settings["folds"] = sets.folds
+            settings |= sets.settings
             learn = partial(self._learn, spec, head, self._stages(run), sets.folds)
             how = {"settings": settings, "fields": FIELDS, "passes": passes}
             arrays = fitted(run, spec.method, sets.names, learn, **how)
@@ -120,10 +120,10 @@ def score_by_fold(
     rows = rows_of(block.arrays)
     if len(fits) == 1:
         return score(rows, fits[0])
-    fold_of = torch.as_tensor(block.arrays["index"]) % FOLDS
+    folds = fold_of(block.arrays["index"])
     scores = torch.empty(len(rows), dtype=torch.float64)
     for fold, fit in enumerate(fits):
-        mine = fold_of == fold
+        mine = folds == fold
         if mine.any():
             scores[mine] = score(rows[mine], fit)
     return scores
@@ -160,7 +160,7 @@ def read_rows(sets: Sequence[ArraySource], fold: int | None) -> Iterator[Rows]:
     """Yield the rows of the sets to fit to; of a fold all others."""
     for arrays in chain.from_iterable(source() for source in sets):
         rows = rows_of(arrays)
-        yield rows if fold is None else rows[torch.as_tensor(arrays["index"]) % FOLDS != fold]
+        yield rows if fold is None else rows[fold_of(arrays["index"]) != fold]
 
 
 def rows_of(arrays: Any) -> Rows:

@@ -9,10 +9,10 @@ from torch.nn.functional import normalize
 
 from gradscore.errors import InvalidArgument
 from gradscore.methods import nearest
-from gradscore.methods.rows import Fit, Rows, Source, check_fit_size
+from gradscore.methods.rows import Fit, Rows, Source, check_fit_size, drawn_places
 
 BANK = 50_000
-"""Most rows that are kept; of more, as many at even distances."""
+"""Most rows that are kept; of more, as many, drawn by a fixed seed."""
 NEIGHBOURS = 10
 """Neighbours by default: both papers' for a bank of 1% of ImageNet (1,281 to 12,812 rows)."""
 PART = 4096
@@ -84,8 +84,7 @@ def nnguide(rows: Rows, fit: Fit, *, k: int = NEIGHBOURS) -> Tensor:
 def _bank(source: Source, *, weighted: bool) -> Fit:
     count = sum(len(rows) for rows in source())
     check_fit_size(count)
-    kept = min(count, BANK)
-    places = torch.arange(kept) * count // kept
+    places = torch.from_numpy(drawn_places(count, BANK))
     parts, start = [], 0
     for rows in source():
         chosen = rows[places[(places >= start) & (places < start + len(rows))] - start]

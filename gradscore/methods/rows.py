@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from gradscore.errors import InvalidArgument
@@ -13,6 +15,8 @@ Fit = dict[str, Tensor]
 FEWEST, FEW = 30, 100
 """Images to fit to: fewer than the first are refused, fewer than the second are told of."""
 FOLDS = 2
+FOLDING = "pairs, drawn by SplitMix64"
+"""How rows fall into folds; another way is another name, for fits are kept."""
 TESTED = ("id", "ood")
 """Roles of sets that a score is tested on: what learns from one learns in folds."""
 
@@ -62,18 +66,42 @@ Source = Callable[[], Iterable[Rows]]
 """Gives the rows to fit to, in blocks; it may be called again, and gives the same ones."""
 
 
-def in_fold(source: Source, fold: int, *, inside: bool) -> Source:
-    """Return the rows of one of :data:`FOLDS` folds, or all others.
+def fold_of(places: ArrayLike) -> Tensor:
+    """Return the fold of rows, 0 or 1, by their places in a set.
 
-    Rows take turns, by their place among all rows.
+    The two rows of a pair, such as 4 and 5, are in different folds; a hash of the pair draws which
+    is where (SplitMix64; Steele, Lea & Flood, OOPSLA 2014). So folds are of one size, and no order
+    of a set, such as classes in turn, puts one kind of image into one fold.
+
+    Args:
+        places: Shape ``[rows]``, not negative.
+
+    Returns:
+        Shape ``[rows]``, int64.
     """
+    place = np.asarray(places).astype(np.uint64)
+    z = ((place >> np.uint64(1)) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return torch.from_numpy(((place ^ (z >> np.uint64(63))) & np.uint64(1)).astype(np.int64))
+
+
+def drawn_places(count: int, most: int) -> NDArray[np.int64]:
+    """Return the places of ``most`` of some rows, or of all, in order; drawn by a fixed seed."""
+    if count <= most:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).choice(count, most, replace=False))
+
+
+def in_fold(source: Source, fold: int, *, inside: bool) -> Source:
+    """Return the rows of one of :data:`FOLDS` folds, or all others, by their place among all."""
 
     def chosen() -> Iterator[Rows]:
         start = 0
         for rows in source():
-            fold_of = torch.arange(start, start + len(rows)) % FOLDS
+            folds = fold_of(np.arange(start, start + len(rows)))
             start += len(rows)
-            yield rows[(fold_of == fold) == inside]
+            yield rows[(folds == fold) == inside]
 
     return chosen
 

@@ -8,6 +8,7 @@ import gradscore as gs
 from gradscore.choosing import choose_by_half, fewer, ood_aurocs
 from gradscore.choosing.halves import split
 from gradscore.methods import make_spec
+from gradscore.methods.rows import drawn_places
 from gradscore.metrics import auroc
 from gradscore.run import FailedRow, RunStore
 from gradscore.scoring import score_sets
@@ -22,12 +23,22 @@ def run(tmp_path_factory):
     return gs.extract("digits", SETS, path, layers="last", record="surrogates", limit=240).store
 
 
-def test_images_are_at_even_distances(monkeypatch):
+def test_images_are_drawn_by_a_fixed_seed(monkeypatch):
     mask = np.arange(20) % 2 == 0
     assert fewer.at_most(mask) is mask
     monkeypatch.setattr(fewer, "MOST_IMAGES", 4)
-    assert np.flatnonzero(fewer.at_most(mask)).tolist() == [0, 6, 12, 18]
-    assert np.flatnonzero(fewer.at_most(mask, {2, 6})).tolist() == [0, 2, 6, 12, 18]
+    few = fewer.at_most(mask)
+    assert few.sum() == 4
+    assert not few[~mask].any()
+    np.testing.assert_array_equal(few, fewer.at_most(mask))
+    other = np.flatnonzero(mask & ~few)[0]
+    np.testing.assert_array_equal(np.flatnonzero(fewer.at_most(mask, {other}) & ~few), [other])
+
+
+def test_images_of_classes_in_turn_are_of_every_class(monkeypatch):
+    monkeypatch.setattr(fewer, "MOST_IMAGES", 200)
+    few = fewer.at_most(np.ones(1000, bool))
+    assert set((np.flatnonzero(few) % 10).tolist()) == set(range(10))
 
 
 def test_large_sets_alone_are_asked_in_part(tmp_path, monkeypatch):
@@ -35,15 +46,16 @@ def test_large_sets_alone_are_asked_in_part(tmp_path, monkeypatch):
     assert fewer.fewer(whole, ["digits", "noise"]) is whole
     monkeypatch.setattr(fewer, "MOST_IMAGES", 25)
     part = fewer.fewer(whole, ["digits", "noise"])
-    for name, step in (("digits", 3), ("noise", 1), ("train", 1)):
+    for name, most in (("digits", 25), ("noise", None), ("train", None)):
         kept, every = (
             np.concatenate([block["features"] for block in one.blocks(name, ("features",))])
             for one in (part, whole)
         )
-        np.testing.assert_array_equal(kept, every[::step])
+        places = slice(None) if most is None else drawn_places(len(every), most)
+        np.testing.assert_array_equal(kept, every[places])
         assert part.sets[name].recorded() == len(kept)
     whole.sets["digits"].failed[:] = [FailedRow(0, "a", "b"), FailedRow(2, "a", "b")]
-    assert fewer.fewer(whole, ["digits"]).sets["digits"].recorded() == 13
+    assert fewer.fewer(whole, ["digits"]).sets["digits"].recorded() == 25
 
 
 def test_a_choice_by_some_images_is_told_and_is_that_of_these(run, monkeypatch):
@@ -54,7 +66,7 @@ def test_a_choice_by_some_images_is_told_and_is_that_of_these(run, monkeypatch):
     paths = [path for block in run.blocks("digits") for path in block["path"]]
     half = split(run, "digits", 2)[0]
     made = [place for place in np.flatnonzero(half) if paths[place] in changed]
-    asked = np.union1d(np.flatnonzero(half)[::3], made)
+    asked = np.flatnonzero(fewer.at_most(half, made))
     told = f"Chosen by {len(asked)} of the 240 images of digits, drawn by a fixed seed."
     assert choice.notes[0].startswith(told)
     assert [(one.images, one.of) for one in choice.chosen_by] == [(len(asked), 240)]
@@ -66,4 +78,5 @@ def test_a_choice_by_some_images_is_told_and_is_that_of_these(run, monkeypatch):
     assert found.aurocs["phase"] == auroc(ids[asked], shifted[of_half])
     # Which surrogates are no shift is asked of the same images as ever.
     assert [n for n in choice.notes if "keeps" in n] == [n for n in whole.notes if "keeps" in n]
-    assert ood_aurocs(run, choice)[SPEC] == auroc(ids[::3], ood[::3])
+    ids, ood = (x[drawn_places(len(x), 80)] for x in (ids, ood))
+    assert ood_aurocs(run, choice)[SPEC] == auroc(ids, ood)

@@ -19,7 +19,7 @@ from gradscore.methods.laplace import (
     stage_distance,
 )
 from gradscore.methods.neighbours import fit_knn, fit_nnguide, knn, nnguide
-from gradscore.methods.rows import FEWEST, LastLayer, Rows
+from gradscore.methods.rows import FEWEST, LastLayer, Rows, drawn_places, fold_of
 from gradscore.methods.subspace import default_dimension, fit_vim, vim
 
 FEATURES, CLASSES, CHANNELS = 12, 5, (4, 6)
@@ -141,8 +141,28 @@ def test_few_images_are_refused(fit):
 def test_the_bank_is_limited_and_spread(monkeypatch):
     monkeypatch.setattr("gradscore.methods.neighbours.BANK", 20)
     bank = fit_knn(source(ID))["bank"]
-    expected = torch.nn.functional.normalize(ID.features[::3].double(), dim=1).float()
+    kept = drawn_places(len(ID.features), 20)
+    assert len(set(kept.tolist())) == 20
+    assert (np.diff(np.diff(kept)) != 0).any()
+    expected = torch.nn.functional.normalize(ID.features[kept].double(), dim=1).float()
     torch.testing.assert_close(bank, expected)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 10, 100])
+def test_classes_in_turn_are_in_both_folds(classes):
+    places = np.arange(50 * classes)
+    folds = fold_of(places).numpy()
+    assert set(folds.tolist()) == {0, 1}
+    for label in range(classes):
+        assert 8 <= folds[places % classes == label].sum() <= 42
+
+
+def test_folds_are_of_one_size_and_depend_on_places_alone():
+    folds = fold_of(range(1000)).numpy()
+    assert (folds[::2] + folds[1::2] == 1).all()
+    assert 200 < folds[::2].sum() < 300
+    np.testing.assert_array_equal(fold_of(np.arange(1000)[300:]).numpy(), folds[300:])
+    assert folds.tolist() == [literal.fold_of(place) for place in range(1000)]
 
 
 def test_a_bank_in_parts_is_a_bank(monkeypatch):

@@ -10,6 +10,7 @@ from gradscore.methods import ScoreSpec
 from gradscore.methods.fitted import repeat_notices
 from gradscore.methods.learned import LEARNED
 from gradscore.methods.part_of_run import Chosen, PartOfRun
+from gradscore.methods.rows import fold_of
 from gradscore.run import HeadInfo, PassInfo, RunInfo, RunStore, SetInfo, check
 from gradscore.scoring import score_sets
 
@@ -114,10 +115,11 @@ def test_id_rows_that_are_learned_from_are_scored_out_of_fold(tmp_path, method, 
     for name in ("mine", "other"):
         found = score(run, name, method, **how)
         for fold in range(2):
-            learned = {key: values[1 - fold :: 2] for key, values in known.items()}
-            rows = {key: values[fold::2] for key, values in drawn(name, 80).items()}
+            mine = fold_of(range(80)).numpy() == fold
+            learned = {key: values[~mine] for key, values in known.items()}
+            rows = {key: values[mine] for key, values in drawn(name, 80).items()}
             wanted = expected(method, rows, learned)
-            np.testing.assert_allclose(found[fold::2], wanted, rtol=2e-5, atol=1e-7)
+            np.testing.assert_allclose(found[mine], wanted, rtol=2e-5, atol=1e-7)
     assert check(run.path) == []
 
 
@@ -128,11 +130,16 @@ def test_several_id_sets_are_learned_from_together_and_scored_out_of_fold(tmp_pa
     for name, rows in (("a", 80), ("b", 60), ("other", 80)):
         found = score(run, name, method)
         for fold in range(2):
-            halves = {key: [x[key][1 - fold :: 2] for x in known] for key in known[0]}
+            others = [fold_of(range(n)).numpy() != fold for n in (80, 60)]
+            halves = {
+                key: [x[key][other] for x, other in zip(known, others, strict=True)]
+                for key in known[0]
+            }
             learned = {key: np.concatenate(parts) for key, parts in halves.items()}
-            mine = {key: values[fold::2] for key, values in drawn(name, rows).items()}
+            here = fold_of(range(rows)).numpy() == fold
+            mine = {key: values[here] for key, values in drawn(name, rows).items()}
             wanted = expected(method, mine, learned)
-            np.testing.assert_allclose(found[fold::2], wanted, rtol=2e-5, atol=1e-7)
+            np.testing.assert_allclose(found[here], wanted, rtol=2e-5, atol=1e-7)
     assert [list(fit.sets) for fit in run.info.fits.values()] == [["a", "b"]]
     assert check(run.path) == []
 

@@ -110,7 +110,7 @@ def intervals_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """
     kinds: dict[str, dict[str, None]] = {}
     for row in rows:
-        if row["auroc_low"] is not None:
+        if row.get("auroc_low") is not None:
             kind = row.get("intervals", BOOTSTRAP)
             kinds.setdefault(kind, {})[str(row.get("run"))] = None
     if not kinds:

@@ -99,14 +99,15 @@ def test_score_shows_a_summary_without_an_output(run, capsys):
 def test_evaluate_prints_the_accuracy_first_and_writes_every_method(run, tmp_path, capsys):
     assert call("evaluate", "--run", run, "-o", tmp_path / "e.json", "--quiet") == 0
     first = capsys.readouterr().out.splitlines()[0]
-    accuracy = float(first.removeprefix("ID accuracy ").removesuffix("%")) / 100
+    percent = re.fullmatch(r"ID accuracy: (\d+\.\d)% of 361 labelled images", first)[1]
+    accuracy = float(percent) / 100
     result = json.loads((tmp_path / "e.json").read_text())
     assert result["id_accuracy"] == {"digits": pytest.approx(accuracy, abs=1e-3)}
     assert accuracy > 0.95
     methods = {row["method"] for row in result["rows"]}
     assert {"gradnorm", "u", "v", "kl", "msp", "max_logit", "energy"} <= methods
     of_msp = [row for row in result["rows"] if row["method"] == "msp"]
-    assert [row["ood"] for row in of_msp] == ["noise", "photos", "unseen", "mean"]
+    assert [row["ood"] for row in of_msp] == ["unseen", "photos", "noise", "mean"]
     assert of_msp[-1]["auroc"] == pytest.approx(np.mean([row["auroc"] for row in of_msp[:-1]]))
     assert all(row["auroc_low"] <= row["auroc"] <= row["auroc_high"] for row in of_msp)
 
@@ -409,16 +410,16 @@ def test_demo_says_at_each_step_what_it_did_by_which_command(tmp_path, capsys):
     assert call("demo", "-o", folder) == 0
     shown = capsys.readouterr().out
     steps = re.findall(rf"^(\d)\. .*:\n   gradscore (\w+) --run {folder}/run(.*)$", shown, re.M)
-    commands = ["extract", "choose", "evaluate", "score", "calibrate", "report"]
+    commands = ["extract", "choose", "evaluate", "calibrate", "score", "report"]
     assert [step[:2] for step in steps] == [(str(k), c) for k, c in enumerate(commands, 1)]
-    assert "ID accuracy 99" in shown
+    assert "ID accuracy: 99.2% of 361 labelled images" in shown
     assert "Recommended: laplace_energy_blocks" in shown
     assert "With 95% confidence at most 5% of images like these are flagged" in shown
     assert len(shown.splitlines()) < 45
     written = {path.name for path in folder.iterdir()}
     files = {"scores.csv", "scores.png", "evaluation.csv", "detector.safetensors", "report.html"}
     assert written == {"run", *files}
-    for _, command, words in steps[2:4]:
+    for _, command, words in steps[2:5]:
         given = shlex.split(words.replace(str(folder), str(tmp_path)))
         assert call(command, "--run", folder / "run", *given, "-q") == 0
     for name in ("scores.csv", "scores.png", "evaluation.csv"):

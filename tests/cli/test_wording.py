@@ -34,7 +34,7 @@ def options_in(text):
     """Return the options that a text names; parts of a command, alone or in backquotes, may."""
     if OPTION.fullmatch(text) or text.startswith("`gradscore "):
         return []
-    return re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)
+    return re.findall(r"(?<![\w{;-])--[a-z][a-z-]+", text)
 
 
 def test_the_library_names_no_option_of_the_command_line():

@@ -138,8 +138,8 @@ def test_each_id_set_has_its_own_accuracy(tmp_path):
     assert CliRunner().invoke(cli, ["extract", *sets, *how]).exit_code == 0
     done = CliRunner().invoke(cli, ["evaluate", "--run", run, "-q", "-o", str(table)])
     first, second = done.output.splitlines()[:2]
-    assert re.fullmatch(r"ID accuracy of a \d+\.\d%", first)
-    assert second == "ID accuracy of b unknown: no image has a label"
+    assert re.fullmatch(r"ID accuracy on a: \d+\.\d% of 12 labelled images", first)
+    assert second == "ID accuracy on b: unknown: no image has a label"
     shares = json.loads(table.read_text())["id_accuracy"]
     assert shares["b"] is None
     assert f"{shares['a']:.1%}" in first
@@ -151,7 +151,7 @@ def test_the_accuracy_says_of_how_many(tmp_path):
     sets = {"a": ("id", tmp_path / "s.npz"), "o": ("ood", tmp_path / "s.npz")}
     extract(make_model(), sets, tmp_path / "run", layers="last")
     done = CliRunner().invoke(cli, ["evaluate", "--run", str(tmp_path / "run")])
-    expected = r"(?m)^ID accuracy \d+\.0% of the 2 images with a label, 4 in all\n"
+    expected = r"(?m)^ID accuracy: \d+\.0% of 2 labelled images \(4 in all\)\n"
     assert re.search(expected, done.output)
 
 

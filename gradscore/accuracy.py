@@ -11,10 +11,12 @@ from gradscore.methods import RecordedRun
 from gradscore.run import RunInfo
 from gradscore.scoring import Scores
 
-FEWEST_LABELLED = 30
-"""Labelled images of which an accuracy can be called chance."""
+MANY_LABELLED = 30
+"""Of so many labelled images an accuracy that guessing reaches is called chance without more."""
 CHANCE_LEVEL = 0.01
 """An accuracy that guessing reaches more often than this is chance."""
+HALF_RIGHT_LEVEL = 0.05
+"""Of fewer images also a model that is right half the time must reach no more less often."""
 
 
 class Accuracy(NamedTuple):
@@ -40,13 +42,17 @@ class Accuracy(NamedTuple):
     def is_chance(self, classes: int) -> bool:
         """Say whether guessing among ``classes`` would do as well: a one-sided binomial test.
 
-        Of few labelled images nothing is said.
+        Of few labelled images a good model may have as few right by bad luck: these say so only
+        where a model that is right half the time hardly would.
         """
         from scipy.stats import binom
 
-        if self.labelled < FEWEST_LABELLED or classes < 2:
+        if not self.labelled or classes < 2:
             return False
-        return bool(binom.sf(self.right - 1, self.labelled, 1 / classes) > CHANCE_LEVEL)
+        right, n = self.right, self.labelled
+        if n < MANY_LABELLED and binom.cdf(right, n, 0.5) > HALF_RIGHT_LEVEL:
+            return False
+        return bool(binom.sf(right - 1, n, 1 / classes) > CHANCE_LEVEL)
 
 
 def chance_accuracies(store: RecordedRun, sets: Iterable[str]) -> dict[str, Accuracy]:
@@ -89,6 +95,11 @@ def chance_cause(about: RunInfo) -> str:
     """Return why the accuracy of a run's model may be no better than guessing."""
     if about.weights == "random":
         return "the weights are random"
+    if about.weights is None and about.model.startswith("python:"):
+        return (
+            "the model is probably untrained, as its weights are those that its factory gives; "
+            "or the labels' numbering or the preprocessing do not belong to it"
+        )
     return "the weights, the labels' numbering or the preprocessing do not belong to this model"
 
 

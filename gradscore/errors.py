@@ -1,5 +1,9 @@
 """What can go wrong, by kind. The command line prints each as one line and exits with 1."""
 
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
 SIGNS_OF_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory")
 """Of CUDA, also as a ``torch.AcceleratorError``; of cuDNN's and cuBLAS's status; of the CPU."""
 
@@ -38,6 +42,23 @@ class NotRecorded(RunError):
 
 class GradScoreWarning(UserWarning):
     """A result stands, but is hardly what was meant, or less sure; the message says why."""
+
+
+def near_name(name: str, known: Iterable[str], folder: str | os.PathLike = "") -> str:
+    """Return a sentence with the known name that a mistyped one is near, or an empty text.
+
+    Args:
+        name: What was given.
+        known: What could be.
+        folder: Where these are, if they are files.
+
+    >>> near_name("enrgy", ["energy", "msp"]), near_name("own", ["energy"])
+    (' Did you mean energy?', '')
+    """
+    import difflib
+
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {Path(folder, close[0])}?" if close else ""
 
 
 def memory_ended(error: BaseException) -> bool:

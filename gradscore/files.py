@@ -8,6 +8,7 @@ import errno
 import fcntl
 import glob
 import io
+import itertools
 import os
 import secrets
 import stat
@@ -16,12 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from gradscore.errors import GradScoreError, RunError
+from gradscore.errors import GradScoreError, RunError, near_name
 
 FEW_BYTES, BYTES_A_BYTE = 1 << 28, 100
 """What is compressed may unfold to the larger of so much, and so many times its size."""
 SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """What the machine lacks says nothing about a file."""
+MOST_BESIDE = 1000
+"""Names that a mistyped one is compared with."""
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -67,6 +70,22 @@ def read_regular(path: str | os.PathLike, limit: int) -> bytes:
             reason = f"expected at most {limit:,} bytes, got {size:,}"
             raise OSError(errno.EFBIG, reason, os.fspath(path))
         return file.read(size)
+
+
+def near_path(path: str | os.PathLike) -> str:
+    """Return a sentence with the path that an absent one may stand for, or an empty text.
+
+    Its first part that is not there is compared with the first names beside it.
+    """
+    absent = Path(path)
+    while absent != absent.parent and not os.path.isdir(absent.parent):
+        absent = absent.parent
+    try:
+        with os.scandir(absent.parent) as entries:
+            beside = [entry.name for entry in itertools.islice(entries, MOST_BESIDE)]
+    except (OSError, ValueError):  # no path holds a NUL
+        return ""
+    return near_name(absent.name, sorted({*beside} - {absent.name}), absent.parent)
 
 
 def most_unfolded(size: int) -> int:

@@ -12,15 +12,22 @@ if TYPE_CHECKING:
     import pyarrow
 
 
-def score_columns(block: Scores) -> dict[str, Any]:
-    """Return the columns of a written table of scores, by name."""
-    return {
+def score_columns(block: Scores, names: Sequence[str] | None) -> dict[str, Any]:
+    """Return the columns of a written table of scores, by name.
+
+    Args:
+        block: The scores.
+        names: The classes' names, where they are known: ``predicted_name`` then says them.
+    """
+    columns = {
         "set": [block.set] * len(block),
         "path": block.path.tolist(),
         "label": block.label.tolist(),
         "predicted": block.predicted.tolist(),
-        **block.columns,
     }
+    if names is not None:
+        columns["predicted_name"] = [names[k] for k in columns["predicted"]]
+    return {**columns, **block.columns}
 
 
 def arrow_table(columns: dict[str, Any]) -> "pyarrow.Table":
@@ -30,8 +37,11 @@ def arrow_table(columns: dict[str, Any]) -> "pyarrow.Table":
     """
     import pyarrow
 
-    paths = [path.encode(errors="backslashreplace").decode() for path in columns["path"]]
-    return pyarrow.table({**columns, "path": paths})
+    texts = {
+        name: [text and text.encode(errors="backslashreplace").decode() for text in columns[name]]
+        for name in columns.keys() & {"path", "label_name", "predicted_name"}
+    }
+    return pyarrow.table({**columns, **texts})
 
 
 def rows_table(run: RecordedRun, name: str, specs: Sequence[ScoreSpec]) -> "pyarrow.Table":
@@ -58,12 +68,12 @@ def rows_table(run: RecordedRun, name: str, specs: Sequence[ScoreSpec]) -> "pyar
     names = run.info.class_names
     tables = []
     for block in blocks:
-        columns = score_columns(block)
+        columns = score_columns(block, names)
         scores = {key: columns.pop(key) for key in block.columns}
         columns = {"set": columns.pop("set"), "index": block.index, **columns}
-        if names is not None:
-            columns["label_name"] = [names[k] if k >= 0 else None for k in block.label]
-            columns["predicted_name"] = [names[k] for k in block.predicted]
+        if names is not None:  # labels of an OOD set may be beyond the model's classes
+            labels = [names[k] if 0 <= k < len(names) else None for k in block.label]
+            columns |= {"label_name": labels, "predicted_name": columns.pop("predicted_name")}
         tables.append(arrow_table(columns | scores))
     if names is not None:
         field = pyarrow.field("label_name", pyarrow.string())  # also where no row has a label

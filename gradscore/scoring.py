@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gradscore.closed_form.cuda import use_triton
 from gradscore.columns import columns_for
-from gradscore.errors import InvalidArgument, RunError
+from gradscore.errors import InvalidArgument, RunError, near_name
 from gradscore.methods import Plan, RecordedRun, ScoreSpec, column_names
 from gradscore.methods.block import Block
 
@@ -179,6 +179,7 @@ def known_sets(run: RecordedRun, sets: Iterable[str]) -> list[str]:
         if name not in run.sets:
             raise InvalidArgument(
                 f"Unknown set {name!r}; the run holds: {', '.join(run.sets) or 'none'}."
+                f"{near_name(name, run.sets)}"
             )
     return names
 

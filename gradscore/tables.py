@@ -94,14 +94,19 @@ def write_rows(
             _FOR_PROGRAMS[ending](file, rows, facts)
 
 
-def write_scores(path: str | os.PathLike, blocks: Iterable[Scores]) -> int:
+def write_scores(
+    path: str | os.PathLike, blocks: Iterable[Scores], class_names: Sequence[str] | None = None
+) -> int:
     """Write one row an input: set, path, label, predicted, and one column a spec.
+
+    ``label`` and ``predicted`` are class numbers; ``predicted_name`` is there with class names.
 
     Blocks are written as they come, so that memory does not grow with the sets.
 
     Args:
         path: Where to; the ending chooses the format, of :data:`SCORE_ENDINGS`.
         blocks: Scores of consecutive rows, equal columns.
+        class_names: The classes' names, where they are known.
 
     Returns:
         The number of rows written.
@@ -121,7 +126,7 @@ def write_scores(path: str | os.PathLike, blocks: Iterable[Scores]) -> int:
             yield block
 
     with written_aside(path) as file:
-        write[ending](file, counted())
+        write[ending](file, counted(), class_names)
         if not written:
             raise InvalidArgument("Expected at least one row to write, got none.")
     return written
@@ -244,28 +249,36 @@ def _typed(pyarrow: Any, name: str, values: list) -> Any:
 
 _FOR_PROGRAMS = {".csv": _csv, ".json": _json, ".parquet": _parquet}
 _FOR_READERS = {".md": _markdown, ".tex": _latex}
+_TEXTS = ("set", "path", "predicted_name")
 
 
-def _csv_scores(file: BinaryIO, blocks: Iterator[Scores]) -> None:
+def _csv_scores(
+    file: BinaryIO, blocks: Iterator[Scores], class_names: Sequence[str] | None
+) -> None:
     with as_text(file) as texts:
         writer = csv.writer(texts, lineterminator="\n")
         for place, block in enumerate(blocks):
-            columns = score_columns(block)
+            columns = score_columns(block, class_names)
             if not place:
                 writer.writerow(map(to_cell, columns))
-            names = [map(to_cell, columns[key]) for key in ("set", "path")]
-            classes = [columns[key] for key in ("label", "predicted")]
+            cells = [
+                map(to_cell, column) if name in _TEXTS else column
+                for name, column in columns.items()
+                if name not in block.columns
+            ]
             numbers = [[repr(v) for v in c.tolist()] for c in block.columns.values()]
-            writer.writerows(zip(*names, *classes, *numbers, strict=True))
+            writer.writerows(zip(*cells, *numbers, strict=True))
 
 
-def _parquet_scores(file: BinaryIO, blocks: Iterator[Scores]) -> None:
+def _parquet_scores(
+    file: BinaryIO, blocks: Iterator[Scores], class_names: Sequence[str] | None
+) -> None:
     import pyarrow.parquet
 
     writer = None
     try:
         for block in blocks:
-            table = arrow_table(score_columns(block))
+            table = arrow_table(score_columns(block, class_names))
             writer = writer or pyarrow.parquet.ParquetWriter(file, table.schema)
             writer.write_table(table)
     finally:

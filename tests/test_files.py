@@ -9,8 +9,30 @@ import sys
 import pytest
 
 from gradscore.errors import DataError, RunError
-from gradscore.files import open_regular, read_regular, require_replaceable, written_aside
+from gradscore.files import (
+    near_path,
+    open_regular,
+    read_regular,
+    require_replaceable,
+    written_aside,
+)
 from gradscore.tables import check_output
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("images/tset", " Did you mean images/test?"),
+        ("imges/test/cat", " Did you mean images?"),
+        ("images/test", ""),
+        ("images/other", ""),
+        ("nul\0", ""),
+    ],
+)
+def test_a_mistyped_path_is_told_its_near_one(tmp_path, monkeypatch, given, meant):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images" / "test").mkdir(parents=True)
+    assert near_path(given) == meant
 
 
 @pytest.fixture(params=["fifo", "socket", "device", "folder", "link to a fifo"])

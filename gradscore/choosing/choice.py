@@ -106,8 +106,8 @@ def find_warning(far: Sequence[Row], near: Sequence[Row], blind: bool) -> str | 
     if blind:
         return (
             "No score is to be trusted here: the model predicts the same for most images after "
-            "they were shuffled, scrambled or inverted, whatever they show (the bound, half of "
-            "the predictions, is proposed, not validated)."
+            "they were shuffled, scrambled or inverted, whatever they show (more than half of the "
+            "predictions: a rule of thumb)."
         )
     told = []
     for table, least, what in (
@@ -122,5 +122,5 @@ def find_warning(far: Sequence[Row], near: Sequence[Row], blind: bool) -> str | 
     return (
         f"No score is to be trusted here: none separates even {' and '.join(told)}. Novel inputs "
         "that look similar will mostly be accepted; take the score for ranking and review, not as "
-        "a gate (the bounds are proposed, not validated)."
+        "a gate (the bounds are rules of thumb)."
     )

@@ -69,7 +69,7 @@ def far_shifts(
         if share > KEPT_PREDICTIONS:
             notes.append(
                 f"Surrogate {kind} was left out: the model keeps {share:.0%} of its predictions "
-                "on it, so that it is no shift (more than half; proposed, not validated)."
+                "on it (more than half): it shows this model little that is new."
             )
     shifts = [
         Shift(kind, ids, score_columns(scored, made))

@@ -53,7 +53,8 @@ def cli() -> None:
     """Gradient-norm out-of-distribution scores for any PyTorch classifier.
 
     `gradscore demo` runs the whole job on an embedded example, and names each command of it:
-    extract, choose, evaluate, score, calibrate, report.
+    extract, choose, evaluate, calibrate, score, report. Then `predict` decides about new images,
+    and `export` writes the detector for use without torch.
 
     \b
     spec      text that names a model, such as timm:resnet18

@@ -4,7 +4,7 @@ import shlex
 
 import click
 
-from gradscore.cli.console import notice, print_table, say
+from gradscore.cli.console import notice, print_table, say, say_left_out
 from gradscore.cli.options import (
     chained,
     import_methods,
@@ -19,11 +19,22 @@ from gradscore.cli.results import notice_chance
 MARKED = ("energy", "msp", "gradnorm")
 """Scores that are marked in the tables, to compare the others with."""
 FLAGS = {"p": "-p", "temperature": "-T"}
+OF_COLUMNS = {
+    "far": "each kind of surrogate, changed copies of the ID images.",
+    "near": "each group of classes that is taken out of the last layer: its images play OOD.",
+}
+"""What the columns of a table stand for."""
 
 
 @click.command(short_help="Say which score to trust for this model.")
 @chained(run_place, named_model_option)
-@click.option("--id", "sets", metavar="SET", multiple=True, help="ID set; default: all of them.")
+@click.option(
+    "--id",
+    "sets",
+    metavar="SET",
+    multiple=True,
+    help="ID set; default: all of them. May be repeated.",
+)
 @click.option("--fit", metavar="SET", help="ID set that fitted methods learn from.")
 @chained(own_method_option, output_option((".json",)), quiet_option)
 def choose(run_path, model, sets, fit, methods, output, quiet) -> None:
@@ -69,16 +80,20 @@ def show_choice(choice, checks, run_path) -> None:
 
 
 def show_recommendation(choice, run_path) -> None:
-    """Print the recommendation, the warning, and the command that uses it."""
+    """Print the recommendation, the warning, and the commands that use it."""
     say(f"Recommended: {choice.spec.title()} ({_why(choice)}).")
     if choice.warning:
         say(f"Warning: {choice.warning}")
-    say(f"Use it: {use_command(choice.spec, run_path)}")
+    # The run's own choice is chosen anew by half of the images; the others give the threshold.
+    kept = not (choice.not_kept or choice.spec.method.startswith("python:"))
+    calibrated = command("calibrate", run_path, *(() if kept else use_words(choice.spec)))
+    say(f"A threshold for it: {calibrated}")
+    say(f"A score for every image: {command('score', run_path, *use_words(choice.spec))}")
 
 
-def use_command(spec, run_path) -> str:
-    """Return the command that scores a run by a score."""
-    return shlex.join(("gradscore", "score", "--run", str(run_path), *use_words(spec)))
+def command(name: str, run_path: object, *words: str) -> str:
+    """Return a command about a run, ready to paste."""
+    return shlex.join(("gradscore", name, "--run", str(run_path), *words))
 
 
 def use_words(spec) -> list[str]:
@@ -117,7 +132,13 @@ def _show_table(title: str, rows, checks) -> None:
             *(f"{100 * a:.1f}" for a in figures),
         ]
         cells.append(cell + ([f"{100 * checks[row.spec]:.1f}"] if row.spec in checks else []))
-    print_table(columns, cells, left=2, title=title)
-    say("* best, or tied with it; < energy, msp and gradnorm. value: mean logit AUROC.")
+    shifts = len(rows[0].ranked.aurocs)
+    dropped = print_table(
+        columns, cells, left=2, title=title, droppable=[*range(3 + shifts, 3, -1), 2]
+    )
+    say_left_out(dropped)
+    say("*: best, or tied with it. <: energy, msp or gradnorm, to compare with.")
+    say(f"AUROC in percent: the mean, then for {OF_COLUMNS[title]}")
+    say("value: the mean of log(AUROC / (1 - AUROC)) with its 95% interval; 0 is guessing.")
     if checks:
         say("OOD sets: mean AUROC on the run's own, as a check; the choice does not read them.")

@@ -7,6 +7,7 @@ line they are options.
 
 import ast
 import contextlib
+import os
 import re
 import shlex
 import shutil
@@ -25,6 +26,9 @@ NARROWEST = 12
 BETWEEN, EDGES = "   ", "  "
 """Blanks between two columns, and beside all."""
 _ARGUMENT = re.compile(r"`([a-z_]+)=([^`]+)`")
+ALONE = ("cross_fit", "dimension", "fit", "method", "part", "tpr")
+"""Arguments that messages name without a value."""
+_ALONE = re.compile(f"`({'|'.join(ALONE)})`")
 _FIELD = re.compile(r"'([a-z]+)': ('[^']*'|\([^)]*\)|[^,}]+)")
 
 
@@ -38,15 +42,15 @@ def print_table(
 ) -> list[str]:
     """Print a table; the first ``left`` columns are text, the others are right-aligned numbers.
 
-    In a terminal it fits the width, where that holds every number and the beginning of every
-    text. In a pipe or a file nothing is cut, wrapped or left out.
+    In a terminal, and elsewhere where ``COLUMNS`` gives a width, it fits that, where that holds
+    every number and the beginning of every text. Otherwise nothing is cut, wrapped or left out.
 
     Args:
         columns: Headings; of several lines where they are tuples.
         rows: Texts of the cells.
         left: How many columns are text.
         title: Stands above.
-        droppable: Places of columns that are left out in a narrow terminal, the first first.
+        droppable: Places of columns that are left out where it is narrow, the first first.
 
     Returns:
         The headings of the columns that were left out.
@@ -92,7 +96,7 @@ def _width(columns: Iterable[int]) -> int:
 
 
 def print_facts(facts: Mapping[str, str]) -> None:
-    """Print names and what they stand for, a line each; in a terminal long ones are wrapped."""
+    """Print names and what they stand for, a line each; where it is narrow they are wrapped."""
     from rich.table import Table
 
     table = Table.grid(padding=(0, 3))
@@ -104,10 +108,10 @@ def print_facts(facts: Mapping[str, str]) -> None:
 
 
 def _print(table: Any, least: int = 0) -> None:
-    """Print a table as wide as the terminal and ``least``, or as it is where there is none."""
+    """Print a table in the width there is, at least ``least``; as it is where none is known."""
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() else 10_000
+    width = available_width() or 10_000
     # Cells are text: neither [red] nor :warning: in a name means anything.
     console = Console(width=width, highlight=False, markup=False, emoji=False)
     # Rich would drop whole columns where they do not fit; a terminal wraps long lines itself.
@@ -123,8 +127,24 @@ def say(text: object) -> None:
 
 
 def wide(columns: int) -> bool:
-    """Return whether ``columns`` characters fit on a line; always, when not in a terminal."""
-    return not sys.stdout.isatty() or shutil.get_terminal_size().columns >= columns
+    """Return whether ``columns`` characters fit on a line; always, where no width is known."""
+    return columns <= (available_width() or columns)
+
+
+def available_width() -> int | None:
+    """Return how many characters a line holds: what ``COLUMNS`` says, else the terminal.
+
+    None where the output is no terminal and ``COLUMNS`` says nothing.
+    """
+    told = os.environ.get("COLUMNS", "")
+    known = sys.stdout.isatty() or (told.isdecimal() and int(told) > 0)
+    return shutil.get_terminal_size().columns if known else None
+
+
+def say_left_out(what: Sequence[str]) -> None:
+    """Say what a table left out for want of width; nothing where that is nothing."""
+    if what:
+        say(f"Too narrow for {', '.join(what)}: a wider terminal or -o FILE shows them.")
 
 
 def notice(text: object, *, quiet: bool = False) -> None:
@@ -194,8 +214,11 @@ def as_options(text: object) -> str:
 
     >>> as_options("choose `batch_size='auto'`; give `preprocessing={'resize': 8, 'crop': 8}`")
     'choose --batch-size auto; give --resize 8 --crop 8'
+    >>> as_options("a lower `tpr`; leave out `cross_fit`")
+    'a lower --tpr; leave out --cross-fit'
     """
-    return _ARGUMENT.sub(_option, str(text))
+    told = _ARGUMENT.sub(_option, str(text))
+    return _ALONE.sub(lambda match: _named(match[1]), told)
 
 
 def _option(match: re.Match) -> str:
@@ -209,4 +232,8 @@ def _written(name: str, value: str) -> str:
     if value[0] in "\"'":
         with contextlib.suppress(ValueError, SyntaxError):
             value = shlex.quote(str(ast.literal_eval(value)))
-    return f"--{name.replace('_', '-')} {value}"
+    return f"{_named(name)} {value}"
+
+
+def _named(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

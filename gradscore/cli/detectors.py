@@ -1,5 +1,7 @@
 """``gradscore calibrate`` and ``gradscore detector info``: a threshold, and what it promises."""
 
+import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -128,7 +130,7 @@ def info(file) -> None:
     from gradscore.detector.file import read_detector
     from gradscore.run.description import preprocessing_text, weights_text
 
-    about, arrays = read_detector(file)
+    about, _ = read_detector(file)
     threshold = about.threshold
     names = {"calibration images": about.calibration, "learned from": about.fit}
     facts = {
@@ -147,7 +149,7 @@ def info(file) -> None:
     facts |= {what: _sources(sources) for what, sources in names.items() if sources}
     facts["versions"] = ", ".join(f"{name} {text}" for name, text in about.versions.items())
     facts |= {f"notice {k}": text for k, text in enumerate(about.notices, start=1)}
-    facts |= {"size": counted(sum(array.nbytes for array in arrays.values()), "byte")}
+    facts |= {"size": counted(os.path.getsize(file), "byte")}
     print_facts(facts)
 
 
@@ -174,8 +176,9 @@ def _show(made: "Calibration", run: "RunStore") -> None:
     say(promise_text(about))
     say("This holds for images like the calibration images: drawn alike, and new to the model.")
     worst = sorted(made.by_class.items(), key=lambda one: (-one[1].flagged, one[0]))
+    names = about.class_names
     rows = [
-        (class_text(about, y), f"{found.flagged:,}", f"{found.images:,}", _share(found))
+        (class_text(names, y), f"{found.flagged:,}", f"{found.images:,}", _share(found))
         for y, found in worst
         if found.flagged
     ]
@@ -188,9 +191,9 @@ def _show(made: "Calibration", run: "RunStore") -> None:
         print_table(("OOD set", *columns[1:]), rows, title="OOD sets of the run")
 
 
-def class_text(about: "DetectorInfo", number: int) -> str:
+def class_text(class_names: Sequence[str] | None, number: int) -> str:
     """Return a class by its name where that is known, else by its number."""
-    return about.class_names[number] if about.class_names else str(number)
+    return class_names[number] if class_names else str(number)
 
 
 def _share(found: Any) -> str:

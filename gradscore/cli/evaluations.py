@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gradscore.cli.console import print_table, say, wide
+from gradscore.cli.console import print_table, say, say_left_out, wide
 
 if TYPE_CHECKING:
     from gradscore.evaluation import Evaluation, Row
@@ -58,7 +58,7 @@ def show_rows(rows: "Sequence[Row]", *, metrics: Sequence[str] | None = None) ->
     dropped = print_table(
         (*table.lead, *columns), cells, left=left, droppable=_least_needed(table, left)
     )
-    _say_left_out(dropped)
+    say_left_out(dropped)
 
 
 def _least_needed(table: "Pivot", left: int) -> list[int]:
@@ -95,9 +95,4 @@ def _show_means(rows: "Sequence[Row]", metrics: Sequence[str] | None) -> None:
         + ("; percent [95% interval]" if fits else "; percent"),
         droppable=range(left + len(table.metrics) - 1, left, -1),
     )
-    _say_left_out(["the 95% intervals"] * (intervals and not fits) + dropped)
-
-
-def _say_left_out(what: Sequence[str]) -> None:
-    if what:
-        say(f"Too narrow for {', '.join(what)}: a wider terminal, a pipe or -o FILE shows them.")
+    say_left_out(["the 95% intervals"] * (intervals and not fits) + dropped)

@@ -112,7 +112,7 @@ def _score(run: "RunStore", detector: Path, path: Path, figure: Path, quiet: boo
 
     judged = judge(run, str(detector), (), {}, quiet=quiet)
     scored = score_sets(judged.run, EMBEDDED, [judged.spec])
-    write_scores(path, scored.values())
+    write_scores(path, scored.values(), run.info.class_names)
     plot_scores(judged.run, scored, [judged.spec], figure, **judged.line())
 
 

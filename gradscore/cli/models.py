@@ -31,7 +31,11 @@ from gradscore.errors import GradScoreError, GradScoreWarning
 @click.command(short_help="Show a model's parameter groups and rules.")
 @chained(model_options, preprocessing_options)
 @click.option(
-    "--blocks", metavar="NAME=PATTERN", type=Pair("PATTERN"), multiple=True, help="Name a group."
+    "--blocks",
+    metavar="NAME=PATTERN",
+    type=Pair("PATTERN"),
+    multiple=True,
+    help="Name a group. May be repeated.",
 )
 @click.option("--all", "every", is_flag=True, help="One row a parameter tensor.")
 @chained(output_option(ROW_ENDINGS), quiet_option)

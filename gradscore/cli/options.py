@@ -105,8 +105,7 @@ quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress, no
 named_model_option = click.option(
     "--model",
     metavar="SPEC",
-    help="The run's model, to be named again where it is your own code (python:) and a part of "
-    "it is run.",
+    help="The run's model again, where it is your own code (python:) and must be asked anew.",
 )
 backend_option = click.option(
     "--backend",

@@ -5,7 +5,7 @@ import os
 import click
 
 from gradscore.choices import PREDICTION_ENDINGS
-from gradscore.cli.console import Progress, notice, print_table, say
+from gradscore.cli.console import Progress, notice, print_table, say, say_left_out
 from gradscore.cli.detectors import DETECTOR, again_options, class_text
 from gradscore.cli.ending import begins_again
 from gradscore.cli.extraction_options import computing_options
@@ -74,8 +74,9 @@ def predict(
     """Decide by a detector which new images to accept; say whether it flags more than usual.
 
     PATH is a folder, a list or an archive, as `gradscore extract` takes them. A file has a row an
-    image: path, predicted class, score, p_value (share of clean images with so low a score)
-    and accepted. Ctrl-C keeps the rows that are there. The images are only read.
+    image: path, predicted (class number), predicted_name where names are known, score, p_value
+    (share of clean images with so low a score) and accepted. Ctrl-C keeps the rows that are
+    there. The images are only read.
     """
     import sys
     from contextlib import nullcontext, redirect_stdout
@@ -146,7 +147,7 @@ def show_tally(tally) -> None:
     rows = [
         (
             path,
-            class_text(tally.info, int(predicted)),
+            class_text(tally.info.class_names, int(predicted)),
             f"{score:.6g}",
             f"{p:.4f}",
             "yes" if accepted else "no",
@@ -155,7 +156,8 @@ def show_tally(tally) -> None:
     ]
     if rows:
         columns = ("path", "predicted", "score", "p-value", "accepted")
-        print_table(columns, rows, left=2, title="Lowest p-values")
+        dropped = print_table(columns, rows, left=2, title="Lowest p-values", droppable=(2, 4))
+        say_left_out(dropped)
     say(tally.summary())
     say(tally.verdict())
 

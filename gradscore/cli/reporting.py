@@ -23,7 +23,9 @@ from gradscore.cli.options import (
     metavar="M",
     help="Show this score. Default: the detector's, else what `choose` took, else energy.",
 )
-@click.option("--set", "sets", metavar="NAME", multiple=True, help="Only these sets.")
+@click.option(
+    "--set", "sets", metavar="NAME", multiple=True, help="Only these sets. May be repeated."
+)
 @click.option(
     "--data",
     "moved",

@@ -3,7 +3,8 @@
 import click
 
 from gradscore.choices import ABLATIONS, ROW_ENDINGS, SCORE_ENDINGS
-from gradscore.cli.console import notice, print_table, say
+from gradscore.cli.console import notice, print_table, say, say_left_out
+from gradscore.cli.detectors import class_text
 from gradscore.cli.evaluations import show_evaluation, show_rows
 from gradscore.cli.judged import judge
 from gradscore.cli.options import (
@@ -73,10 +74,10 @@ def score(run_path, model, sets, methods, backend, output, plot, quiet, **option
     else:
         blocks = iterate_scores(run, sets, specs, backend)
     if output:
-        count = write_scores(output, blocks)
+        count = write_scores(output, blocks, run.info.class_names)
         notice(f"Wrote the scores of {count:,} images to {output}.", quiet=quiet)
     elif not plot:
-        _summarize(blocks)
+        _summarize(blocks, run.info.class_names)
     _notice_doubts(stored, [] if detector else specs, sets, quiet)
 
 
@@ -139,7 +140,9 @@ def evaluate(
 @click.command(short_help="Sweep one setting of GradNorm, as the paper does.")
 @click.argument("kind", type=click.Choice(ABLATIONS))
 @chained(run_place, named_model_option, output_option(ROW_ENDINGS), plot_option, quiet_option)
-@click.option("--set", "sets", metavar="NAME", multiple=True, help="Only these sets.")
+@click.option(
+    "--set", "sets", metavar="NAME", multiple=True, help="Only these sets. May be repeated."
+)
 @metric_option
 def ablate(kind, run_path, model, sets, metrics, output, plot, quiet) -> None:
     """Sweep one setting of GradNorm over a run, as the paper does.
@@ -166,9 +169,16 @@ def ablate(kind, run_path, model, sets, metrics, output, plot, quiet) -> None:
 
 @click.command(short_help="Evaluate several runs side by side.")
 @click.argument("runs", metavar="RUN RUN...", nargs=-1)
-@click.option("--run", "named", metavar="DIR", multiple=True, help="A run, as RUN.")
 @click.option(
-    "--model", "models", metavar="SPEC", multiple=True, help="As for score. May be repeated."
+    "--run", "named", metavar="DIR", multiple=True, help="A run, as RUN. May be repeated."
+)
+@click.option(
+    "--model",
+    "models",
+    metavar="SPEC",
+    multiple=True,
+    help="A run's model again, where it is your own code (python:) and must be asked anew. May be "
+    "repeated.",
 )
 @chained(score_options, output_option(ROW_ENDINGS), plot_option, quiet_option, metric_option)
 def compare(runs, named, models, sets, methods, metrics, output, plot, quiet, **options) -> None:
@@ -211,7 +221,7 @@ def _notice_doubts(run, specs, sets, quiet: bool) -> None:
     notice_chance(run, sets, quiet=quiet)
 
 
-def _summarize(blocks) -> None:
+def _summarize(blocks, class_names) -> None:
     """Print each set's median and quartiles, then its first images."""
     import numpy as np
 
@@ -225,16 +235,23 @@ def _summarize(blocks) -> None:
         values = np.concatenate(parts)
         quartiles = np.quantile(values, [0.25, 0.5, 0.75])
         rows.append((set_name, method, f"{len(values):,}", *(f"{q:.6g}" for q in quartiles)))
-    print_table(("set", "score", "images", "25%", "median", "75%"), rows, left=2)
+    columns = ("set", "score", "images", "25%", "median", "75%")
+    dropped = print_table(columns, rows, left=2, droppable=(5, 3))
     names = list(next(iter(first.values())).columns) if first else []
     rows = [
         (
             set_name,
-            *(str(values[k]) for values in (block.path, block.label, block.predicted)),
+            block.path[k],
+            str(block.label[k]),
+            class_text(class_names, int(block.predicted[k])),
             *(f"{block.columns[name][k]:.6g}" for name in names),
         )
         for set_name, block in first.items()
         for k in range(min(SHOWN, len(block)))
     ]
-    print_table(("set", "path", "label", "predicted", *names), rows, left=2)
+    columns = ("set", "path", "label", "predicted", *names)
+    dropped += print_table(
+        columns, rows, left=2, droppable=(2, *range(len(columns) - 1, 4, -1), 3)
+    )
+    say_left_out(dropped)
     say("Higher = in-distribution. Write every image with -o FILE.csv or .parquet.")

@@ -12,6 +12,7 @@ from gradscore.data.labels import UNKNOWN, Wanted, check_number, class_numbers
 from gradscore.data.manifest import file_sha256
 from gradscore.data.pictures import Opened, Picture
 from gradscore.errors import DataError
+from gradscore.files import near_path
 from gradscore.numpy_files import load_npy, open_npz
 
 SUFFIXES = (".npz", ".npy")
@@ -113,7 +114,7 @@ def open_arrays(text: str, wanted: Wanted) -> Opened:
     source, part = split_part(text)
     path = Path(source)
     if not path.is_file():
-        raise DataError(f"No file at {source!r}.")
+        raise DataError(f"No file at {source!r}.{near_path(source)}")
     try:
         if path.suffix.lower() == ".npy":
             key, labels, notices, whole = None, *_beside(path), [file_sha256(path)]

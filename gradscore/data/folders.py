@@ -25,6 +25,7 @@ from gradscore.data.manifest_formats import IMAGE_SUFFIXES
 from gradscore.data.pictures import Files, Opened
 from gradscore.data.texts import Texts
 from gradscore.errors import DataError
+from gradscore.files import near_path
 
 MACOS = "__MACOSX"
 """Folder that macOS adds to archives, with a shadow of each file."""
@@ -75,7 +76,7 @@ def find_images(folder: str | Path) -> Listing:
     """
     folder = str(folder)
     if not os.path.isdir(folder):
-        raise DataError(f"No folder at {folder!r}.")
+        raise DataError(f"No folder at {folder!r}.{near_path(folder)}")
     found, others = [], Counter()
     try:
         for path in _files(folder, others):
@@ -183,7 +184,7 @@ def paths_of(text: str, what: str) -> list[Path]:
         names = sorted(glob.glob(text)) if not Path(text).is_file() else [text]
     absent = next((name for name in names if not Path(name).is_file()), None if names else text)
     if absent is not None:
-        raise DataError(f"No {what} at {absent!r}.")
+        raise DataError(f"No {what} at {absent!r}.{near_path(absent)}")
     return [Path(name) for name in names]
 
 

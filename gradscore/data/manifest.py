@@ -26,7 +26,7 @@ from gradscore.data.long_lists import Unclear, plain_paths, read_long
 from gradscore.data.manifest_formats import IMAGE_SUFFIXES, READERS, WRITERS, Columns
 from gradscore.data.pictures import Files, Opened
 from gradscore.errors import DataError
-from gradscore.files import open_regular, written_aside
+from gradscore.files import near_path, open_regular, written_aside
 
 SUFFIXES = tuple(READERS)
 
@@ -96,7 +96,7 @@ def read_manifest(
     if suffix not in READERS:
         raise DataError(f"Expected a manifest of {', '.join(SUFFIXES)}, got {str(path)!r}.")
     if not path.is_file():
-        raise DataError(f"No manifest at {str(path)!r}.")
+        raise DataError(f"No manifest at {str(path)!r}.{near_path(path)}")
     if not root.is_dir():
         raise DataError(f"No folder {str(root)!r} for the images of {str(path)!r}.")
     try:

@@ -15,7 +15,8 @@ from gradscore.data.labels import UNKNOWN, ClassNames, Wanted
 from gradscore.data.manifest import SUFFIXES, open_list, split_root
 from gradscore.data.pictures import Opened, Picture, Reader, pixels_up_to
 from gradscore.data.texts import some_of
-from gradscore.errors import DataError
+from gradscore.errors import DataError, near_name
+from gradscore.files import near_path
 
 SEED = 0
 """Of the choice of some images from all of a set."""
@@ -207,8 +208,11 @@ def _opener(text: str) -> Callable[[str, Wanted], Opened]:
         return open_list
     if os.path.isdir(text):  # False, not an error, for what no name can be
         return open_folder
+    if not (os.path.exists(text) or ":" in text):
+        raise DataError(f"No such file or folder: {text!r}.{near_path(text)}")
     unpack = " Unpack it to a folder." if lower.endswith((".zip", ".7z", ".rar")) else ""
-    raise DataError(f"No set of images at {text!r}; expected {FORMS}.{unpack}")
+    near = near_name(family, _NAMED) if ":" in text else ""
+    raise DataError(f"No set of images at {text!r}; expected {FORMS}.{unpack}{near}")
 
 
 _NAMED: dict[str, Callable[[str, Wanted], Opened]] = {

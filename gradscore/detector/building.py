@@ -27,7 +27,7 @@ from gradscore.extraction.resolved import describe, resolve_model
 from gradscore.methods import METHODS, RecordedRun, find_method, make_spec
 from gradscore.methods.custom import OWN, import_method
 from gradscore.methods.memory_run import MemoryRun, set_entry
-from gradscore.models import create_model
+from gradscore.models import FAMILIES, ModelSpec, create_model
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.run import model_of
 from gradscore.run.hints import must_be_named
@@ -107,14 +107,44 @@ def model_for(
         _require_same_preprocessing(path, info, model)
         return model
     if model is None and must_be_named(info.model):
+        spec = info.model if _is_spec(info.model) else "SPEC"
         raise DetectorError(
             f"The detector {str(path)!r} names the model {info.model!r}, which could run code or "
-            "fetch files, and is built only where you name it, too: add `model=...` if you trust "
-            "it."
+            f"fetch files, and is built only where you name it, too: add `model={spec!r}` if you "
+            "trust it."
         )
     built = create_model(model or info.model, info.weights if weights is None else weights)
     built.preprocessing = Preprocessing.from_dict(info.preprocessing)
     return built
+
+
+@contextmanager
+def told_of_other(path: Path, info: DetectorInfo, model: nn.Module | str | None) -> Iterator[None]:
+    """Say first that another model was named than a detector's, where that does not serve.
+
+    Args:
+        path: The file.
+        info: What it says.
+        model: A module or a spec; None for the file's.
+
+    Raises:
+        DetectorError: In place of our errors, where the spec is another than the file's.
+    """
+    try:
+        yield
+    except GradScoreError as error:
+        named = str(ModelSpec.parse(model)) if isinstance(model, str) else info.model
+        if named == info.model or not _is_spec(info.model):
+            raise
+        raise DetectorError(
+            f"The detector {str(path)!r} is of the model {info.model!r}, you named {model!r}. "
+            f"{error}"
+        ) from error
+
+
+def _is_spec(model: str) -> bool:
+    """Return whether the model that a file names is a spec, not the class of a module."""
+    return model.partition("?")[0].partition(":")[0] in FAMILIES
 
 
 def _require_same_preprocessing(path: Path, info: DetectorInfo, model: nn.Module) -> None:

@@ -13,7 +13,7 @@ class Decision(NamedTuple):
         logits: The model's outputs, shape ``[batch, classes]``.
         score: Scores, shape ``[batch]``, float64; higher means more ID.
         p_value: ``(1 + #{s_i <= s}) / (n + 1)`` over the ``n`` calibration scores ``s_i``, shape
-            ``[batch]``, float64: how usual so low a score is among clean images.
+            ``[batch]``, float64: the share of clean images with so low a score.
         accepted: Whether the score is at least the threshold, shape ``[batch]``.
     """
 

@@ -17,6 +17,7 @@ from gradscore.detector.building import (
     require_working,
     run_model,
     told_damaged,
+    told_of_other,
 )
 from gradscore.detector.calibration import calibrate_run
 from gradscore.detector.decision import Decision, decide
@@ -158,10 +159,11 @@ class Detector(nn.Module):
         """
         info, arrays = read_detector(path)
         import_score(Path(path), info, method)
-        built = model_for(Path(path), info, model, weights)
-        with told_damaged(Path(path)):
-            found = cls(built, info, arrays)
-            require_working(Path(path), found, info)
+        with told_of_other(Path(path), info, model):
+            built = model_for(Path(path), info, model, weights)
+            with told_damaged(Path(path)):
+                found = cls(built, info, arrays)
+                require_working(Path(path), found, info)
         return found
 
     def save(self, path: str | os.PathLike) -> None:

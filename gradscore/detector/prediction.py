@@ -24,7 +24,7 @@ class Predictions(NamedTuple):
         path: Where each came from.
         predicted: First largest logit, shape ``[n]``, int64.
         score: Shape ``[n]``, float64; higher means more ID.
-        p_value: How usual so low a score is among clean images, shape ``[n]``, float64.
+        p_value: Share of clean images with so low a score, shape ``[n]``, float64.
         accepted: Shape ``[n]``, bool.
         failed: Why each image that could not be read has no decision.
         done: How many images these are, failed ones among them.

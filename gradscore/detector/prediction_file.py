@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -16,7 +16,8 @@ from gradscore.escapes import to_cell
 from gradscore.files import written_aside
 from gradscore.tables import check_ending
 
-COLUMNS = ("path", "predicted", "score", "p_value", "accepted")
+NAME = "predicted_name"
+"""Column with the name of the predicted class, where the classes' names are known."""
 TOGETHER = 4096
 """Rows of a .parquet that are stored together."""
 
@@ -44,8 +45,9 @@ class PredictionFile:
     """
 
     def __init__(self, file: BinaryIO, ending: str, info: DetectorInfo) -> None:
-        self._file, self._format = file, _FORMATS[ending](file)
-        self._names = info.class_names
+        self._file, self._names = file, info.class_names
+        self._columns = columns_of(info)
+        self._format = _FORMATS[ending](file, self._columns)
         self.rows = self.kept = 0
         self.failed = False
 
@@ -53,12 +55,12 @@ class PredictionFile:
         """Write the decisions on some images."""
         if not len(found):
             return
-        predicted: list[Any] = found.predicted.tolist()
-        if self._names is not None:
-            predicted = [self._names[k] for k in predicted]
+        predicted = found.predicted.tolist()
+        names = [] if self._names is None else [[self._names[k] for k in predicted]]
         numbers = (values.tolist() for values in (found.score, found.p_value, found.accepted))
+        values = (found.path, predicted, *names, *numbers)
         try:
-            self._format.write(dict(zip(COLUMNS, (found.path, predicted, *numbers), strict=True)))
+            self._format.write(dict(zip(self._columns, values, strict=True)))
             self._file.flush()
         except OSError:
             self.failed = True
@@ -68,6 +70,12 @@ class PredictionFile:
     def close(self) -> None:
         """Finish the file, which stays open."""
         self._format.close()
+
+
+def columns_of(info: DetectorInfo) -> tuple[str, ...]:
+    """Return the columns of a detector's decisions."""
+    names = () if info.class_names is None else (NAME,)
+    return ("path", "predicted", *names, "score", "p_value", "accepted")
 
 
 @contextmanager
@@ -110,9 +118,9 @@ def streamed_predictions(file: BinaryIO, info: DetectorInfo) -> Iterator[Predict
 
 
 class _Csv:
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, names: Sequence[str]) -> None:
         self._file = file
-        self._write([COLUMNS])
+        self._write([names])
 
     def _write(self, rows: Any) -> None:
         text = io.StringIO(newline="")
@@ -120,23 +128,25 @@ class _Csv:
         self._file.write(text.getvalue().encode(errors="backslashreplace"))
 
     def write(self, columns: dict[str, list[Any]]) -> None:
-        path, predicted, score, p_value, accepted = columns.values()
-        names = ([to_cell(str(value)) for value in values] for values in (path, predicted))
-        numbers = ([repr(value) for value in values] for values in (score, p_value))
-        told = ["true" if value else "false" for value in accepted]
-        self._write(zip(*names, *numbers, told, strict=True))
+        self._write(zip(*([*map(_cell, values)] for values in columns.values()), strict=True))
 
     def close(self) -> None:
         pass
 
 
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return to_cell(value) if isinstance(value, str) else repr(value)
+
+
 class _JsonLines:
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, names: Sequence[str]) -> None:
         self._file = file
 
     def write(self, columns: dict[str, list[Any]]) -> None:
         for row in zip(*columns.values(), strict=True):
-            line = json.dumps(dict(zip(COLUMNS, row, strict=True)), allow_nan=False)
+            line = json.dumps(dict(zip(columns, row, strict=True)), allow_nan=False)
             self._file.write(f"{line}\n".encode())
 
     def close(self) -> None:
@@ -144,9 +154,9 @@ class _JsonLines:
 
 
 class _Parquet:
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, names: Sequence[str]) -> None:
         self._file, self._writer = file, None
-        self._waiting: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+        self._waiting: dict[str, list[Any]] = {name: [] for name in names}
 
     def write(self, columns: dict[str, list[Any]]) -> None:
         for name, values in columns.items():
@@ -159,18 +169,18 @@ class _Parquet:
         import pyarrow.parquet
 
         columns = dict(self._waiting)
-        named = not any(isinstance(value, int) for value in columns["predicted"])
-        for name in ("path", "predicted") if named else ("path",):
+        texts = columns.keys() & {"path", NAME}
+        for name in texts:
             # Arrow's text is UTF-8; other bytes of file names are written as Python shows them.
-            texts = (value.encode(errors="backslashreplace") for value in columns[name])
-            columns[name] = [text.decode() for text in texts]
-        kinds = [pyarrow.string(), pyarrow.string() if named else pyarrow.int64()]
-        kinds += [pyarrow.float64(), pyarrow.float64(), pyarrow.bool_()]
-        schema = pyarrow.schema(list(zip(COLUMNS, kinds, strict=True)))
+            encoded = (value.encode(errors="backslashreplace") for value in columns[name])
+            columns[name] = [text.decode() for text in encoded]
+        kinds = {"predicted": pyarrow.int64(), "accepted": pyarrow.bool_()}
+        kinds |= dict.fromkeys(texts, pyarrow.string())
+        schema = pyarrow.schema([(name, kinds.get(name, pyarrow.float64())) for name in columns])
         if self._writer is None:
             self._writer = pyarrow.parquet.ParquetWriter(self._file, schema)
         self._writer.write_table(pyarrow.table(columns, schema=schema))
-        self._waiting = {name: [] for name in COLUMNS}
+        self._waiting = {name: [] for name in columns}
 
     def close(self) -> None:
         if self._waiting["path"] or self._writer is None:

@@ -25,18 +25,18 @@ def agree_on_sets(
         RunError: If a set has another role.
         DataError: If the images of every set have changed.
     """
-    agreed, left_out = {}, []
+    agreed, faults = {}, []
     for name, images in opened.items():
         try:
             role = SURROGATE if "~" in name else sets[name][0]
             agree_on_set(store, name, role, images)
         except DataError as error:
-            left_out.append(f"Set {name} was left out: {error}")
+            faults.append(str(error))  # which names the set
         else:
             agreed[name] = images
     if not agreed:
-        raise DataError(" ".join(left_out))
-    return agreed, left_out
+        raise DataError(" ".join(faults))
+    return agreed, [f"Left out: {fault}" for fault in faults]
 
 
 def agree_on_set(store: RunStore, name: str, role: str | None, images: ImageSet) -> None:

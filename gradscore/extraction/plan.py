@@ -207,7 +207,8 @@ def make_plan(
     agreed, fits = agree_on_passes(store.info, passes), {}
     sets, changed = agree_on_sets(store, settings.sets, resolved.sets)
     left_out = [*resolved.left_out, *changed]
-    of_sets = set_notices(sets, resolved.model.preprocessing, resolved.info.classes)
+    roles = {name: store.sets[name].role for name in sets}
+    of_sets = set_notices(sets, roles, resolved.model.preprocessing, resolved.info.classes)
     for sentence in (*left_out, *resolved.model.notices, *of_sets):
         settings.tell(sentence)
     if resolved.labelled is not None:

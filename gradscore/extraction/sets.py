@@ -87,20 +87,20 @@ def open_sets(
             classes.
     """
     opened: dict[str, ImageSet] = {}
-    left_out: list[str] = []
+    faults: dict[str, str] = {}
     for name, (role, source) in settings.sets.items():
         try:
             opened[name] = opener(source, role, settings.limit_of(name))
         except DataError as error:
             if name not in recorded:
                 raise
-            left_out.append(f"Set {name} was left out: {error}")
+            faults[name] = str(error)
     if not opened:
-        raise DataError(" ".join(left_out))
+        raise DataError(" ".join(f"Set {name}: {fault}" for name, fault in faults.items()))
     for name, images in opened.items():
         if settings.sets[name][0] in LABELLED:
             check_labels(name, images, opener.classes)
-    return opened, left_out
+    return opened, [f"Set {name} was left out: {fault}" for name, fault in faults.items()]
 
 
 def open_fit_set(
@@ -158,30 +158,44 @@ def check_labels(name: str, images: ImageSet, classes: int) -> None:
 
 
 def set_notices(
-    opened: Mapping[str, ImageSet], preprocessing: Preprocessing, classes: int
+    opened: Mapping[str, ImageSet],
+    roles: Mapping[str, str | None],
+    preprocessing: Preprocessing,
+    classes: int,
 ) -> Iterator[str]:
     """Yield what the user should know of sets before the first image, in sentences.
 
     Args:
         opened: The images by set name.
+        roles: The sets' roles by name.
         preprocessing: From pictures to the model's input.
         classes: The number of the model's classes.
     """
     for name, images in opened.items():
         if "~" in name:
             continue
-        yield f"{name}: {_described(images, classes)}"
+        yield f"{name}: {_described(images, classes, roles[name] in LABELLED)}"
         yield from _growth(name, images, preprocessing)
 
 
-def _described(images: ImageSet, classes: int) -> str:
-    """Return how many images a set has, of which classes, and its notice."""
+def _described(images: ImageSet, classes: int, of_model: bool) -> str:
+    """Return how many images a set has, of which classes, and its notice.
+
+    Args:
+        images: The set.
+        classes: The number of the model's classes.
+        of_model: Whether the labels are the model's classes.
+    """
     labels = images.labels
     unknown, beyond = int((labels < 0).sum()), int((labels >= classes).sum())
     if unknown == len(labels):
         labelled = "none with a label"
     else:
-        labelled = f"{len(np.unique(labels[labels >= 0])):,} classes"
+        found = len(np.unique(labels[labels >= 0]))
+        some = of_model and found < classes
+        labelled = (
+            f"{found:,} of the model's {classes:,} classes" if some else f"{found:,} classes"
+        )
         labelled += f", {unknown:,} without a label" if unknown else ""
         labelled += f", {beyond:,} with labels beyond the model's {classes}" if beyond else ""
     noun = "image" if len(labels) == 1 else "images"

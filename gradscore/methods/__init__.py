@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import Any
 
-from gradscore.errors import InvalidArgument
+from gradscore.errors import InvalidArgument, near_name
 from gradscore.methods.base import OPTIONS, Method, Plan, RecordedRun, ScoreSpec
 from gradscore.methods.confidence import ENERGY, GEN, KL, MAX_LOGIT, MSP, ODIN
 from gradscore.methods.gradnorm import GRADNORM, U, V
@@ -49,7 +49,8 @@ def find_method(name: str) -> Method:
     if name not in METHODS:
         own = "; it is imported only where you give it: `method='python:MODULE:FUNCTION'`"
         own = own if name.startswith("python:") else ""
-        raise InvalidArgument(f"Unknown method {name!r}; known: {', '.join(METHODS)}{own}.")
+        near = near_name(name, METHODS)
+        raise InvalidArgument(f"Unknown method {name!r}; known: {', '.join(METHODS)}{own}.{near}")
     return METHODS[name]
 
 

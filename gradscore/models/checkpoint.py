@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gradscore.errors import WeightsError, reason_of
 from gradscore.escapes import listed
-from gradscore.files import most_unfolded
+from gradscore.files import most_unfolded, near_path
 from gradscore.numpy_files import open_npz
 
 SAVE = "torch.save(model.state_dict(), 'weights.pth')"
@@ -73,7 +73,7 @@ def read_entries(path: Path) -> dict[str, dict[str, Tensor]]:
             f"Expected a weight file ending in {', '.join(SUFFIXES)}, got {str(path)!r}."
         )
     if not path.is_file():
-        raise WeightsError(f"No weight file at {str(path)!r}.")
+        raise WeightsError(f"No weight file at {str(path)!r}.{near_path(path)}")
     _refuse_foreign(path)
     try:
         content = _read(path)

@@ -1,6 +1,7 @@
 """``gradscore choose``, and the short table of ``evaluate`` that points to it."""
 
 import json
+import re
 import shlex
 import shutil
 
@@ -34,13 +35,23 @@ def test_choose_shows_both_tables_and_the_command_that_uses_the_choice(run, tmp_
     lines = result.stdout.splitlines()
     assert [line for line in lines if line in ("far", "near")] == ["far", "near"]
     assert any(line.startswith("Recommended: ") for line in lines)
-    (use,) = (line.removeprefix("Use it: ") for line in lines if line.startswith("Use it: "))
-    used = invoke(*shlex.split(use)[1:], "-o", tmp_path / "scores.csv")
-    assert used.exit_code == 0, used.output
+    threshold, use = (
+        line.removeprefix(what)
+        for what in ("A threshold for it: ", "A score for every image: ")
+        for line in lines
+        if line.startswith(what)
+    )
+    assert threshold == f"gradscore calibrate --run {run}"  # by images that did not choose
+    for told, file in ((threshold, "d.safetensors"), (use, "scores.csv")):
+        used = invoke(*shlex.split(told)[1:], "-o", tmp_path / file)
+        assert used.exit_code == 0, used.output
     held = json.loads((tmp_path / "choice.json").read_text())
     assert held["recommended"]["method"] in use
     assert (run / "fits" / "choice.json").read_bytes() == (tmp_path / "choice.json").read_bytes()
     assert "was left out: the model keeps" in result.stderr
+    assert "near table" in result.stderr
+    assert "for each group of classes that is taken out of the last layer" in result.stdout
+    assert "AUROC in percent: the mean, then for each kind of surrogate" in result.stdout
     assert invoke("run", "check", run).exit_code == 0
 
 
@@ -100,6 +111,28 @@ def test_a_choice_that_the_run_cannot_keep_is_told_of(run, tmp_path):
     result = invoke("choose", "--run", copy)
     assert result.exit_code == 0
     assert "The run does not keep the choice: Cannot write" in result.stderr
+    assert f"A threshold for it: gradscore calibrate --run {copy} --method " in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("width", "left_out"),
+    [
+        (200, None),
+        (80, "e"),
+        (60, "e, d, c, b"),
+        (40, "e, d, c, b, a, value"),
+    ],
+)
+def test_a_narrow_choice_leaves_out_shifts_then_the_value(monkeypatch, width, left_out):
+    aurocs = dict(zip(("a", "b", "c", "d", "e"), (0.5,) * 5, strict=True))
+    ranked = Ranked(0, 3.25, 3.0, 3.5, {f"{k}": v for k, v in aurocs.items()}, tied=True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    shown = click.command()(lambda: _show_table("far", [row(ranked)], {row(ranked).spec: 0.9}))
+    text = CliRunner().invoke(shown).output
+    told = re.findall("Too narrow for (.*): a wider terminal", text)
+    assert told == ([left_out] if left_out else [])
+    assert "OOD sets" in text
+    assert "90.0" in text
 
 
 def test_a_method_that_is_none_of_ones_own_is_a_usage_error(run):

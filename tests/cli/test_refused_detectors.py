@@ -135,7 +135,11 @@ def test_what_is_no_file_is_one_line(tmp_path, capsys, case):
 
 
 MODELS = {
-    "other model": (("--model", "cifar:resnet20", "--weights", "random"), "Expected the weights"),
+    "other model": (
+        ("--model", "cifar:resnet20", "--weights", "random"),
+        "is of the model 'digits', you named 'cifar:resnet20'. Expected the weights",
+    ),
+    "no model": (("--model", "python:absent:make"), "you named 'python:absent:make'. Cannot"),
     "other weights": (("--weights", "random"), "Expected the weights that the detector was"),
     "other score": (("--method", "msp"), "Expected the score of the detector"),
 }
@@ -165,9 +169,15 @@ def test_code_that_only_the_file_names_is_not_imported(
     monkeypatch.syspath_prepend(tmp_path)
     path = tmp_path / "d.safetensors"
     path.write_bytes(said(**{field: "python:planted:make"})(sound.read_bytes()))
-    assert CODE[field] in fails(capsys, *words("predict", path))
+    assert CODE[field] in (told := fails(capsys, *words("predict", path)))
+    assert f"add --{field} python:planted:make if you trust it." in told
     assert call(*words("info", path)) in (0, None)
     assert "python:planted:make" in capsys.readouterr().out
+
+
+def test_info_says_how_large_the_file_is(sound, capsys):
+    assert call(*words("info", sound)) in (0, None)
+    assert f" {sound.stat().st_size:,} bytes\n" in capsys.readouterr().out
 
 
 def test_what_a_file_says_is_escaped_where_it_is_shown(sound, tmp_path, capsys):

@@ -13,7 +13,7 @@ from torch import nn
 
 import gradscore as gs
 from gradscore.cli import cli
-from gradscore.cli.console import as_options
+from gradscore.cli.console import ALONE, as_options
 from gradscore.errors import InvalidArgument
 
 PACKAGE = Path(gs.__file__).parent
@@ -67,6 +67,33 @@ def test_every_option_says_in_a_sentence_what_it_does():
     assert {name for name, text in told.items() if not re.match(r"[A-Za-z].*\.$", text)} == set()
     vague = ("Store what", "to ask later", "record the answers", "is answered", "Repeatable")
     assert {name for name, text in told.items() if any(v in text for v in vague)} == set()
+
+
+def test_what_may_be_repeated_says_so():
+    def several(command):
+        for parameter in command.params:
+            if isinstance(parameter, click.Option) and parameter.multiple:
+                yield parameter
+        for inner in getattr(command, "commands", {}).values():
+            yield from several(inner)
+
+    found = list(several(cli))
+    assert len(found) > 30
+    assert [one.opts for one in found if "May be repeated." not in one.help] == []
+
+
+def test_arguments_that_messages_name_alone_become_options():
+    options = {name.rpartition("--")[2].replace("-", "_") for name, _ in helped(cli)}
+    of_python = {"images", "model"}
+    found = {
+        name
+        for path in LIBRARY
+        for text in texts(ast.parse(path.read_text()))
+        for name in re.findall(r"(?<!`)`([a-z_]+)`(?!`)", text)
+    }
+    assert found & options - of_python == set(ALONE)
+    assert as_options("more images, or a lower `tpr`.") == "more images, or a lower --tpr."
+    assert as_options("leave out `fit` and `cross_fit`") == "leave out --fit and --cross-fit"
 
 
 @pytest.mark.parametrize(

@@ -223,8 +223,13 @@ def test_torchvision(tmp_path):
 
 
 def test_no_source_names_what_is_accepted(tmp_path):
-    with pytest.raises(DataError, match=r"No set of images at .*absent.*expected a folder of"):
+    (tmp_path / "absence").mkdir()
+    expected = r"^No such file or folder: '.*absent'. Did you mean .*/absence\?$"
+    with pytest.raises(DataError, match=expected):
         open_set(tmp_path / "absent")
+    expected = r"^No set of images at 'torchvison:.*expected a folder of.* mean torchvision\?$"
+    with pytest.raises(DataError, match=expected):
+        open_set("torchvison:FakeData:test")
     with pytest.raises(DataError, match="a limit of 1 or more images, got 0"):
         open_set("digits:test", limit=0)
 

@@ -105,6 +105,7 @@ def test_folders_of_packed_images_and_packed_folders_say_how(tmp_path):
         DataError, match=rf"there are 1 .tar, which are named as {tmp_path}/\*.tar"
     ):
         open_set(tmp_path)
+    (tmp_path / "images.zip").write_bytes(b"")
     with pytest.raises(DataError, match=r"No set of images at .* Unpack it to a folder."):
         open_set(tmp_path / "images.zip")
 

@@ -451,7 +451,7 @@ def test_lower_precision_is_stored_in_float32(tmp_path, precision):
         ({"weights": "file.pth"}, "weights with a model's spec only"),
         ({"model": 3}, "a model's spec or an nn.Module, got 3"),
         ({"model": nn.Linear(2, 2)}, "preprocessing with a module of your own"),
-        ({"sets": {"a": ("id", "nowhere")}}, "No set of images at 'nowhere'"),
+        ({"sets": {"a": ("id", "nowhere")}}, "No such file or folder: 'nowhere'"),
     ],
 )
 def test_bad_arguments_are_named_before_anything_is_written(tmp_path, options, message):

@@ -81,6 +81,15 @@ def test_a_limit_is_told_of(tmp_path):
     assert told == expected
 
 
+def test_classes_that_an_id_set_lacks_are_told_of(tmp_path):
+    folder = folder_of(tmp_path / "a", "0/1.png", "2/2.png")
+    (tmp_path / "o.csv").write_text("path,label\na/0/1.png,1\na/2/2.png,0\n")
+    model, sets = make_model(classes=5), {"a": ("id", folder), "o": ("ood", tmp_path / "o.csv")}
+    told = told_of(model, sets, tmp_path)
+    assert told[0].startswith("a: 2 images, 2 of the model's 5 classes; ")
+    assert told[1:] == ["o: 2 images, 2 classes."]  # which need not be the model's
+
+
 def test_labels_beyond_the_classes_are_counted(tmp_path):
     folder = folder_of(tmp_path / "a", "1/a.png", "2/a.png", "3/a.png", "3/b.png")
     expected = (
@@ -175,7 +184,7 @@ def test_a_larger_limit_extends_a_run(tmp_path):
     assert grown.tolist() == whole.tolist()
     np.testing.assert_allclose(logits, expected, rtol=1e-6)
     (folder / "0" / "new.png").write_bytes((folder / "0" / "1.png").read_bytes())
-    with pytest.raises(DataError, match="images of set a have changed since they were recorded"):
+    with pytest.raises(DataError, match=r"^The images of set a have changed since they were reco"):
         extract(model, sets, tmp_path / "run", limit=15, **how)
 
 

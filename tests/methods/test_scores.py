@@ -210,6 +210,7 @@ def test_a_value_that_is_not_finite_is_named_with_its_row(tmp_path, field, value
     ("options", "message"),
     [
         ({"method": "absent"}, "Unknown method 'absent'; known: gradnorm, u, v, kl, msp"),
+        ({"method": "enrgy"}, "Did you mean energy?"),
         ({"method": "msp", "p": 2}, "msp does not honour p; it honours temperature"),
         ({"method": "max_logit", "temperature": 2}, "max_logit .* honours no option"),
         ({"method": "gradnorm", "p": 0}, "p > 0, got p = 0"),

@@ -10,6 +10,10 @@ from gradscore.data import open_set
 from gradscore.run import RunStore
 
 CAUSE = "the weights, the labels' numbering or the preprocessing do not belong to this model."
+OF_FACTORY = (
+    "the model is probably untrained, as its weights are those that its factory gives; or the "
+    "labels' numbering or the preprocessing do not belong to it."
+)
 
 
 @pytest.mark.parametrize(
@@ -20,7 +24,13 @@ CAUSE = "the weights, the labels' numbering or the preprocessing do not belong t
         (123, 1000, 10, True),  # P(X >= 123) = 1.1%
         (124, 1000, 10, False),  # 0.8%
         (29, 29, 10, False),
-        (0, 29, 10, False),
+        (0, 29, 10, True),
+        (1, 10, 10, True),  # a model that is right half the time gives no more with 1.1%
+        (2, 10, 10, False),  # 5.5%
+        (0, 5, 10, True),  # 3.1%
+        (0, 4, 10, False),  # 6.3%
+        (1, 1, 10, False),
+        (0, 0, 10, False),
         (0, 30, 10, True),
         (15, 30, 2, True),
         (1, 30, 1000, True),
@@ -47,7 +57,7 @@ def test_labels_of_another_numbering_are_told_of(tmp_path, capsys, command):
     assert call(command, "--run", path, "--method", "msp") == 0
     told = capsys.readouterr().err
     images = "38 labelled images (40 in all)"
-    expected = f"digits: ID accuracy 0.0% of {images} is chance for 5 classes: {CAUSE}"
+    expected = f"digits: ID accuracy 0.0% of {images} is chance for 5 classes: {OF_FACTORY}"
     assert expected in told.splitlines()
     assert call(command, "--run", path, "--method", "msp", "-q") == 0
     assert "chance" not in capsys.readouterr().err

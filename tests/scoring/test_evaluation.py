@@ -12,6 +12,7 @@ from helpers.recorded_run import make_run
 
 import gradscore as gs
 from gradscore.errors import InvalidArgument, RunError
+from gradscore.escapes import from_cell
 from gradscore.evaluation import COLUMNS, evaluate, evaluate_run
 from gradscore.methods import ScoreSpec
 from gradscore.metrics import METRICS, auroc, bootstrap, interval, point_metrics
@@ -155,6 +156,23 @@ def test_scores_are_written_one_row_an_input(run, tmp_path):
     table = pyarrow.parquet.read_table(tmp_path / "scores.parquet")
     assert table.column("max_logit").to_pylist() == expected
     assert table.column("predicted")[3].as_py() == scored["digits"].predicted[3]
+
+
+def test_written_scores_name_the_predicted_class_where_names_are_known(run, tmp_path):
+    names = ["=a", "b", "c", "d", "e\udcff"]
+    (block,) = score_sets(run.store, ["digits"], QUESTIONS[:1]).values()
+    for ending in ("csv", "parquet"):
+        write_scores(tmp_path / f"s.{ending}", [block], names)
+    with (tmp_path / "s.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[2:5] == ["label", "predicted", "predicted_name"]
+    assert [int(row["predicted"]) for row in rows] == block.predicted.tolist()
+    told = [from_cell(row["predicted_name"]) for row in rows]
+    assert told == [names[k] for k in block.predicted]
+    table = pyarrow.parquet.read_table(tmp_path / "s.parquet")
+    assert table["predicted"].to_pylist() == block.predicted.tolist()
+    shown = [*names[:4], "e\\udcff"]
+    assert table["predicted_name"].to_pylist() == [shown[k] for k in block.predicted]
 
 
 def test_files_that_cannot_be_written_are_refused(evaluation, run, tmp_path):

@@ -59,6 +59,16 @@ def test_a_table_names_classes_where_the_run_knows_them(tmp_path):
         assert table["predicted_name"][7].as_py() == "abcde"[run.predicted(name)[7]]
 
 
+def test_a_label_beyond_the_classes_has_no_name(tmp_path):
+    def change(name, arrays):
+        if name == "noise":
+            arrays["label"][:3] = 7
+
+    run = gs.Run(make_run(tmp_path / "run", change=change))
+    run.store.info.class_names = tuple("abcde")
+    assert run.table("noise")["label_name"].to_pylist()[:3] == [None] * 3
+
+
 def test_a_run_says_what_it_holds(run, tmp_path):
     lines = repr(run).splitlines()
     assert lines[0] == f"Run('{run.path}'): model python:tests:drawn, 5 classes"

@@ -112,7 +112,7 @@ def find_warning(far: Sequence[Row], near: Sequence[Row], blind: bool) -> str | 
     told = []
     for table, least, what in (
         (far, LEAST_FAR, "shuffled and scrambled copies of these images"),
-        (near, LEAST_NEAR, "images of classes that the head lacks"),
+        (near, LEAST_NEAR, "images of classes removed from the last layer"),
     ):
         best = max((row.ranked.auroc for row in table), default=1.0)
         if best < least:

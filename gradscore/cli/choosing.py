@@ -108,7 +108,7 @@ def use_words(spec) -> list[str]:
 def _why(choice) -> str:
     rows = choice.far if choice.by == "far" else choice.near
     tied = sum(row.ranked.tied for row in rows)
-    of = "surrogates" if choice.by == "far" else "classes that the head lacks"
+    of = "surrogates" if choice.by == "far" else "classes removed from the last layer"
     cheapest = f", the cheapest of {tied} that tie" if tied > 1 else ""
     return f"best against {of}{cheapest}"
 

@@ -57,15 +57,15 @@ def seen_images(store: RunStore, info: DetectorInfo) -> Iterator[str]:
     for source in info.calibration:
         if _is_of(store.sets.get(source.name), source):
             yield (
-                f"The detector took its threshold from {source.images:,} images of {source.name}. "
-                "So the share of them that is kept is no test."
+                f"The detector's threshold was computed from {source.images:,} images of "
+                f"{source.name}. That most of these are kept is therefore not a test of it."
             )
     for source in info.fit:
         entry = store.sets.get(source.name)
         if not _is_of(entry, source):
             continue
         shown = _unseen(entry, info).mask is None
-        end = "the share of them that is kept is no test" if shown else "these are left out"
+        end = "how many are kept is not a test of it" if shown else "these are left out"
         yield f"Its score learned from {source.images:,} images of {source.name}: {end}."
 
 

@@ -13,8 +13,8 @@ from gradscore.tables import check_output
 
 COLUMNS = 3
 """Most panels side by side."""
-LETTERS = 11
-"""Of a title, about so many fit into an inch."""
+TITLE_SIZE, TITLE_SHARE = 10.5, 0.94
+"""Of a title: its letters, in points, and the share of the figure's width that lines may take."""
 _SETTINGS = {"svg.hashsalt": "gradscore", "svg.fonttype": "path"}
 """Names within an SVG do not depend on chance, and letters not on the reader's fonts."""
 
@@ -59,15 +59,22 @@ def new_figure(
         axis.set_axis_off()
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
-    most = int(LETTERS * width * columns)
-    text = "\n".join(
-        line
-        for part in (title, subtitle)
-        for line in wrap(as_text(part), most, break_on_hyphens=False)
-    )
+    room = TITLE_SHARE * 72 * width * columns  # points
+    text = "\n".join(line for part in (title, subtitle) for line in _lines(as_text(part), room))
     if text:
-        figure.suptitle(text, x=0.01, ha="left", fontsize=10.5, linespacing=1.4)
+        figure.suptitle(text, x=0.01, ha="left", fontsize=TITLE_SIZE, linespacing=1.4)
     return figure, axes[:panels]
+
+
+def _lines(text: str, room: float) -> list[str]:
+    """Return a text in lines of at most some points, by the width of its own average letter."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(size=TITLE_SIZE)
+    width, *_ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
+    most = max(1, int(len(text) * room / max(width, 1)))
+    return wrap(text, most, break_on_hyphens=False)
 
 
 def add_legend(figure: Any, axes: list[Any], **how: Any) -> None:

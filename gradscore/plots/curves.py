@@ -44,6 +44,9 @@ def save_roc(
         InvalidArgument: If the ending is unknown, or scores are empty or not finite.
         RunError: If the file cannot be written.
     """
+    if any(len(scores) > 1 for scores in panels.values()):
+        told = "Line widths have no meaning: they keep lines that overlap visible."
+        subtitle = f"{subtitle} {told}".strip()
     size = {"width": 5, "height": 5.1} if len(panels) == 1 else {"width": 4, "height": 4.3}
     figure, axes = canvas.new_figure(path, len(panels), title=title, subtitle=subtitle, **size)
     curves = {

@@ -21,7 +21,10 @@ MOST_OUTSIDE = 1 / 3
 MARGIN = 0.06
 """Room above and below the lines, as a share of their range."""
 _THE = {"mean": "the mean"}
-_SWEPT = {"p": "Order p of the norm", "temperature": "Temperature T (log scale)"}
+_SWEPT = {
+    "p": "Order p of the norm (evenly spaced, not to scale)",
+    "temperature": "Temperature T (log scale)",
+}
 
 
 def save_lines(

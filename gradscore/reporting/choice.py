@@ -26,16 +26,18 @@ SHOWN, MOST = 8, 60
 MOST_KINDS = 8
 """Kinds of images, such as surrogates, that have a column of their own."""
 MOST_NOTES = 20
+ENDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
+"""AUROCs at which the axis of a table may begin."""
 TABLES = {
     "far": (
         "Against changed copies of the ID images",
-        "How well each score tells the ID images from copies of them that were shuffled, "
-        "scrambled or turned: images that show nothing known.",
+        "How well each score tells the ID images from changed copies of them. The copies are "
+        "shuffled, scrambled or turned, so that they no longer look like any class.",
     ),
     "near": (
-        "Against classes that the head lacks",
-        "Classes are taken from the last layer in turn. How well each score tells their images "
-        "from the others: images that look much like ID ones.",
+        "Against classes that were removed",
+        "Some classes are removed from the last layer, then others. How well each score tells "
+        "the remaining ID images from images of the removed classes, which look much like them.",
     ),
 }
 
@@ -72,47 +74,53 @@ def draw_choice(record: ChoiceRecord | None, store: RunStore) -> Markup:
 
 def _table(which: str, rows: Sequence[ScoreRecord], record: ChoiceRecord) -> Markup:
     title, told = TABLES[which]
-    axis = Axis(0.5, 1.0)
-    cells = []
-    kinds = [*rows[0].aurocs][:MOST_KINDS]
-    for place, row in enumerate(rows[:MOST]):
-        mean, low, high = map(_auroc, (row.value, row.value_low, row.value_high))
-        chosen = which == record.by and (row.method, row.options) == (
-            record.method,
-            record.options,
-        )
-        name = _name(row.method, row.options)
-        mark = "recommended" if chosen else "ties with the best" if row.tied else ""
-        figures = [
-            f"{100 * row.aurocs[kind]:.1f}%" if kind in row.aurocs else "" for kind in kinds
-        ]
-        cells.append(
-            [
-                joined(
-                    f"{place + 1}. ",
-                    breakable(name),
-                    tag("span", mark, class_="mark") if mark else None,
-                ),
-                f"{100 * mean:.1f}%",
-                tag("td", _bar(*map(axis.share, (mean, low, high)), chosen), class_="bar"),
-                f"{100 * low:.1f}% to {100 * high:.1f}%",
-                *figures,
-            ]
-        )
-    columns = ["Score", "AUROC", "50% to 100%", "95% interval", *kinds]
+    chosen = (record.method, record.options) if which == record.by else None
     heading = joined(tag("h3", title), tag("p", told))
     perfect = sum(_is_perfect(row) for row in rows)
     if perfect >= SHOWN or perfect == len(rows):
-        which = "All" if perfect == len(rows) else f"{perfect} of the"
+        how_many = "All" if perfect == len(rows) else f"{perfect} of the"
         said = note(
-            f"{which} {counted(len(rows), 'score')} tell these images apart without a mistake "
+            f"{how_many} {counted(len(rows), 'score')} tell these images apart without a mistake "
             "(100.0%): the table does not rank them."
         )
-        return joined(heading, said, details("The table", table(title, columns, cells)))
-    shown = table(title, columns, cells[:SHOWN])
-    more = cells[SHOWN:]
-    rest = details(f"{len(more)} more scores", table(title, columns, more)) if more else None
-    return joined(heading, shown, rest)
+        whole = _ranked(title, rows[:MOST], chosen)
+        return joined(heading, said, details("The table", whole))
+    shown, more = _ranked(title, rows[:SHOWN], chosen), rows[SHOWN:MOST]
+    if not more:
+        return joined(heading, shown)
+    rest = _ranked(title, more, chosen, before=SHOWN)
+    return joined(heading, shown, details(f"{len(more)} more scores", rest))
+
+
+def _ranked(
+    title: str,
+    rows: Sequence[ScoreRecord],
+    chosen: tuple[str, dict[str, object]] | None,
+    before: int = 0,
+) -> Markup:
+    """Return scores as a table, on an axis on which they differ; ``before`` stand above them."""
+    ends = [tuple(map(_auroc, (row.value, row.value_low, row.value_high))) for row in rows]
+    axis = Axis(max((end for end in ENDS if end <= min(map(min, ends))), default=ENDS[0]), 1.0)
+    kinds = [*rows[0].aurocs][:MOST_KINDS]
+    cells = []
+    for place, (row, (mean, low, high)) in enumerate(zip(rows, ends, strict=True), before + 1):
+        best = chosen == (row.method, row.options)
+        mark = "recommended" if best else "ties with the best" if row.tied else ""
+        cells.append(
+            [
+                joined(
+                    f"{place}. ",
+                    breakable(_name(row.method, row.options)),
+                    tag("span", mark, class_="mark") if mark else None,
+                ),
+                f"{100 * mean:.1f}%",
+                tag("td", _mark(*map(axis.share, (mean, low, high)), best), class_="bar"),
+                f"{100 * low:.1f}% to {100 * high:.1f}%",
+                *(f"{100 * row.aurocs[k]:.1f}%" if k in row.aurocs else "" for k in kinds),
+            ]
+        )
+    reach = f"axis: {100 * axis.low:g}% to 100%"
+    return table(title, ["Score", "AUROC", reach, "95% interval", *kinds], cells)
 
 
 def _is_perfect(row: ScoreRecord) -> bool:
@@ -125,14 +133,14 @@ def _auroc(value: float) -> float:
     return 1 / (1 + math.exp(-value))
 
 
-def _bar(share: float, low: float, high: float, chosen: bool) -> Markup:
-    width = f"{100 * share:.1f}%"
+def _mark(share: float, low: float, high: float, chosen: bool) -> Markup:
+    """Return a dot on its interval: a bar would say that the axis begins at nothing."""
     ends = {"x1": f"{100 * low:.1f}%", "x2": f"{100 * high:.1f}%"}
     return tag(
         "svg",
         tag("rect", x=0, y=3, width="100%", height=8, class_="track"),
-        tag("rect", x=0, y=3, width=width, height=8, class_="fill"),
         tag("line", **ends, y1=7, y2=7, class_="spread"),
+        tag("circle", cx=f"{100 * share:.1f}%", cy=7, r=4.5, class_="fill"),
         class_="tone-id" if chosen else None,
         width="100%",
         height=14,

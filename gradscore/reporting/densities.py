@@ -35,9 +35,10 @@ def draw_densities(
     """
     bottom = TOP + len(sets) * (TITLE + HEIGHT + GAP)
     at = grid.positions()[grid.start]
-    rows = [
-        _row(place, one, known.share[grid.start], grid, TOP + place * (TITLE + HEIGHT + GAP))
-        for place, (one, known) in enumerate(zip(sets, shares, strict=True))
+    tops = [TOP + place * (TITLE + HEIGHT + GAP) for place in range(len(sets))]
+    labels = [
+        _label(place, one, known.share[grid.start], y)
+        for place, (one, known, y) in enumerate(zip(sets, shares, tops, strict=True))
     ]
     clip = tag(
         "clipPath",
@@ -48,9 +49,10 @@ def draw_densities(
         "svg",
         tag("title", f"Distribution of {score}, one curve a set, with the threshold"),
         tag("defs", clip),
-        *rows,
+        *(_curve(one, grid, y + TITLE) for one, y in zip(sets, tops, strict=True)),
         *_axis(grid, bottom),
         _threshold(grid, bottom),
+        *labels,
         class_="densities",
         width="100%",
         height=bottom + FOOT,
@@ -61,29 +63,31 @@ def draw_densities(
     return joined(tag("figure", figure, told), _table(sets, score))
 
 
-def _row(place: int, one: ScoredSet, share: int, grid: Grid, y: float) -> Markup:
-    heights = _heights(one.scores, grid)
-    path = stairs(heights, WIDTH, HEIGHT)
+def _curve(one: ScoredSet, grid: Grid, y: float) -> Markup:
+    path = stairs(_heights(one.scores, grid), WIDTH, HEIGHT)
     how = {"vector_effect": "non-scaling-stroke"}
     curve = tag(
         "svg",
         tag("path", d=path, class_="kept", **how),
         tag("path", d=path, class_="cut", clip_path="url(#flagged)", **how),
         x=0,
-        y=y + TITLE,
+        y=y,
         width="100%",
         height=HEIGHT,
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         preserveAspectRatio="none",
     )
+    base = tag("line", x1=0, x2="100%", y1=y + HEIGHT, y2=y + HEIGHT, class_="base")
+    return tag("g", base, curve, class_=f"tone-{one.tone}")
+
+
+def _label(place: int, one: ScoredSet, share: int, y: float) -> Markup:
+    """Return a set's line of text; it stands above the threshold's line, which it interrupts."""
     told = tag("tspan", percent(share), data_set=place, data_show="flagged")
-    base = y + TITLE + HEIGHT
     return tag(
         "g",
-        tag("line", x1=0, x2="100%", y1=base, y2=base, class_="base"),
         tag("text", short_label(one.info, LABEL), x=0, y=y + 12, class_="name"),
         tag("text", told, " flagged", x="100%", y=y + 12, text_anchor="end", class_="told"),
-        curve,
         class_=f"tone-{one.tone}",
     )
 

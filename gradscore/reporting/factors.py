@@ -52,8 +52,8 @@ def draw_factors(ids: Sequence[ScoredSet], oods: Sequence[ScoredSet]) -> Markup 
         "GradNorm of the last layer is U times V. U, to the right, is the size of the features "
         f"({short(across.low)} to {short(across.high)}). V, upwards, is how far the output is "
         f"from undecided ({short(up.low)} to {short(up.high)}). Along the dashed line the "
-        "product is that which 95% of the ID images exceed. Where one factor alone parts the "
-        "colours, the other adds noise."
+        "product is that which 95% of the ID images exceed. Where U alone, or V alone, separates "
+        "the two colours, the other factor only adds noise."
     )
     drawn = max(one.factors.shape[1] for one in (*ids, *oods))
     caption = "AUROC of U, of V and of their product"

@@ -22,6 +22,8 @@ IN_ALL = 600
 FEWEST = 2
 NAME = 40
 """Characters of an image's name that are shown below it."""
+ENDING = 8
+"""Of these, so many at the end stand in one line: number and ending, such as ``0174.png``."""
 
 
 def draw_gallery(
@@ -144,7 +146,7 @@ def _tile(store: RunStore, one: ScoredSet, row: int, path: str, source: Source) 
     score = short(one.scores[row])
     caption = tag(
         "figcaption",
-        tag("span", _shortened(path), class_="file", title=clipped(path)),
+        tag("span", *_shortened(path), class_="file", title=clipped(path)),
         tag("span", predicted),
         tag("span", score),
     )
@@ -159,7 +161,8 @@ def _picture(thumbnail: Thumbnail, path: str) -> Iterator[Markup]:
         yield tag("div", thumbnail.reason, class_="absent")
 
 
-def _shortened(path: str) -> str:
-    """Return the last part of a name, and of a long one its end."""
+def _shortened(path: str) -> tuple[str, Markup]:
+    """Return the last part of a name, of a long one its end; its own end is kept in one line."""
     name = path.rstrip("/").rpartition("/")[2]
-    return name if len(name) <= NAME else f"...{name[-NAME:]}"
+    name = name if len(name) <= NAME else f"...{name[-NAME:]}"
+    return name[:-ENDING], tag("span", name[-ENDING:])

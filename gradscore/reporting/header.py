@@ -165,8 +165,8 @@ def _left_out(store: RunStore, left: Sequence[Left]) -> list[Markup]:
     made = surrogates(store)
     if made:
         told.append(
-            f"{counted(made, 'surrogate set')} of changed ID images served the choice of a score "
-            "alone."
+            f"The run also holds {counted(made, 'surrogate set')}: changed copies of ID images. "
+            "Only the choice of a score used them; they are not shown here."
         )
     return [note(text) for text in told]
 

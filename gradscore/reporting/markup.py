@@ -105,7 +105,20 @@ def details(summary: object, *children: Any) -> Markup:
 def note(*children: Any, kind: str = "note") -> Markup:
     """Return a paragraph that stands apart: a ``note``, or a ``warning``."""
     lead = tag("strong", "Warning. ") if kind == "warning" else None
-    return tag("p", lead, *children, class_=kind)
+    told = (child if isinstance(child, Markup) else prose(child) for child in children)
+    return tag("p", lead, *told, class_=kind)
+
+
+def prose(text: str) -> Markup:
+    """Return a message as HTML: what it has between backticks is a command.
+
+    >>> print(prose("a < b: `choose --run r`"))
+    a &lt; b: <code>choose <span>--run</span> r</code>
+    """
+    parts = clipped(printable(text)).split("`")
+    if len(parts) % 2 == 0:
+        return escaped(text)
+    return joined(*(command(part) if place % 2 else part for place, part in enumerate(parts)))
 
 
 def command(text: str) -> Markup:

@@ -107,7 +107,8 @@ def _page(found: Findings, moved: Mapping[str, str] | None, progress: Progress) 
 def _sentence(found: Findings, name: str) -> str:
     return (
         f"Each image has a score, {name}: high for images like those that the model learned from, "
-        "low for others. Images below a threshold are flagged. This page shows what that gives."
+        "low for others. Images below a threshold are flagged. This page shows how well that "
+        "works for the images of this run."
     )
 
 
@@ -123,8 +124,8 @@ def _scores(found: Findings, name: str) -> Markup:
         promised = note("A threshold with a promise is made by ", command(make))
     told = tag(
         "p",
-        "One curve a set, each as high as its own fullest place. What lies left of the threshold "
-        "is flagged.",
+        "Each set has one curve: it is high where many of the set's images have their score. All "
+        "curves are drawn equally high. Images left of the threshold are flagged.",
     )
     return joined(slider, promised, told, figure, shares)
 

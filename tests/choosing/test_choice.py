@@ -188,7 +188,7 @@ def test_a_model_that_separates_little_is_warned_of(choice):
     assert "(best AUROC 79.0, below 80)" in warning
     assert "for ranking and review, not as a gate" in warning
     low = [Row(row.spec, replace(row.ranked, aurocs={"classes 1": 0.84})) for row in choice.near]
-    assert "images of classes that the head lacks" in find_warning(choice.far, low, False)
+    assert "images of classes removed from the last layer" in find_warning(choice.far, low, False)
 
 
 def test_a_model_that_learned_shuffled_labels_is_warned_of():

@@ -139,6 +139,8 @@ def test_the_figure_agrees_with_the_table(page):
     figure = page.section("scores").one("svg", class_="densities")
     (line,) = [one for one in figure.all("line") if "data-line" in one.attributes]
     assert line.attributes["x1"] == line.attributes["x2"] == f"{data['at'][at] / 10}%"
+    drawn = figure.all()
+    assert drawn.index(line) < min(map(drawn.index, figure.all("text", class_="name")))  # below
     (clip,) = [one for one in figure.all("rect") if "data-clip" in one.attributes]
     assert float(clip.attributes["width"]) == data["at"][at]
     for k, share in enumerate(of_set["share"][at] for of_set in data["sets"]):

@@ -77,13 +77,28 @@ def test_the_choice_is_shown_and_its_score_taken(tmp_path):
     assert first == {
         "Score": "1. msp recommended",
         "AUROC": "88.1%",  # of log-odds 2
-        "50% to 100%": "",
+        "axis: 80% to 100%": "",
         "95% interval": "81.8% to 92.4%",
         "shuffle4": "90.0%",
     }
     assert second["Score"] == "2. kl (temperature 2)"
     assert "A note." in page.section("choice").text
     assert not page.section("choice").all("p", class_="warning")
+
+
+def test_scores_that_are_nearly_equal_stand_on_an_axis_that_parts_them(tmp_path):
+    ends = {"value_low": 4.5, "value_high": 6.0}  # AUROC 98.9 to 99.8
+    far = [
+        ROW | ends | {"value": value, "method": method, "options": {}, "tied": True}
+        for method, value in {"msp": 5.25, "kl": 5.0}.items()
+    ]
+    run = choose(drawn_run(tmp_path / "run"), far=far)
+    page = Page(gs.report(run, tmp_path / "a.html", images=False))
+    part = page.section("choice")
+    assert "axis: 98% to 100%" in table_of(part)[0]
+    first, second = (float(dot.attributes["cx"].rstrip("%")) for dot in part.all("circle"))
+    assert second == pytest.approx(100 * (1 / (1 + np.exp(-5)) - 0.98) / 0.02, abs=0.06)
+    assert first - second > 5
 
 
 def test_a_choice_that_trusts_no_score_says_so(tmp_path):
@@ -126,8 +141,8 @@ def test_a_detectors_threshold_is_shown_with_its_promise(run, tmp_path):
     assert page.data["thresholds"][at] == f"{threshold.value:.4g}"
     assert page.data["sets"][0]["flagged"][at] == threshold.flagged == 3
     assert (
-        "The detector took its threshold from 40 images of digits. So the share of them that is "
-        "kept is no test."
+        "The detector's threshold was computed from 40 images of digits. That most of these are "
+        "kept is therefore not a test of it."
     ) in page.section("run").text
     assert "d.safetensors" in page.section("run").text
 
@@ -163,7 +178,7 @@ def test_the_command_draws_the_detectors_scores_and_threshold(run, tmp_path, cap
     promised = "Threshold: on average at most 10% of images like these are flagged."
     assert drawn["subtitle"].endswith(promised)
     told = capsys.readouterr().err
-    assert "The detector took its threshold from 40 images of digits." in told
+    assert "The detector's threshold was computed from 40 images of digits." in told
     rows = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
     flagged = [r for r in rows if r["set"] == "digits" and float(r["energy"]) < threshold.value]
     assert len(flagged) == threshold.flagged

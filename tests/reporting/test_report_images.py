@@ -115,6 +115,16 @@ def test_the_images_are_those_that_were_recorded(embedded, tmp_path):
             np.testing.assert_array_equal(decoded(image), known[image.attributes["alt"]])
 
 
+def test_a_long_name_is_never_broken_in_its_ending(folder, tmp_path):
+    page = Page(gs.report(extracted(folder, tmp_path / "run"), tmp_path / "a.html", **ENERGY))
+    for tile in page.section("images").all("figure"):
+        (name,) = tile.all("span", class_="file")
+        (end,) = name.all("span")
+        whole = tile.one("img").attributes["alt"].rpartition("/")[2]
+        assert name.text.replace(" ", "") == whole
+        assert end.text == whole[-8:]
+
+
 def test_images_of_a_folder_are_shown_and_moved_ones_told(folder, tmp_path):
     run = extracted(folder, tmp_path / "run")
     page = Page(gs.report(run, tmp_path / "a.html", **ENERGY))

@@ -10,7 +10,7 @@ from helpers.report_runs import drawn_run, with_many
 import gradscore as gs
 from gradscore.accuracy import percent, tenths
 from gradscore.errors import RunError
-from gradscore.reporting.markup import command, escaped, table, tag
+from gradscore.reporting.markup import command, escaped, note, table, tag
 from gradscore.reporting.page import make_page, resource
 from gradscore.reporting.scales import Axis, stairs
 from gradscore.reporting.words import short_label
@@ -178,6 +178,16 @@ def test_a_long_name_keeps_its_end_where_names_that_begin_alike_differ():
     assert short_label(one, 22) == "ood_set…ber_07_of_many (OOD)"
     assert len(short_label(one, 22)) == 22 + len(" (OOD)")
     assert short_label(one, 25) == "ood_set_number_07_of_many (OOD)"
+
+
+def test_what_a_message_has_between_backticks_is_a_command():
+    shown = note("Choose: `gradscore choose --run <r>`, then go on.")
+    assert shown == (
+        '<p class="note">Choose: <code>gradscore choose <span>--run</span> &lt;r&gt;</code>, '
+        "then go on.</p>"
+    )
+    assert note("one ` alone") == '<p class="note">one ` alone</p>'
+    assert note(tag("b", "`x`")) == '<p class="note"><b>`x`</b></p>'
 
 
 def test_a_command_breaks_between_its_words_alone():

@@ -35,7 +35,7 @@ from gradscore.scoring import known_sets, score_sets
 
 OTHER_ORDER = (
     "The far table ranks scores by how they tell these images from changed copies of them, the "
-    "near table by classes that the model is robbed of. On OOD sets their order may be another: "
+    "near table by classes removed from its last layer. On OOD sets their order may be another: "
     "those are other images."
 )
 """Why a choice and an evaluation rank the same scores differently."""

@@ -15,6 +15,8 @@ POINTS = 1000
 """Most points of a ROC curve that are drawn."""
 WIDEST, NARROWEST = 4.0, 1.0
 """Of the curves, in points: each is narrower than those below it, which stay visible."""
+GAP = 0.08
+"""Inches above and below the squares, so that the legend does not touch the name of an axis."""
 HOLE = 40
 """Percent: right of it, and below the rest, the square is empty where scores are good."""
 NEARLY_ALL = 97
@@ -49,6 +51,7 @@ def save_roc(
         subtitle = f"{subtitle} {told}".strip()
     size = {"width": 5, "height": 5.1} if len(panels) == 1 else {"width": 4, "height": 4.3}
     figure, axes = canvas.new_figure(path, len(panels), title=title, subtitle=subtitle, **size)
+    figure.get_layout_engine().set(h_pad=GAP)
     curves = {
         ood: {name: 100 * np.stack(roc_points(*pair)) for name, pair in scores.items()}
         for ood, scores in panels.items()

@@ -72,6 +72,10 @@ def show_choice(choice, checks, run_path) -> None:
     for title, rows in (("far", choice.far), ("near", choice.near)):
         if rows:
             _show_table(title, rows, checks)
+    say("value: the mean of log(AUROC / (1 - AUROC)) with its 95% interval; 0 is guessing.")
+    say("*: best, or tied with it. <: energy, msp or gradnorm, to compare with.")
+    if checks:
+        say("OOD sets: mean AUROC on the run's own, as a check; the choice does not read them.")
     for note in choice.notes:
         notice(note)
     if choice.not_kept:
@@ -137,8 +141,4 @@ def _show_table(title: str, rows, checks) -> None:
         columns, cells, left=2, title=title, droppable=[*range(3 + shifts, 3, -1), 2]
     )
     say_left_out(dropped)
-    say("*: best, or tied with it. <: energy, msp or gradnorm, to compare with.")
     say(f"AUROC in percent: the mean, then for {OF_COLUMNS[title]}")
-    say("value: the mean of log(AUROC / (1 - AUROC)) with its 95% interval; 0 is guessing.")
-    if checks:
-        say("OOD sets: mean AUROC on the run's own, as a check; the choice does not read them.")

@@ -59,6 +59,14 @@ def test_all_sets_lose_fpr95_then_sets_and_keep_the_mean(shown, width, left_out)
     assert told == ([left_out] if left_out else [])
 
 
+def test_scores_lose_quartiles_then_labels(shown):
+    text = shown(44, "score")
+    assert max(map(len, text.splitlines()[:-3])) <= 44
+    assert "Too narrow for 75%" in text
+    assert "median" in text
+    assert "Too narrow" not in shown(90, "score")
+
+
 def test_the_shown_figures_can_be_chosen(shown):
     text = shown(100, "evaluate", "--full", "--metric", "aupr_out")
     assert text.count("AUPR-out") == 3

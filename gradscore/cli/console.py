@@ -7,7 +7,6 @@ line they are options.
 
 import ast
 import contextlib
-import os
 import re
 import shlex
 import shutil
@@ -42,8 +41,8 @@ def print_table(
 ) -> list[str]:
     """Print a table; the first ``left`` columns are text, the others are right-aligned numbers.
 
-    In a terminal, and elsewhere where ``COLUMNS`` gives a width, it fits that, where that holds
-    every number and the beginning of every text. Otherwise nothing is cut, wrapped or left out.
+    In a terminal it fits the width, where that holds every number and the beginning of every
+    text. In a pipe or a file nothing is cut, wrapped or left out.
 
     Args:
         columns: Headings; of several lines where they are tuples.
@@ -132,13 +131,11 @@ def wide(columns: int) -> bool:
 
 
 def available_width() -> int | None:
-    """Return how many characters a line holds: what ``COLUMNS`` says, else the terminal.
+    """Return how many characters a line of the terminal holds; None where there is none.
 
-    None where the output is no terminal and ``COLUMNS`` says nothing.
+    Outside of a terminal ``COLUMNS`` means nothing: readline sets it for every child of a Python.
     """
-    told = os.environ.get("COLUMNS", "")
-    known = sys.stdout.isatty() or (told.isdecimal() and int(told) > 0)
-    return shutil.get_terminal_size().columns if known else None
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def say_left_out(what: Sequence[str]) -> None:

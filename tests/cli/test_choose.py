@@ -126,7 +126,7 @@ def test_a_choice_that_the_run_cannot_keep_is_told_of(run, tmp_path):
 def test_a_narrow_choice_leaves_out_shifts_then_the_value(monkeypatch, width, left_out):
     aurocs = dict(zip(("a", "b", "c", "d", "e"), (0.5,) * 5, strict=True))
     ranked = Ranked(0, 3.25, 3.0, 3.5, {f"{k}": v for k, v in aurocs.items()}, tied=True)
-    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("gradscore.cli.console.available_width", lambda: width)
     shown = click.command()(lambda: _show_table("far", [row(ranked)], {row(ranked).spec: 0.9}))
     text = CliRunner().invoke(shown).output
     told = re.findall("Too narrow for (.*): a wider terminal", text)

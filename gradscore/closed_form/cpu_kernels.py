@@ -103,12 +103,9 @@ def _functions(sources: str) -> tuple[Dispatcher, Dispatcher]:
                 for k in range(len(rows) if missing else 0):
                     if below_zero(norms[:, k]):
                         settle(rows[k], t, hot, asked, e, logs, norms[:, k])
-        kept64[0, 0], kept32[0, 0], kept_norms[0, 0], kept_facts[0, 0] = (
-            0,
-            0,
-            0,
-            0,
-        )  # they were needed until here
+        # They were needed until here.
+        kept64[0, 0], kept32[0, 0] = 0, 0
+        kept_norms[0, 0], kept_facts[0, 0] = 0, 0
 
     return feature_norms, deviation_norms
 

@@ -15,9 +15,9 @@ from gradscore.errors import InvalidArgument
 from gradscore.evaluation import Evaluation, Row, evaluate_run
 from gradscore.methods import RecordedRun, ScoreSpec
 from gradscore.methods.gradnorm import recorded_groups
-from gradscore.metrics import REPLICATES
 from gradscore.pivot import BOOTSTRAP
 from gradscore.recorded import Run, open_store
+from gradscore.resampling import REPLICATES
 
 ORDERS = (0.3, 0.5, 0.8, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, math.inf)
 """Orders of the norm that the paper sweeps (Fig. 4 and Appendix)."""

@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gradscore.accuracy import Accuracy, accuracy
+from gradscore.choices import METRICS
 from gradscore.errors import RunError
 from gradscore.influence import NAME, is_large, large_figures
 from gradscore.methods import RecordedRun, ScoreSpec
-from gradscore.metrics import METRICS, REPLICATES, bootstrap, checked, interval, point_metrics
+from gradscore.metrics import checked, point_metrics
 from gradscore.recorded import Run, open_store
+from gradscore.resampling import REPLICATES, bootstrap, interval
 from gradscore.run import extract_command
 from gradscore.scoring import Scores, known_sets, score_sets
 

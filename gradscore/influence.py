@@ -11,12 +11,12 @@ part comes from the order statistics around it (Woodruff, JASA 1952), that of th
 binomial.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gradscore.metrics import checked, point_metrics
+from gradscore.metrics import PART, checked, sorted_metrics
 
 LARGEST_RESAMPLED = 200_000
 """Rows of a set up to which intervals are those of the bootstrap."""
@@ -42,7 +42,7 @@ def influences(
 
     Returns:
         Of the ID and of the OOD inputs in ascending order of their scores, shapes ``[4, n]`` and
-        ``[4, m]``, first axis as :data:`~gradscore.metrics.METRICS`; each row has a mean of 0.
+        ``[4, m]``, first axis as :data:`~gradscore.choices.METRICS`; each row has a mean of 0.
 
     Raises:
         InvalidArgument: If either side is empty, not a vector, or holds a non-finite score.
@@ -69,17 +69,20 @@ def large_figures(id_scores: NDArray, ood_scores: Iterable[NDArray]) -> NDArray:
     # times as fast as in any other.
     ids = np.sort(checked(id_scores, "ID"))
     oods = [np.sort(checked(scores, "OOD")) for scores in ood_scores]
-    point = np.array([point_metrics(ids, ood) for ood in oods])
+    point = np.array([sorted_metrics(ids, ood) for ood in oods])
     variances = np.empty((len(oods) + 1, len(_INFLUENCES)))
     for metric, of in enumerate(_INFLUENCES):
-        of_ids, together = 0.0, 0.0
+        of_ids, together = None, 0.0
         for place, ood in enumerate(oods):
             on_ids, on_oods = _centred(of(ids, ood))
             own = on_oods.var() / len(ood)
+            del on_oods
             variances[place, metric] = on_ids.var() / len(ids) + own
-            of_ids, together = of_ids + on_ids, together + own
+            of_ids = on_ids if of_ids is None else np.add(of_ids, on_ids, out=of_ids)
+            together += own
         mean = np.var(of_ids) / len(ids) + together
         variances[-1, metric] = mean / len(oods) ** 2
+        del of_ids, on_ids
     point = np.concatenate([point, point.mean(axis=0, keepdims=True)])
     ends = normal_interval(point, variances)
     return np.concatenate([point[None], ends]).transpose(1, 2, 0)
@@ -92,18 +95,25 @@ def normal_interval(point: NDArray, variance: NDArray) -> NDArray[np.float64]:
 
 
 def _centred(sides: tuple[NDArray, NDArray]) -> tuple[NDArray, NDArray]:
-    return sides[0] - sides[0].mean(), sides[1] - sides[1].mean()
+    """Subtract the mean of each side in place; of millions another array counts."""
+    for values in sides:
+        values -= values.mean()
+    return sides
 
 
 def _of_auroc(ids: NDArray, oods: NDArray) -> tuple[NDArray, NDArray]:
-    return _wins(ids, oods), -_wins(oods, ids)
+    lost = _wins(oods, ids)
+    return _wins(ids, oods), np.negative(lost, out=lost)
 
 
 def _wins(scores: NDArray, others: NDArray) -> NDArray[np.float64]:
     """Return the share of sorted ``others`` that each score is above; ties count half."""
-    below = np.searchsorted(others, scores, side="left")
-    below += np.searchsorted(others, scores, side="right")
-    return below / (2 * len(others))
+    wins = np.empty(len(scores))
+    for part in _parts(scores):
+        below = np.searchsorted(others, scores[part], side="left")
+        below += np.searchsorted(others, scores[part], side="right")
+        wins[part] = below / (2 * len(others))
+    return wins
 
 
 def _of_fpr95(ids: NDArray, oods: NDArray) -> tuple[NDArray, NDArray]:
@@ -131,22 +141,35 @@ def _of_precision(found: NDArray, others: NDArray) -> tuple[NDArray, NDArray]:
     """Return the influences on the average precision of finding ``found`` by high scores."""
     n, m = len(found), len(others)
     share = n / (n + m)
-    first = np.searchsorted(found, found, side="left")
-    at_least = (n - first) / n
-    wrong = (m - np.searchsorted(others, found, side="left")) / m
-    total = share * at_least + (1 - share) * wrong
-    own = (share * at_least / total)[first]
-    total *= total
-    own += _before(share * (1 - share) * wrong / total, np.searchsorted(found, found, "right"))
-    by_others = -share * (1 - share) * at_least / total
-    return own, _before(by_others, np.searchsorted(found, others, side="right"))
+    own, by_found, by_others = np.empty(n), np.zeros(n + 1), np.zeros(n + 1)
+    for part in _parts(found):
+        at_least = (n - np.searchsorted(found, found[part], side="left")) / n
+        wrong = (m - np.searchsorted(others, found[part], side="left")) / m
+        total = share * at_least + (1 - share) * wrong
+        own[part] = share * at_least / total
+        total *= total
+        _add_up(by_found, part, share * (1 - share) * wrong / total)
+        _add_up(by_others, part, -share * (1 - share) * at_least / total)
+    # The mean of a derivative over the inputs that score no higher.
+    for part in _parts(found):
+        own[part] += by_found[np.searchsorted(found, found[part], side="right")] / n
+    del by_found
+    on_others = np.empty(m)
+    for part in _parts(others):
+        on_others[part] = by_others[np.searchsorted(found, others[part], side="right")] / n
+    return own, on_others
 
 
-def _before(derivative: NDArray, places: NDArray[np.intp]) -> NDArray[np.float64]:
-    """Return the mean of a derivative over the inputs that score no higher, at some places."""
-    sums = np.concatenate([[0.0], np.cumsum(derivative)])
-    sums /= len(derivative)
-    return sums[places]
+def _parts(scores: NDArray) -> Iterator[slice]:
+    """Yield where to look at some scores at once: what is computed of a part is soon gone."""
+    for start in range(0, len(scores), PART):
+        yield slice(start, min(start + PART, len(scores)))
+
+
+def _add_up(sums: NDArray, part: slice, derivative: NDArray) -> None:
+    """Write the running sums of a part behind those of the parts before it."""
+    derivative[0] += sums[part.start]
+    np.cumsum(derivative, out=sums[part.start + 1 : part.stop + 1])
 
 
 _INFLUENCES = (_of_auroc, _of_fpr95, _of_aupr_in, _of_aupr_out)

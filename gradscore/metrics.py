@@ -1,24 +1,19 @@
-"""How well a score tells ID from OOD inputs, with bootstrap intervals.
+"""How well a score tells ID from OOD inputs.
 
 ID is the positive class and higher scores mean more ID. Everything is computed from the raw scores
-by ranks, exactly: both sides are sorted once, and a replicate of the bootstrap is then a pair of
-weight vectors over the sorted values, so that no replicate sorts anything.
+by ranks, exactly. Sorted scores are counted part by part: among tens of millions the counts of all
+of them would take ten times the memory of the scores.
 """
 
-import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gradscore.choices import METRICS
 from gradscore.errors import InvalidArgument
 
-REPLICATES = 1000
-BLOCK_ENTRIES = 1 << 16
-"""Weights held at once while resampling; larger blocks leave the cache and are slower."""
+PART = 1 << 14
+"""Scores of a side that are counted at once."""
 
 
 def auroc(id_scores: ArrayLike, ood_scores: ArrayLike) -> float:
@@ -107,90 +102,85 @@ def keeping_threshold(scores: ArrayLike, share: int = 95) -> float:
 
 
 def point_metrics(id_scores: ArrayLike, ood_scores: ArrayLike) -> NDArray[np.float64]:
-    """Return all of :data:`METRICS` in their order, shape ``[4]``.
+    """Return all of :data:`~gradscore.choices.METRICS` in their order, shape ``[4]``.
 
     Raises:
         InvalidArgument: If either side is empty, not a vector, or holds a non-finite score.
     """
-    ranking = _Ranking(checked(id_scores, "ID"), checked(ood_scores, "OOD"))
-    every = (np.arange(size + 1)[None] for size in (ranking.n, ranking.m))
-    return ranking.metrics(*every)[0]
+    return sorted_metrics(np.sort(checked(id_scores, "ID")), np.sort(checked(ood_scores, "OOD")))
 
 
-def bootstrap(
-    id_scores: ArrayLike,
-    ood_scores: Sequence[ArrayLike],
-    *,
-    replicates: int = REPLICATES,
-    seed: int = 0,
-) -> NDArray[np.float64]:
-    """Return the metrics of resampled inputs, for several scores and OOD sets at once.
+def sorted_metrics(ids: NDArray, oods: NDArray) -> NDArray[np.float64]:
+    """Return the metrics of finite scores in ascending order, as :func:`point_metrics`.
 
-    Each replicate draws as many inputs as there are, with replacement: ID once for all OOD sets,
-    and each OOD set apart. The draws depend on nothing but the sizes, the set's place and
-    ``seed``.
+    Beside the scores it holds 16 bytes a score of one side.
 
     Args:
-        id_scores: Scores of the ID inputs, shape ``[scores, n]`` (or ``[n]`` for one score).
-        ood_scores: For each OOD set its scores, shape ``[scores, m]`` (or ``[m]``).
-        replicates: How often to resample.
-        seed: Seed of the draws.
-
-    Returns:
-        Fractions, shape ``[replicates, scores, sets, 4]``, last axis as :data:`METRICS`.
-
-    Raises:
-        InvalidArgument: If a side is empty or holds a non-finite score, or there are no
-            replicates.
+        ids: Scores of ID inputs, shape ``[n]``.
+        oods: Scores of OOD inputs, shape ``[m]``.
     """
-    if replicates < 1:
-        raise InvalidArgument(f"Expected at least one replicate, got {replicates}.")
-    id_rows = np.atleast_2d(np.asarray(id_scores))
-    ood_rows = [np.atleast_2d(np.asarray(scores)) for scores in ood_scores]
-    rankings = [
-        [_Ranking(checked(row, "ID"), checked(ood[k], "OOD")) for ood in ood_rows]
-        for k, row in enumerate(id_rows)
-    ]
-    sizes = [id_rows.shape[1], *(ood.shape[1] for ood in ood_rows)]
-    draws = [np.random.default_rng([seed, place]) for place in range(len(sizes))]
-    step = max(1, BLOCK_ENTRIES // max(sizes))
-    result = np.empty((replicates, len(id_rows), len(ood_rows), len(METRICS)))
-    # NumPy lets other threads run while it computes.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, replicates, step):
-            part = slice(start, min(start + step, replicates))
-            kept, *swapped = (
-                _cumulative_draw(rng, size, part.stop - start)
-                for rng, size in zip(draws, sizes, strict=True)
-            )
-            resample = partial(_resampled, kept=kept, swapped=swapped)
-            result[part] = np.stack(list(pool.map(resample, rankings)), axis=1)
-    return result
+    n, m = len(ids), len(oods)
+    # 95% of n in whole numbers: 0.95 * n is not exact.
+    threshold = ids[n - (95 * n + 99) // 100]
+    accepted = m - int(np.searchsorted(oods, threshold, side="left"))
+    steps = _Steps(ids)
+    for start, mass, below, _ in _groups(ids, oods):
+        steps.add(mass, n - start, m - below)
+    aupr_in = steps.average_precision()
+    del steps  # before the next ones take as much
+    steps, wins = _Steps(oods), 0
+    for start, mass, below, upto in _groups(oods, ids):
+        # From below, a group is reached together with everything of the other side up to it.
+        steps.add(mass, start + mass, upto)
+        wins += int((mass * (2 * n - below - upto)).sum())
+    return np.array([wins / 2 / (n * m), accepted / m, aupr_in, steps.average_precision()])
 
 
-def _resampled(
-    rankings: Sequence["_Ranking"], kept: NDArray, swapped: Sequence[NDArray]
-) -> NDArray[np.float64]:
-    """Return one score's metrics on each set under drawn weights, ``[replicates, sets, 4]``."""
-    each = zip(rankings, swapped, strict=True)
-    return np.stack([ranking.metrics(kept, weights) for ranking, weights in each], axis=1)
-
-
-def interval(point: ArrayLike, samples: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return a 95% interval of each figure: percentiles of its replicates, and the figure itself.
-
-    Drawing with replacement makes ties, which move some metrics of small sets one way: the
-    percentiles alone can then lie beside the figure that they are of.
+class _Steps:
+    """The steps of recall, a group of equal scores each, as its inputs are found.
 
     Args:
-        point: The figures, shape ``[...]``.
-        samples: Their replicates, shape ``[replicates, ...]``.
-
-    Returns:
-        Lower and upper ends, shape ``[2, ...]``.
+        scores: Those that shall be found, in ascending order.
     """
-    low, high = np.percentile(samples, (2.5, 97.5), axis=0)
-    return np.stack([np.minimum(low, point), np.maximum(high, point)])
+
+    def __init__(self, scores: NDArray) -> None:
+        count = 1 + int(np.count_nonzero(scores[1:] != scores[:-1]))
+        self._total, self._done = len(scores), 0
+        self._step, self._precision = np.empty((1, count), np.int64), np.empty((1, count))
+
+    def add(self, mass: NDArray, found: NDArray, wrong: NDArray) -> None:
+        """Add groups: their sizes, how many are found with each, and how many others."""
+        part = slice(self._done, self._done + len(mass))
+        self._step[0, part], self._precision[0, part] = mass, found / (found + wrong)
+        self._done = part.stop
+
+    def average_precision(self) -> float:
+        """Return the sum of steps times precision."""
+        return float(np.einsum("rk,rk->r", self._step, self._precision)[0] / self._total)
+
+
+def _groups(ordered: NDArray, others: NDArray) -> Iterator[tuple[NDArray[np.intp], ...]]:
+    """Yield groups of equal scores, many at once, the highest first.
+
+    Args:
+        ordered: Scores of one side in ascending order.
+        others: Those of the other side.
+
+    Yields:
+        Where each group starts, how many scores it has, how many others lie below it, and how many
+        lie below it or are equal.
+    """
+    for begin in reversed(range(0, len(ordered), PART)):
+        part = ordered[begin : begin + PART]
+        # A group belongs to the part that it starts in.
+        first = np.append(not begin or part[0] != ordered[begin - 1], part[1:] != part[:-1])
+        start = np.flatnonzero(first)
+        # Looked up in ascending order, each beside the one before.
+        values = part[start]
+        start += begin
+        mass = np.searchsorted(ordered, values, side="right") - start
+        below, upto = (np.searchsorted(others, values, side=side) for side in ("left", "right"))
+        yield tuple(found[::-1] for found in (start, mass, below, upto))
 
 
 def checked(scores: ArrayLike, side: str) -> NDArray[np.float64]:
@@ -210,85 +200,3 @@ def checked(scores: ArrayLike, side: str) -> NDArray[np.float64]:
         row = int(np.flatnonzero(~np.isfinite(values))[0])
         raise InvalidArgument(f"Expected finite {side} scores, got {values[row]} in row {row}.")
     return values
-
-
-class _Ranking:
-    """Where each side's distinct scores stand among the other's, highest first."""
-
-    def __init__(self, id_scores: NDArray, ood_scores: NDArray) -> None:
-        self.n, self.m = len(id_scores), len(ood_scores)
-        # Negated, so that "at least v" is a prefix of the sorted scores.
-        ids, oods = np.sort(-id_scores), np.sort(-ood_scores)
-        self.id_ends, first = _groups(ids)
-        self.ood_at_least = np.searchsorted(oods, first, side="right")
-        self.ood_ends, first = _groups(oods)
-        self.id_above = np.searchsorted(ids, first, side="left")
-        self.id_at_least = np.searchsorted(ids, first, side="right")
-        if np.array_equal(self.id_above, self.id_at_least):
-            self.id_at_least = self.id_above
-
-    def metrics(self, id_weights: NDArray, ood_weights: NDArray) -> NDArray[np.float64]:
-        """Return the metrics for cumulated weights of the sorted scores.
-
-        Args:
-            id_weights: Cumulated weights with a leading zero, shape ``[replicates, n + 1]``.
-            ood_weights: The same for OOD, shape ``[replicates, m + 1]``.
-
-        Returns:
-            Shape ``[replicates, 4]``.
-        """
-        n, m = self.n, self.m
-        id_ends, ood_ends = _at(id_weights, self.id_ends), _at(ood_weights, self.ood_ends)
-        id_kept, id_mass, ood_mass = id_ends[:, 1:], np.diff(id_ends), np.diff(ood_ends)
-        ood_kept = ood_weights.take(self.ood_at_least, axis=1)
-        id_above = id_at_least = id_weights.take(self.id_above, axis=1)
-        if self.id_at_least is not self.id_above:
-            id_at_least = id_weights.take(self.id_at_least, axis=1)
-
-        wins = np.einsum("rk,rk->r", ood_mass, (id_above + id_at_least) * 0.5)
-        # 95% of n in whole numbers: 0.95 * n is not exact.
-        threshold = (id_kept >= (95 * n + 99) // 100).argmax(axis=1)
-        accepted = np.take_along_axis(ood_kept, threshold[:, None], axis=1)[:, 0]
-        # From below, a group is reached together with everything of the other side up to it.
-        ood_rejected = m - ood_ends[:, :-1]
-        return np.stack(
-            [
-                wins / (n * m),
-                accepted / m,
-                _average_precision(id_mass, id_kept, ood_kept, n),
-                _average_precision(ood_mass, ood_rejected, n - id_above, m),
-            ],
-            axis=1,
-        )
-
-
-def _average_precision(
-    mass: NDArray, found: NDArray, wrong: NDArray, total: int
-) -> NDArray[np.float64]:
-    """Return ``sum of recall steps x precision``; a group without weight adds nothing."""
-    precision = found / np.maximum(found + wrong, 1)
-    return np.einsum("rk,rk->r", mass, precision) / total
-
-
-def _cumulative_draw(rng: np.random.Generator, size: int, count: int) -> NDArray[np.int32]:
-    """Return how often each of ``size`` inputs is drawn, cumulated, ``[count, size + 1]``."""
-    drawn = rng.integers(size, size=(count, size))
-    drawn += np.arange(1, count * (size + 1), size + 1)[:, None]
-    counts = np.bincount(drawn.ravel(), minlength=count * (size + 1))
-    return np.cumsum(counts.reshape(count, size + 1), axis=1, dtype=np.int32)
-
-
-def _groups(ordered: NDArray) -> tuple[NDArray[np.intp] | None, NDArray]:
-    """Return where groups of equal values end, after a zero, and each group's value.
-
-    The ends are None where all values differ: each value is then its own group.
-    """
-    differ = ordered[1:] != ordered[:-1]
-    if differ.all():
-        return None, ordered
-    ends = np.concatenate([[0], np.flatnonzero(differ) + 1, [len(ordered)]])
-    return ends, ordered[ends[:-1]]
-
-
-def _at(weights: NDArray, ends: NDArray[np.intp] | None) -> NDArray:
-    return weights if ends is None else weights.take(ends, axis=1)

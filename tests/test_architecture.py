@@ -10,7 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "gradscore"
 FLOORS = (
     "errors escapes files numpy_files strict_json choices",
-    "norms objective metrics influence columns selection results outputs graph copies gaussians",
+    "norms objective metrics resampling influence columns selection results outputs graph copies"
+    " gaussians",
     "rules closed_form",
     "reference network",
     "capture",

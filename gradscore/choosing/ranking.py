@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscore.errors import InvalidArgument
-from gradscore.metrics import REPLICATES, bootstrap, interval, point_metrics
+from gradscore.metrics import point_metrics
+from gradscore.resampling import REPLICATES, bootstrap_aurocs, interval
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,8 @@ def _resampled(shifts: Sequence[Shift], replicates: int, seed: int) -> NDArray[n
         while stop < len(shifts) and shifts[stop].id_scores is ids:
             stop += 1
         together = [shift.shifted_scores for shift in shifts[start:stop]]
-        samples = bootstrap(ids, together, replicates=replicates, seed=seed + start)
-        drawn.append(samples[..., 0])
+        how = {"replicates": replicates, "seed": seed + start}
+        drawn.append(bootstrap_aurocs(ids, together, **how))
         start = stop
     return np.concatenate(drawn, axis=2)
 

@@ -63,13 +63,18 @@ def largest_products(vectors: Tensor, bank: Tensor, k: int) -> Tensor:
 
 def _largest(rows: NDArray, bank: NDArray, k: int, slack: float) -> NDArray[np.float64]:
     groups = -(-len(bank) // GROUP)
-    rough = np.full((len(rows), GROUP * groups), -np.inf, np.float32)
+    rough = np.empty((len(rows), GROUP * groups), np.float32)
+    rough[:, len(bank) :] = -np.inf
     np.matmul(rows.astype(np.float32), bank.T, out=rough[:, : len(bank)])
-    largest = rough.reshape(len(rows), GROUP, groups).max(axis=1)
+    grouped = rough.reshape(len(rows), GROUP, groups)
+    largest = grouped.max(axis=1)
     bound = np.partition(largest, groups - k, axis=1)[:, groups - k].astype(np.float64) - slack
     # Rounded downwards: a bound that is rounded up could leave one out.
     below = np.nextafter(bound.astype(np.float32), np.float32(-np.inf))
-    row, column = np.divmod(np.flatnonzero(rough >= below[:, None]), GROUP * groups)
+    # Few groups reach it: only these are looked into.
+    row, group = np.nonzero(largest >= below[:, None])
+    pair, place = np.nonzero(grouped[row, :, group] >= below[row][:, None])
+    row, column = row[pair], place * groups + group[pair]
     if len(row) > MOST_CANDIDATES * k * len(rows):
         products = rows @ bank.T.astype(np.float64)
         return -np.sort(np.partition(-products, k - 1, axis=1)[:, :k], axis=1)

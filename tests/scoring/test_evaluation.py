@@ -11,12 +11,14 @@ from helpers import recorded_run
 from helpers.recorded_run import make_run
 
 import gradscore as gs
+from gradscore.choices import METRICS
 from gradscore.errors import InvalidArgument, RunError
 from gradscore.escapes import from_cell
 from gradscore.evaluation import COLUMNS, evaluate, evaluate_run
 from gradscore.methods import ScoreSpec
-from gradscore.metrics import METRICS, auroc, bootstrap, interval, point_metrics
+from gradscore.metrics import auroc, point_metrics
 from gradscore.recorded import Run
+from gradscore.resampling import bootstrap, interval
 from gradscore.scoring import iterate_scores, score_sets
 from gradscore.tables import write_evaluation, write_rows, write_scores
 

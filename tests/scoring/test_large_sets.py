@@ -3,16 +3,18 @@
 import numpy as np
 import pytest
 from helpers.commands import call
+from helpers.memory import peak_bytes
 from helpers.recorded_run import make_run
 
 import gradscore.columns
 from gradscore.ablation import compare
+from gradscore.choices import METRICS
 from gradscore.columns import DiskColumns, MemoryColumns, columns_for
 from gradscore.errors import InvalidArgument, RunError
 from gradscore.evaluation import evaluate, evaluate_run
 from gradscore.influence import NAME, influences, large_figures
 from gradscore.methods import make_spec
-from gradscore.metrics import METRICS, bootstrap
+from gradscore.resampling import bootstrap
 from gradscore.run import RunStore
 from gradscore.scoring import score_sets
 from gradscore.tables import write_evaluation, write_rows
@@ -51,6 +53,51 @@ def test_auroc_is_delongs_covariance():
     on_ids, on_oods = influences(ids, oods)
     np.testing.assert_allclose(on_ids[0], wins.mean(axis=1) - wins.mean(), atol=1e-12)
     np.testing.assert_allclose(on_oods[0], wins.mean(axis=0) - wins.mean(), atol=1e-12)
+
+
+def influences_at_once(ids, oods):
+    """The formulas over whole arrays, as they stand in the module's text."""
+
+    def wins(scores, others):
+        sides = (np.searchsorted(others, scores, side=side) for side in ("left", "right"))
+        return sum(sides) / (2 * len(others))
+
+    def of_precision(found, others):
+        n, m = len(found), len(others)
+        share = n / (n + m)
+        at_least = (n - np.searchsorted(found, found, side="left")) / n
+        wrong = (m - np.searchsorted(others, found, side="left")) / m
+        total = share * at_least + (1 - share) * wrong
+        derivatives = (
+            share * (1 - share) * wrong / total**2,
+            -share * (1 - share) * at_least / total**2,
+        )
+        sums = [np.concatenate([[0], np.cumsum(one)]) / n for one in derivatives]
+        places = [np.searchsorted(found, scores, side="right") for scores in (found, others)]
+        return share * at_least / total + sums[0][places[0]], sums[1][places[1]]
+
+    on_oods, on_ids = of_precision(-oods[::-1], -ids[::-1])
+    return (
+        (wins(ids, oods), -wins(oods, ids)),
+        of_precision(ids, oods),
+        (on_ids[::-1], on_oods[::-1]),
+    )
+
+
+@pytest.mark.parametrize("digits", [None, 1], ids=["no ties", "ties"])
+@pytest.mark.parametrize("part", [1, 7, 1 << 16])
+def test_influences_by_parts_are_to_the_last_bit_those_of_whole_arrays(digits, part, monkeypatch):
+    monkeypatch.setattr("gradscore.influence.PART", part)
+    ids, oods = map(np.sort, drawn(60, 90, 1.0, digits))
+    of_ids, of_oods = influences(ids, oods)
+    for metric, sides in zip((0, 2, 3), influences_at_once(ids, oods), strict=True):
+        for got, whole in zip((of_ids, of_oods), sides, strict=True):
+            assert np.array_equal(got[metric], whole - whole.mean())
+
+
+def test_intervals_of_large_sets_hold_a_few_numbers_a_score():
+    ids, oods = drawn(300_000, 300_000, 1.0)
+    assert peak_bytes(lambda: large_figures(ids, [oods])) < 66 * len(ids)
 
 
 def test_sides_that_do_not_meet_have_no_width():

@@ -4,23 +4,23 @@ import math
 
 import numpy as np
 import pytest
+from helpers.memory import peak_bytes
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from gradscore import metrics
+from gradscore import metrics, resampling
+from gradscore.choices import METRICS
 from gradscore.errors import InvalidArgument
 from gradscore.evaluation import evaluate
 from gradscore.metrics import (
-    METRICS,
     aupr_in,
     aupr_out,
     auroc,
-    bootstrap,
     fpr95,
-    interval,
     point_metrics,
 )
+from gradscore.resampling import bootstrap, bootstrap_aurocs, interval
 
 RNG = np.random.default_rng(0)
 CASES = {
@@ -61,6 +61,47 @@ def test_equal_brute_force(ids, oods):
     pairs = ids[:, None] - oods[None]
     assert auroc(ids, oods) == pytest.approx((np.sign(pairs) / 2 + 0.5).mean(), abs=1e-14)
     assert fpr95(ids, oods) == pytest.approx(brute_force_fpr95(ids, oods), abs=1e-15)
+
+
+def counted_plainly(ids, oods):
+    """Every count by one comparison a pair, the highest scores first."""
+
+    def average_precision(found, others, at_least):
+        groups = [at_least(found, v) for v in np.unique(found)]
+        kept, order = np.array(groups), np.argsort(-np.unique(found))
+        wrong = np.array([at_least(others, v) for v in np.unique(found)])
+        mass = np.array([(found == v).sum() for v in np.unique(found)])
+        precision = kept / (kept + wrong)
+        return np.einsum("rk,rk->r", mass[order][None], precision[order][None])[0] / len(found)
+
+    wins = (ids[:, None] > oods).sum() + (ids[:, None] == oods).sum() / 2
+    return [
+        wins / (len(ids) * len(oods)),
+        brute_force_fpr95(ids, oods),
+        average_precision(ids, oods, lambda x, v: (x >= v).sum()),
+        average_precision(oods, ids, lambda x, v: (x <= v).sum()),
+    ]
+
+
+@case
+@pytest.mark.parametrize("part", [1, 7, 1 << 16])
+def test_parts_count_to_the_last_bit_what_all_pairs_do(ids, oods, part, monkeypatch):
+    monkeypatch.setattr(metrics, "PART", part)
+    assert point_metrics(ids, oods).tolist() == counted_plainly(ids, oods)
+
+
+@pytest.mark.parametrize("digits", [None, 3], ids=["no ties", "ties"])
+def test_parts_are_to_the_last_bit_the_replicate_that_draws_each_input_once(digits):
+    sides = [RNG.normal(place, 1, size) for place, size in ((1, 90_000), (0, 70_000))]
+    ids, oods = sides if digits is None else [np.round(one, digits) for one in sides]
+    every = (np.arange(len(one) + 1)[None] for one in (ids, oods))
+    whole = resampling._Ranking(ids, oods).metrics(*every)[0]
+    assert point_metrics(ids, oods).tobytes() == whole.tobytes()
+
+
+def test_metrics_hold_a_few_numbers_a_score():
+    ids, oods = np.sort(RNG.normal(1, 1, 300_000)), np.sort(RNG.normal(0, 1, 300_000))
+    assert peak_bytes(lambda: metrics.sorted_metrics(ids, oods)) < 23 * len(ids)
 
 
 @pytest.mark.parametrize("n", [1, 19, 20, 21, 40, 100, 2000])
@@ -112,10 +153,18 @@ def test_a_replicate_is_the_metric_of_the_drawn_inputs(ids, oods):
             np.testing.assert_allclose(row, point_metrics(picked, other), rtol=1e-12, atol=1e-15)
 
 
+@case
+def test_aurocs_alone_are_those_among_all_metrics(ids, oods):
+    every, alone = (
+        draw(ids, [oods, oods[:5]], replicates=9) for draw in (bootstrap, bootstrap_aurocs)
+    )
+    assert np.array_equal(alone, every[..., 0])
+
+
 def test_draws_do_not_depend_on_the_block_or_on_the_other_scores(monkeypatch):
     ids, oods = RNG.normal(size=(3, 90)), RNG.normal(size=(3, 50))
     together = bootstrap(ids, [oods, oods[:, :20]], replicates=50)
-    monkeypatch.setattr(metrics, "BLOCK_ENTRIES", 300)
+    monkeypatch.setattr(resampling, "BLOCK_ENTRIES", 300)
     apart = bootstrap(ids[1], [oods[1], oods[1, :20]], replicates=50)
     assert np.array_equal(together[:, 1:2], apart)
 

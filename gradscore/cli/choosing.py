@@ -7,6 +7,7 @@ import click
 from gradscore.cli.console import notice, print_table, say, say_left_out
 from gradscore.cli.options import (
     chained,
+    id_sets_option,
     import_methods,
     named_model_option,
     output_option,
@@ -27,14 +28,7 @@ OF_COLUMNS = {
 
 
 @click.command(short_help="Say which score to trust for this model.")
-@chained(run_place, named_model_option)
-@click.option(
-    "--id",
-    "sets",
-    metavar="SET",
-    multiple=True,
-    help="ID set; default: all of them. May be repeated.",
-)
+@chained(run_place, named_model_option, id_sets_option)
 @click.option("--fit", metavar="SET", help="ID set that fitted methods learn from.")
 @chained(own_method_option, output_option((".json",)), quiet_option)
 def choose(run_path, model, sets, fit, methods, output, quiet) -> None:

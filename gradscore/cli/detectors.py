@@ -11,6 +11,7 @@ from gradscore.cli.console import notice, print_facts, print_table, say
 from gradscore.cli.ending import begins_again
 from gradscore.cli.options import (
     chained,
+    id_sets_option,
     import_methods,
     named_model_option,
     quiet_option,
@@ -45,14 +46,7 @@ again_options = chained(
 
 
 @click.command(short_help="Find a threshold with a guarantee, and write the detector.")
-@chained(run_place, named_model_option)
-@click.option(
-    "--id",
-    "sets",
-    metavar="SET",
-    multiple=True,
-    help="ID set; default: all of them. May be repeated.",
-)
+@chained(run_place, named_model_option, id_sets_option)
 @click.option("--method", metavar="M", help="The score; default: what `choose` found, or energy.")
 @one_score_options
 @click.option(

@@ -99,6 +99,13 @@ def run_place(function: Callable) -> Callable:
     return placed
 
 
+id_sets_option = click.option(
+    "--id",
+    "sets",
+    metavar="SET",
+    multiple=True,
+    help="ID set; default: all of them. May be repeated.",
+)
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress, no notices.")
 
 

@@ -13,8 +13,11 @@ CASES = {
     "digits": (["block1", "block2", "block3", "block4"], [16, 24, 32, 64]),
     "cifar:resnet20": (["layer1", "layer2", "layer3"], [16, 32, 64]),
     "timm:resnet18": (["layer1", "layer2", "layer3", "layer4"], [64, 128, 256, 512]),
-    "timm:vit_tiny_patch16_224": (["blocks.2", "blocks.5", "blocks.8", "blocks.11"], [192] * 4),
-    "timm:swin_tiny_patch4_window7_224": (
+    "timm:vit_tiny_patch16_224?img_size=64": (
+        ["blocks.2", "blocks.5", "blocks.8", "blocks.11"],
+        [192] * 4,
+    ),
+    "timm:swin_tiny_patch4_window7_224?img_size=64": (
         ["layers.0", "layers.1", "layers.2", "layers.3"],
         [96, 192, 384, 768],
     ),
@@ -34,7 +37,7 @@ def asked(model, *shape):
 def test_stages_of_the_libraries(spec):
     model = create_model(spec, "random")
     prepare = model.preprocessing
-    side = {"digits": 8, "cifar:resnet20": 32}.get(spec, 224)
+    side = min(64, prepare.crop)
     stages, found = asked(model, len(prepare.mean), side, side)
     modules, widths = CASES[spec]
     assert list(stages) == [f"block{number}" for number in range(1, len(modules) + 1)]

@@ -140,18 +140,30 @@ for bad, classes in itertools.product((math.nan, math.inf, -math.inf), (4, 5000)
 """,
 }
 
+WRONG = f"""
+from gradscore.closed_form import cuda
+right, cuda.kind_of = cuda.kind_of, lambda p: 1
+try:
+    {CHECKS["half"]}
+finally:
+    cuda.kind_of = right
+"""
+"""A check that must fail: the kernels compute the norm of order 1 whatever is asked."""
 
-def run(code, given="", **environment):
-    """Run ``code`` where triton, if imported, was told in time whether to interpret."""
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        input=given,
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        check=False,
-    )
-
+INTERPRETED = {
+    **CHECKS,
+    "float64": "last_layer_score(torch.ones(2, 3), torch.ones(2, 4).double(), backend='triton')",
+    "wrong": WRONG,
+}
+PLAIN = {
+    "not loaded": """
+last_layer_score(rows((2, 3), 1), rows((2, 4), 1))
+assert "triton" not in sys.modules
+""",
+    "triton": "last_layer_score(rows((2, 3), 1), rows((2, 4), 1), backend='triton')",
+    "cuda": "last_layer_score(rows((2, 3), 1), rows((2, 4), 1), backend='cuda')",
+}
+"""What is asked where triton would compile, the first before anything can have loaded it."""
 
 EVERY_CHECK = """
 import json, traceback
@@ -166,16 +178,31 @@ print(json.dumps(failed))
 """
 
 
-def failures(prologue="", **environment):
-    """Run every check in one interpreter; return the traceback of each that failed."""
-    done = run(CASES + prologue + EVERY_CHECK, json.dumps(CHECKS), **environment)
+def failures(checks, prologue="", **environment):
+    """Return the traceback of each check that fails, all run in one interpreter of their own.
+
+    There triton, if imported, was told in time whether to interpret.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", CASES + prologue + EVERY_CHECK],
+        input=json.dumps(checks),
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
 def interpreted():
-    return failures(TRITON_INTERPRET="1")
+    return failures(INTERPRETED, TRITON_INTERPRET="1")
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return failures(PLAIN, TRITON_INTERPRET="0")
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -183,35 +210,27 @@ def test_interpreted_kernels_equal_torch(interpreted, name):
     assert name not in interpreted, interpreted[name]
 
 
-def test_a_wrong_kernel_would_be_found():
-    wrong = "import gradscore.closed_form.cuda as l\nl.kind_of = lambda p: 1\n"
-    done = run(CASES + wrong + CHECKS["half"], TRITON_INTERPRET="1")
-    assert "AssertionError" in done.stderr
+def test_a_wrong_kernel_would_be_found(interpreted):
+    assert "AssertionError" in interpreted["wrong"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("backend", "message"),
     [
-        ("backend='triton'", "it runs on CUDA, got a tensor on cpu"),
-        ("backend='cuda'", "Expected backend auto, torch, numba, triton, got 'cuda'"),
+        ("triton", "it runs on CUDA, got a tensor on cpu"),
+        ("cuda", "Expected backend auto, torch, numba, triton, got 'cuda'"),
     ],
 )
-def test_a_backend_that_cannot_serve_is_refused(arguments, message):
-    code = f"last_layer_score(rows((2, 3), 1), rows((2, 4), 1), {arguments})"
-    done = run(CASES + code, TRITON_INTERPRET="0")
-    assert message in done.stderr.splitlines()[-1]
+def test_a_backend_that_cannot_serve_is_refused(plain, backend, message):
+    assert message in plain[backend].splitlines()[-1]
 
 
-def test_float64_is_refused_by_triton():
-    code = "last_layer_score(torch.ones(2, 3), torch.ones(2, 4).double(), backend='triton')"
-    done = run(CASES + code, TRITON_INTERPRET="1")
-    assert "it takes float16, bfloat16 and float32, got torch.float64" in done.stderr
+def test_float64_is_refused_by_triton(interpreted):
+    assert "it takes float16, bfloat16 and float32, got torch.float64" in interpreted["float64"]
 
 
-def test_no_triton_is_loaded_where_torch_serves():
-    code = "last_layer_score(rows((2, 3), 1), rows((2, 4), 1))\nassert 'triton' not in sys.modules"
-    done = run(CASES + code, TRITON_INTERPRET="0")
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_no_triton_is_loaded_where_torch_serves(plain):
+    assert "not loaded" not in plain, plain["not loaded"]
 
 
 class OnCuda(torch.Tensor):
@@ -297,4 +316,4 @@ def test_compiled_kernels_equal_torch():
         "torch.set_default_device('cuda')\n"
         "torch.Generator = lambda make=torch.Generator: make('cuda')\n"
     )
-    assert failures(on_device, TRITON_INTERPRET="0") == {}
+    assert failures(CHECKS, on_device, TRITON_INTERPRET="0") == {}

@@ -18,49 +18,47 @@ def run(tmp_path_factory):
 
 
 SERVER = """
-import json, sys
+import json, os, sys
+import gradscore.closed_form.cpu_kernels, gradscore.evaluation
 from helpers import commands
 run = commands.call
-def call(*words):
+def call(interpret, *words):
+    os.environ["TRITON_INTERPRET"] = interpret
     try:
         return run(*words)
     finally:
         print("triton" in sys.modules, file=sys.stderr)
 commands.call = call
+assert "triton" not in sys.modules
 for line in sys.stdin:
     print(json.dumps(commands.forked(*json.loads(line))), flush=True)
 """
-"""A process in which torch is loaded and triton is not; it forks for each command."""
+"""A process in which all is loaded but triton; it forks for each command."""
 
 
 @pytest.fixture(scope="module")
 def gradscore():
     """Return what runs a command where triton, if imported, knows whether to interpret."""
-    servers = {}
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "CUDA_VISIBLE_DEVICES": "",
+        },
+    )
 
     def run(*words, interpret):
-        if interpret not in servers:
-            servers[interpret] = subprocess.Popen(
-                [sys.executable, "-c", SERVER],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env={
-                    **os.environ,
-                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-                    "TRITON_INTERPRET": interpret,
-                    "CUDA_VISIBLE_DEVICES": "",
-                },
-            )
-        server = servers[interpret]
-        server.stdin.write(json.dumps([*map(str, words)]) + "\n")
+        server.stdin.write(json.dumps([interpret, *map(str, words)]) + "\n")
         server.stdin.flush()
         code, _, error = json.loads(server.stdout.readline())
         return code, error.splitlines()
 
     yield run
-    for server in servers.values():
-        server.communicate()
+    server.communicate()
 
 
 def column(path, name):

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import landscape
@@ -104,9 +105,18 @@ def declared(tmp_path, monkeypatch):
     return tmp_path / "data"
 
 
-def test_with_the_data_the_models_whose_weights_are_there_run(declared, tmp_path, capsys):
+def of_small_pictures(data, sets):
+    """Return the paper's models with pictures of 32 pixels: DenseNet-121 takes any."""
+    size = {"resize": 32, "crop": 32}
+    return [replace(one, preprocessing=size) for one in paper_subjects.paper_subjects(data, sets)]
+
+
+def test_with_the_data_the_models_whose_weights_are_there_run(
+    declared, tmp_path, capsys, monkeypatch
+):
     data = ["--data", str(declared), "-o", str(tmp_path / "out")]
     assert paper.main(data) == 1
+    monkeypatch.setattr(paper, "paper_subjects", of_small_pictures)
     weights = declared / "checkpoints" / "densenet121.safetensors"
     weights.parent.mkdir()
     save_file(create_model(paper_subjects.DENSENET, "random").state_dict(), weights)
@@ -135,7 +145,16 @@ def written(folder):
 
 
 @pytest.fixture(scope="module")
-def complete(tmp_path_factory):
+def small_pictures():
+    """Let what stands in see pictures of 64 pixels: what the tables hold is no matter here."""
+    with pytest.MonkeyPatch.context() as patch:
+        size = paper_subjects.CENTRAL | {"resize": 72, "crop": 64}
+        patch.setattr(paper_subjects, "CENTRAL", size)
+        yield
+
+
+@pytest.fixture(scope="module")
+def complete(small_pictures, tmp_path_factory):
     """A folder in which the whole script ran once, from what stands in."""
     folder = tmp_path_factory.mktemp("complete")
     assert stand_in(folder) == 0

@@ -75,20 +75,20 @@ def models() -> Iterator[tuple[str, str]]:
         yield family, model
 
 
-def build(model: str, size: int) -> nn.Module:
-    """Build a model for images of a size, where it can be told one."""
+def build(model: str, size: int) -> tuple[nn.Module, bool]:
+    """Build a model for images of a size, and say whether it could be told one."""
     library, name = model.split(":")
     if library == "torchvision":
         import torchvision
 
         heads = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-        return torchvision.models.get_model(name, weights=None, **heads)
+        return torchvision.models.get_model(name, weights=None, **heads), False
     import timm
 
     try:
-        return timm.create_model(name, img_size=size)
+        return timm.create_model(name, img_size=size), True
     except TypeError:
-        return timm.create_model(name)
+        return timm.create_model(name), False
 
 
 def draw_weights(model: nn.Module) -> None:
@@ -115,11 +115,13 @@ def draw_weights(model: nn.Module) -> None:
 def prepared(model: str) -> tuple[nn.Module, Tensor]:
     """Build a model in eval mode and float64, and images of the smallest size that it runs on."""
     problem: Exception | None = None
+    sized = True
     for size in IMAGE_SIZES:
         try:
-            network = build(model, size)
-            draw_weights(network)
-            network = network.double().eval()
+            if sized:
+                network, sized = build(model, size)
+                draw_weights(network)
+                network = network.double().eval()
             channels = 1 if "_1ch" in model else 3
             rng = torch.Generator().manual_seed(1)
             images = torch.randn(2, channels, size, size, generator=rng, dtype=torch.float64)

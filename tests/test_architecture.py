@@ -76,13 +76,14 @@ def breaches(path, names):
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_module_keeps_to_its_floor_and_its_size(path):
+    names = list(imported(path))
     assert place(path) in FLOOR or place(path) == "__init__", f"{path} has no floor"
-    assert breaches(path, list(imported(path))) == []
+    assert breaches(path, names) == []
     assert len(path.read_text().splitlines()) <= MOST_LINES
     assert oversized(ast.parse(path.read_text())) == []
     for package, home in SOLE_IMPORTERS.items():
         if place(path) != home:
-            assert package not in {name.split(".")[0] for name in imported(path)}
+            assert package not in {name.split(".")[0] for name in names}
 
 
 def oversized(tree):

@@ -166,12 +166,13 @@ class Trials:
             place.unlink(missing_ok=True)
         delay = rng.uniform(0, seconds)
         self._child(end, *words, killed_after=delay)
-        pairs = zip(places, expected, strict=True)
-        half = any(place.exists() and place.read_bytes() != whole for place, whole in pairs)
+        half = any(
+            p.exists() and p.read_bytes() != e for p, e in zip(places, expected, strict=True)
+        )
         code = self._child(end, *words)
         again = [place.read_bytes() for place in places] == expected
-        left = list(self.folder.rglob("*.part"))
-        fine = not half and code == 0 and again and not left and not check(self.sound)
+        whole = again and not list(self.folder.rglob("*.part")) and not check(self.sound)
+        fine = whole and code == 0 and not half
         return f"{name} after {delay:.2f} s", "same" if fine else "lost"
 
     def _kill_extraction(self, rng: random.Random) -> tuple[str, str]:
@@ -194,13 +195,15 @@ class Trials:
         output = self.folder / "judged.csv"
         output.unlink(missing_ok=True)
         code, told = call(*ask(run, output))
-        checked, _ = call("run", "check", str(run))
-        worst = next((one for one in (code, checked) if isinstance(one, str)), None)
+        checked, more = call("run", "check", str(run))
+        worst = next((one for one in (code, checked) if isinstance(one, str)), "")
+        if code and not worst:
+            if sum(line.startswith("Error: ") for line in told.splitlines()) == 1:
+                return "refused"
+            worst = "traceback"
         if worst:
+            print(worst, told, more, file=sys.stderr)
             return worst
-        if code:
-            lines = [line for line in told.splitlines() if line.startswith("Error: ")]
-            return "refused" if len(lines) == 1 else "traceback"
         return "same" if output.read_bytes() == self.scores.read_bytes() else "different"
 
     def flip(self, rng: random.Random, number: int) -> tuple[str, str]:

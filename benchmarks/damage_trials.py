@@ -166,19 +166,18 @@ class Trials:
             place.unlink(missing_ok=True)
         delay = rng.uniform(0, seconds)
         self._child(end, *words, killed_after=delay)
-        half = any(
-            p.exists() and p.read_bytes() != e for p, e in zip(places, expected, strict=True)
-        )
+        there = [place.read_bytes() if place.exists() else None for place in places]
+        half = any(one not in (None, whole) for one, whole in zip(there, expected, strict=True))
         code = self._child(end, *words)
         again = [place.read_bytes() for place in places] == expected
-        whole = again and not list(self.folder.rglob("*.part")) and not check(self.sound)
-        fine = whole and code == 0 and not half
+        left = [*self.folder.rglob("*.part"), *check(self.sound)]
+        fine = not half and code == 0 and again and not left
         return f"{name} after {delay:.2f} s", "same" if fine else "lost"
 
     def _kill_extraction(self, rng: random.Random) -> tuple[str, str]:
         run = self.folder / "killed"
         shutil.rmtree(run, ignore_errors=True)
-        delays = [rng.uniform(0, self.seconds) for _ in range(rng.choice((1, 1, 2)))]
+        delays = [round(rng.uniform(0, self.seconds), 2) for _ in range(rng.choice((1, 1, 2)))]
         sound = True
         for delay in delays:
             self._child(record, run, killed_after=delay)
@@ -187,8 +186,7 @@ class Trials:
         code, _ = call(*ask(run, self.folder / "k.csv"))
         same = code == 0 and (self.folder / "k.csv").read_bytes() == self.scores.read_bytes()
         fine = sound and ended == 0 and same and not check(run) and not list(run.rglob("*.part"))
-        when = " and ".join(f"{delay:.2f} s" for delay in delays)
-        return f"extract after {when}", "same" if fine else "lost"
+        return f"extract after {delays} s", "same" if fine else "lost"
 
     def judged(self, run: Path) -> str:
         """Return what the commands make of a damaged run."""

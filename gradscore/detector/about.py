@@ -14,6 +14,7 @@ from gradscore.detector.threshold import Threshold
 from gradscore.errors import DetectorError
 from gradscore.methods import METHODS, Plan, RecordedRun, ScoreSpec, find_method, make_spec
 from gradscore.methods.base import OPTIONS
+from gradscore.methods.custom import own_digest
 from gradscore.run.layout import BLOCKS
 from gradscore.selection import select
 
@@ -91,6 +92,7 @@ def describe_score(
         parameters=inner,
         stages=dict(stages),
         versions=about.versions,
+        own=own_digest(find_method(spec.method)),
         **more,
     )
 

@@ -25,7 +25,7 @@ from gradscore.extraction.classifier import Classifier
 from gradscore.extraction.plan import stages_pass
 from gradscore.extraction.resolved import describe, resolve_model
 from gradscore.methods import METHODS, RecordedRun, find_method, make_spec
-from gradscore.methods.custom import OWN, import_method
+from gradscore.methods.custom import OWN, import_method, own_digest
 from gradscore.methods.memory_run import MemoryRun, set_entry
 from gradscore.models import FAMILIES, ModelSpec, create_model
 from gradscore.models.preprocessing import Preprocessing
@@ -61,7 +61,8 @@ def import_score(path: Path, info: DetectorInfo, method: str | None) -> None:
     """Import the score of a file, where it is a function of the user's own and is named again.
 
     Raises:
-        DetectorError: If another score is named, or none where one is needed.
+        DetectorError: If another score is named, none where one is needed, or its functions are
+            no longer those that were calibrated.
         InvalidArgument: If there is no such function.
     """
     if method is not None and method != info.method:
@@ -69,15 +70,20 @@ def import_score(path: Path, info: DetectorInfo, method: str | None) -> None:
             f"Expected the score of the detector {str(path)!r}, {info.method!r}, got "
             f"{method!r}; leave out `method`, or name that score."
         )
-    if not info.method.startswith(OWN):
-        return
-    if method is None and info.method not in METHODS:
+    own = info.method.startswith(OWN)
+    if own and method is None and info.method not in METHODS:
         raise DetectorError(
             f"The detector {str(path)!r} names the score {info.method!r}, which is code: it "
             f"is imported only where you give it, too: add `method={info.method!r}` if you trust "
             "it."
         )
-    import_method(info.method)
+    if own:
+        import_method(info.method)
+    if info.own and info.own != own_digest(find_method(info.method)):
+        raise DetectorError(
+            f"The score {info.method!r} is not the function that was calibrated: its code, or "
+            f"what it refers to, is not that of the detector {str(path)!r}; calibrate again."
+        )
 
 
 def model_for(

@@ -23,7 +23,7 @@ from gradscore.choices import PRECISIONS
 from gradscore.detector.threshold import Threshold
 from gradscore.errors import DetectorError, InvalidArgument
 from gradscore.files import read_regular, written_aside
-from gradscore.strict_json import Unexpected, parse, typed
+from gradscore.strict_json import MAY_BE_ABSENT, Unexpected, parse, typed
 
 SCHEMA = 1
 """The schema that is written, and the newest that is read."""
@@ -87,6 +87,8 @@ class DetectorInfo:
         notices: What the user should know about the calibration.
         versions: Of the libraries.
         schema: Of the file.
+        own: Of a score of the user's own a SHA-256 of its functions, empty where there is none;
+            None for gradscore's scores.
     """
 
     method: str
@@ -110,6 +112,7 @@ class DetectorInfo:
     notices: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
+    own: str | None = field(default=None, metadata=MAY_BE_ABSENT)
 
 
 def write_detector(path: str | os.PathLike, info: DetectorInfo, arrays: Mapping[str, NDArray]):

@@ -115,7 +115,7 @@ class Objective:
             return -logsigmoid(f).mean(dim=1)
         if self.target == "one-hot":
             y = f.argmax(dim=1, keepdim=True)
-            return (f - f.gather(1, y)).exp().scatter(1, y, 0).sum(dim=1).log1p()
+            return (f - f.gather(1, y)).exp().masked_fill(is_class(y, f), 0).sum(dim=1).log1p()
         z = f - f.mean(dim=1, keepdim=True)
         near = z.detach().abs().amax(dim=1, keepdim=True) < NEAR
         return torch.where(
@@ -205,9 +205,18 @@ def one_hot_deviation(logits: Tensor, temperature: float) -> Tensor:
         Deviations, without unit, shape ``[batch, classes]``; each row sums to zero.
     """
     y = logits.argmax(dim=1, keepdim=True)
-    e = ((logits - logits.gather(1, y)) / temperature).exp().scatter(1, y, 0)
+    first = is_class(y, logits)
+    e = ((logits - logits.gather(1, y)) / temperature).exp().masked_fill(first, 0)
     others = e.sum(dim=1, keepdim=True)
-    return e.scatter(1, y, -others) / (1 + others)
+    return torch.where(first, -others, e) / (1 + others)
+
+
+def is_class(y: Tensor, logits: Tensor) -> Tensor:
+    """Return where a matrix of logits has the classes ``y [batch, 1]``, boolean.
+
+    It is a comparison, as some exporters to ONNX take no number into a scatter of float64.
+    """
+    return torch.arange(logits.shape[1], device=logits.device) == y
 
 
 def kl_divergence(logits: Tensor, temperature: float = 1.0) -> Tensor:

@@ -15,7 +15,7 @@ from gradscore.errors import NotRecorded
 from gradscore.methods.base import Method, Plan, RecordedRun, ScoreSpec
 from gradscore.methods.block import Block
 from gradscore.norms import number_name
-from gradscore.objective import kl_divergence
+from gradscore.objective import is_class, kl_divergence
 from gradscore.run import extract_command, odin_name, odin_options
 
 GEN_GAMMA, GEN_LARGEST = 0.1, 100
@@ -71,10 +71,9 @@ def gen(logits: Tensor, *, gamma: float = GEN_GAMMA, largest: int = GEN_LARGEST)
         At most 0, shape ``[rows]``, float64.
     """
     q = torch.softmax(logits.double(), dim=1)
-    rest = 1 - q
     # Of the most probable class as the sum of all others, which keeps its digits near 1.
-    first = q.argmax(dim=1, keepdim=True)
-    rest.scatter_(1, first, q.scatter(1, first, 0).sum(dim=1, keepdim=True))
+    first = is_class(q.argmax(dim=1, keepdim=True), q)
+    rest = torch.where(first, q.masked_fill(first, 0).sum(dim=1, keepdim=True), 1 - q)
     places = q.topk(min(largest, q.shape[1]), dim=1).indices
     return -(q * rest).gather(1, places).pow(gamma).sum(dim=1)
 

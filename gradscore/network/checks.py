@@ -154,7 +154,7 @@ def without_caches(model: nn.Module, images: Tensor) -> Iterator[None]:
     """Empty, for a while, the dictionaries of tensors that a model fills when they are asked for.
 
     A forward without a graph may have filled them, of the caller or in an evaluation before: the
-    weights that they were made of would seem to be unused.
+    weights that they were made of would seem to be unused. So it is with what autocast has cast.
 
     Args:
         model: The model that is run inside.
@@ -167,7 +167,8 @@ def without_caches(model: nn.Module, images: Tensor) -> Iterator[None]:
         for table in tables:
             table.part.clear()
         try:
-            yield
+            with _casting_anew():
+                yield
         finally:
             for table in tables:
                 table.restore()
@@ -195,7 +196,6 @@ def kept_tensors_of(model: nn.Module, images: Tensor) -> list[Tensor]:
         images: Its input, shape ``[batch, ...]``; one of them is run.
     """
     with (
-        _casting_anew(),
         without_caches(model, images),
         dry_run(model, images[:1]) as own,
         _Origins(model, own) as origins,
@@ -210,7 +210,7 @@ def kept_tensors_of(model: nn.Module, images: Tensor) -> list[Tensor]:
 
 @contextmanager
 def _casting_anew() -> Iterator[None]:
-    """Let autocast not use what it has cast before, which would be found."""
+    """Let autocast not use what it has cast before."""
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:

@@ -157,7 +157,7 @@ def test_no_graph_that_freezes_its_numbers_is_traced(run, images):
     with pytest.raises(DetectorError, match=r"Expected `detector.export\('gate.onnx'\)`"):
         torch.export.export(detector, (images[:2],))
     with (
-        pytest.warns(FutureWarning, match="is deprecated"),
+        pytest.warns((DeprecationWarning, FutureWarning), match="is deprecated"),
         pytest.raises(DetectorError, match=r"torch.jit.trace or torch.export"),
     ):
         torch.jit.trace(detector, images[:2])

@@ -32,6 +32,8 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+LOCKED: set[int] = set()
+"""Descriptors of files that this process holds a lock of."""
 _OF_A_RUN = ("run.json", "head.safetensors", ".lock", ".journal")
 """What lies in a run's directory beside the folders of its sets and fits."""
 _RUN_DEPTH = 3
@@ -39,6 +41,17 @@ _RUN_DEPTH = 3
 _CHECKSUM = b'"checksum": "'
 _NAME_SHOWN = 50
 """Characters of a file's name in the name beside it, which has to stay below 256 bytes."""
+
+
+def _close_in_child() -> None:
+    """Drop a forked worker's copies of the locks, or it could outlive its parent holding them."""
+    for descriptor in LOCKED:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    LOCKED.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
@@ -142,19 +155,22 @@ def written_aside(
         GradScoreError: Of ``kind``, in place of an OSError.
     """
     final = Path(path)
-    part = None
+    part = descriptor = None
     try:
         require_replaceable(final)
         _clear_stale(final)
         part, file = _beside(final)
+        descriptor = file.fileno()
+        LOCKED.add(descriptor)
         with file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(descriptor)
             os.replace(part, final)
     except OSError as error:
         raise kind(f"Cannot write {final}: {error.strerror or error}.") from None
     finally:
+        LOCKED.discard(descriptor)
         with contextlib.suppress(OSError):  # renamed, or the system became read-only
             if part is not None:
                 part.unlink(missing_ok=True)

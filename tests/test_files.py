@@ -116,6 +116,25 @@ def test_the_next_command_removes_what_a_killed_one_left(tmp_path):
     assert (tmp_path / "a.csv").read_bytes() == b"first"
 
 
+def test_a_worker_that_outlives_a_killed_command_keeps_nothing_beside_it(tmp_path):
+    code = (
+        "import os, sys, time\nfrom gradscore.files import written_aside\n"
+        "with written_aside(sys.argv[1]) as file:\n"
+        "    worker = os.fork()\n"
+        "    if not worker: time.sleep(60)\n"
+        "    open(sys.argv[2], 'w').write(str(worker)); os.kill(os.getpid(), 9)"
+    )
+    out, pid = tmp_path / "out", tmp_path / "pid"
+    out.mkdir()
+    subprocess.run([sys.executable, "-c", code, str(out / "a.csv"), str(pid)])
+    try:
+        with written_aside(out / "a.csv") as file:
+            file.write(b"whole")
+        assert os.listdir(out) == ["a.csv"]
+    finally:
+        os.kill(int(pid.read_text()), 9)
+
+
 @pytest.mark.parametrize("name", ["a\0.csv", "a\0/b.csv"])
 def test_a_path_with_a_nul_is_one_line(tmp_path, name):
     with pytest.raises(RunError, match="Cannot write"):

@@ -8,21 +8,9 @@ import stat
 from pathlib import Path
 
 from gradscore.errors import RunError
+from gradscore.files import LOCKED
 from gradscore.run.files import cannot_write
 from gradscore.run.names import LOCK_FILE
-
-_held: set[int] = set()
-
-
-def _close_in_child() -> None:
-    """Drop a forked worker's copies of the locks, or it could outlive its parent holding them."""
-    for descriptor in _held:
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_close_in_child)
 
 
 class RunInUse(RunError):
@@ -68,15 +56,15 @@ class Lock:
             os.close(self._file)
             os.close(self.root)
             raise _not_locked(directory, pid, error) from None
-        _held.update((self._file, self.root))
+        LOCKED.update((self._file, self.root))
         with contextlib.suppress(OSError):  # a full disk must not keep the lock from being held
             os.ftruncate(self._file, 0)
             os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
         """Let others write; more than once does no harm."""
-        if self._file in _held:
-            _held.difference_update((self._file, self.root))
+        if self._file in LOCKED:
+            LOCKED.difference_update((self._file, self.root))
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, 0)
             # Closing alone would leave it to a child that was forked a moment ago.

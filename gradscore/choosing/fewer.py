@@ -50,4 +50,4 @@ def fewer(run: RecordedRun, names: Iterable[str]) -> RecordedRun:
             mask[[row.index for row in entry.failed]] = False
             mask = at_most(mask)
         sets[name] = (entry.role, [Chosen(name, mask)])
-    return PartOfRun(run, sets)
+    return PartOfRun(run, sets, keep=True)

@@ -101,7 +101,7 @@ def choosing_part(
             notes.append(
                 f"Surrogate {name} was left out: it holds no image of the half that chose."
             )
-    return PartOfRun(run, sets)
+    return PartOfRun(run, sets, keep=True)
 
 
 def who_chose(run: RecordedRun, part: RecordedRun, names: Sequence[str], *, half: bool) -> str:

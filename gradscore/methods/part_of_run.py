@@ -5,18 +5,26 @@ so planned, learned and computed by the same code as the score of a recorded run
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradscore.columns import NoRoom
 from gradscore.methods.base import RecordedRun
+from gradscore.methods.kept_rows import KeptRows
 from gradscore.methods.memory_run import Arrays, set_entry
 from gradscore.run import BASE, FitInfo, PassInfo, SetInfo
+from gradscore.run.blocks import BASE_FIELDS
+from gradscore.run.layout import BLOCKS
 
 ROWS = 4096
+LARGEST_KEPT = 1 << 30
+"""Bytes of a set's rows that are kept on the disk, at most."""
 Mask = NDArray[np.bool_]
 
 
@@ -42,6 +50,8 @@ class PartOfRun:
         run: The other run.
         sets: Name of a set to its role and the rows that it is made of.
         learned: What the one method that is asked learned, where that is known.
+        keep: Whether rows that are chosen here and there are kept on the disk when they are first
+            read, unless they take more than :data:`LARGEST_KEPT`: for who reads them often.
 
     Attributes:
         path: That of the other run.
@@ -55,7 +65,10 @@ class PartOfRun:
         run: RecordedRun,
         sets: Mapping[str, tuple[str | None, Sequence[Chosen]]],
         learned: Mapping[str, NDArray] | None = None,
+        *,
+        keep: bool = False,
     ) -> None:
+        self._keep, self._kept = keep, dict[str, KeptRows | None]()
         self._run, self._chosen = run, {name: chosen for name, (_, chosen) in sets.items()}
         self.path, self.model = run.path, run.model
         self._given = learned is not None
@@ -113,15 +126,55 @@ class PartOfRun:
         norms: Sequence[str] = (),
         rows: int = ROWS,
     ) -> Iterator[Arrays]:
-        """Yield the chosen rows in the order of their lists, ``rows`` at a time.
-
-        Of a few rows here and there, those of many blocks are one: what is computed of a block
-        takes as long for twenty rows as for a thousand.
-        """
+        """Yield the chosen rows in the order of their lists, ``rows`` at a time."""
         read = tuple(dict.fromkeys(("index", *fields)))
+        kept = self._kept_rows(set_name) if self._keep else None
+        if kept is None or not {*norms} <= {*self._small_passes(set_name)}:
+            return self._whole_blocks(set_name, read, norms, rows)
+        # A pass of several arrays names each after itself.
+        of_passes = [name for name in kept.names if name.partition("/")[0] in norms]
+        return kept.blocks((*read, *of_passes), rows)
+
+    def _kept_rows(self, set_name: str) -> KeptRows | None:
+        """Return the rows of a set as they were first read; None where they are not kept."""
+        if set_name not in self._kept:
+            self._kept[set_name] = self._keep_rows(set_name)
+        return self._kept[set_name]
+
+    def _keep_rows(self, set_name: str) -> KeptRows | None:
+        rows = self.sets[set_name].recorded()
+        if not rows or any(one.mask is None for one in self._chosen[set_name]):
+            return None
+        fields = [name for name in BASE_FIELDS if name != "features" or self.info.features]
+        with closing(
+            self._whole_blocks(set_name, fields, self._small_passes(set_name), ROWS)
+        ) as blocks:
+            first = next(blocks)
+            bytes_of_row = sum(values.nbytes for values in first.values()) / len(first["index"])
+            if rows * bytes_of_row > LARGEST_KEPT:
+                return None
+            with suppress(NoRoom):  # then they are read as often as they are asked for
+                return KeptRows(chain([first], blocks), rows)
+        return None
+
+    def _small_passes(self, set_name: str) -> list[str]:
+        """Return the passes of a set that hold a few numbers an image."""
+        return [
+            name
+            for name, entry in self.info.passes.items()
+            if entry.kind in ("norms", BLOCKS) and self.sets[set_name].complete(name)
+        ]
+
+    def _whole_blocks(
+        self, set_name: str, fields: Sequence[str], norms: Sequence[str], rows: int
+    ) -> Iterator[Arrays]:
+        """Yield the chosen rows of many blocks as one.
+
+        What is computed of a block takes as long for twenty rows as for a thousand.
+        """
         held: list[Arrays] = []
         count = 0
-        for arrays in self._chosen_blocks(set_name, read, norms, rows):
+        for arrays in self._chosen_blocks(set_name, fields, norms, rows):
             held.append(arrays)
             count += len(arrays["index"])
             if count >= rows:

@@ -6,6 +6,7 @@ a file that equals another at every place that HDF5 looked at there, it would sa
 """
 
 from collections.abc import Mapping
+from math import prod
 from typing import NamedTuple
 
 import h5py
@@ -37,7 +38,7 @@ class Chunks(NamedTuple):
     @property
     def chunk_bytes(self) -> int:
         """The size of one chunk, without its checksum."""
-        return self.rows * self.dtype.itemsize * int(np.prod(self.shape, dtype=int))
+        return self.rows * self.dtype.itemsize * prod(self.shape)
 
 
 class ChunkFinder:

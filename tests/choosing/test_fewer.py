@@ -80,3 +80,18 @@ def test_a_choice_by_some_images_is_told_and_is_that_of_these(run, monkeypatch):
     assert [n for n in choice.notes if "keeps" in n] == [n for n in whole.notes if "keeps" in n]
     ids, ood = (x[drawn_places(len(x), 80)] for x in (ids, ood))
     assert ood_aurocs(run, choice)[SPEC] == auroc(ids, ood)
+
+
+def test_a_choice_finds_the_rows_that_it_asks_once(run, monkeypatch):
+    monkeypatch.setattr(fewer, "MOST_IMAGES", 80)
+    read, scored = type(run).blocks, []
+
+    def blocks(self, name, fields=(), *how):
+        scored.append(name) if "logits" in fields else None
+        return read(self, name, fields, *how)
+
+    monkeypatch.setattr(type(run), "blocks", blocks)
+    choice = choose_by_half(run)
+    assert len(choice.far) > 10
+    assert scored.count("digits") == 1
+    assert max(map(scored.count, scored)) == 1

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+from helpers.recorded_run import make_run
 
+import gradscore.methods.part_of_run as part_of_run
 from gradscore.methods.memory_run import FeatureRun
 from gradscore.methods.part_of_run import Chosen, PartOfRun
+from gradscore.run import RunStore
 
 ROWS = 1000
 
@@ -41,3 +44,70 @@ def test_a_set_of_which_nothing_is_chosen_has_no_block(run):
     part = PartOfRun(run, {"a": ("id", [Chosen("a", np.zeros(ROWS, bool))])})
     assert list(part.blocks("a")) == []
     assert part.sets["a"].recorded() == 0
+
+
+@pytest.fixture
+def asked(run, monkeypatch):
+    """The sets whose rows are read from the other run, one name a read."""
+    names, read = [], run.blocks
+    monkeypatch.setattr(run, "blocks", lambda name, *how: names.append(name) or read(name, *how))
+    return names
+
+
+def read(part, rows=64):
+    fields = ("index", "label", "path", "features", "logits")
+    blocks = list(part.blocks("a", fields, rows=rows))
+    return {name: np.concatenate([block[name] for block in blocks]) for name in fields}
+
+
+def test_rows_that_are_kept_are_found_once(run, asked):
+    mask = np.random.default_rng(1).random(ROWS) < 0.1
+    sets = {"a": ("id", [Chosen("a", mask)])}
+    once, kept = PartOfRun(run, sets), PartOfRun(run, sets, keep=True)
+    for rows in (64, 7, 4096):
+        for name, values in read(kept, rows).items():
+            np.testing.assert_array_equal(values, read(once)[name])
+            assert values.dtype == read(once)[name].dtype
+    assert list(next(iter(kept.blocks("a", ("logits",))))) == ["index", "logits"]
+    asked.clear()
+    read(kept)
+    assert asked == []
+
+
+def test_whole_sets_and_large_ones_are_read_where_they_are(run, asked, monkeypatch):
+    mask = np.arange(ROWS) % 10 == 0
+    for sets, most in (([Chosen("a")], 1 << 30), ([Chosen("a", mask)], 1000)):
+        monkeypatch.setattr(part_of_run, "LARGEST_KEPT", most)
+        part = PartOfRun(run, {"a": ("id", sets)}, keep=True)
+        read(part)
+        asked.clear()
+        read(part)
+        assert asked == ["a"]
+
+
+def test_where_the_disk_is_full_rows_are_found_again(run, asked, monkeypatch):
+    def full(*how):
+        raise OSError(28, "No space left on device")
+
+    mask = np.arange(ROWS) % 10 == 0
+    part = PartOfRun(run, {"a": ("id", [Chosen("a", mask)])}, keep=True)
+    monkeypatch.setattr("os.pwrite", full)
+    np.testing.assert_array_equal(read(part)["index"], np.flatnonzero(mask))
+    asked.clear()
+    read(part)
+    assert asked == ["a"]
+
+
+def test_passes_of_a_kept_set_are_those_that_are_asked(tmp_path):
+    store = RunStore(make_run(tmp_path / "run"))
+    mask = np.arange(store.sets["digits"].rows) % 3 == 0
+    sets = {"digits": ("id", [Chosen("digits", mask)])}
+    once, kept = PartOfRun(store, sets), PartOfRun(store, sets, keep=True)
+    for norms in ((), tuple(store.info.passes)):
+        (got,), (expected,) = (
+            list(one.blocks("digits", ("logits",), norms)) for one in (kept, once)
+        )
+        assert len(got) == 2 + len(norms)
+        assert list(got) == list(expected)
+        for array, values in expected.items():
+            np.testing.assert_array_equal(got[array], values)

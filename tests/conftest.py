@@ -2,6 +2,18 @@
 
 import os
 
+import pytest
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported; commands that a test starts inherit it.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory):
+    """Return the run that ``gradscore extract`` makes by itself; what changes it takes a copy."""
+    from helpers.commands import call
+
+    path = tmp_path_factory.mktemp("embedded") / "run"
+    assert call("extract", "--run", path, "--quiet") == 0
+    return path

@@ -23,10 +23,8 @@ def invoke(*words):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    path = tmp_path_factory.mktemp("cli") / "run"
-    assert invoke("extract", "--run", path, "--quiet").exit_code == 0
-    return path
+def run(embedded, tmp_path_factory):
+    return shutil.copytree(embedded, tmp_path_factory.mktemp("cli") / "run")
 
 
 def test_choose_shows_both_tables_and_the_command_that_uses_the_choice(run, tmp_path):

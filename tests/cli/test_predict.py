@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -23,10 +24,9 @@ def invoke(*words):
 
 
 @pytest.fixture(scope="module")
-def detector(tmp_path_factory):
+def detector(embedded, tmp_path_factory):
     folder = tmp_path_factory.mktemp("predict")
-    run, file = folder / "run", folder / "detector.safetensors"
-    assert invoke("extract", "--run", run, "--layers", "last", "-q").exit_code == 0
+    run, file = shutil.copytree(embedded, folder / "run"), folder / "detector.safetensors"
     assert invoke("calibrate", "--run", run, "-o", file, "-q").exit_code == 0
     return file
 

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-import transformers
 
 import gradscore as gs
 from gradscore.choosing import choose
@@ -25,6 +24,8 @@ def vit_tiny(folder):
 
 
 def huggingface_vit(folder):
+    import transformers
+
     torch.manual_seed(5)
     small = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2}
     names = {"id2label": dict(enumerate("abcdefghij")), "label2id": {}}

@@ -71,7 +71,8 @@ def test_the_kernels_score_as_torch_does(gradscore, run, tmp_path, how):
     found = {}
     for backend in ("torch", "numba", "triton", "auto"):
         output = tmp_path / f"{backend}.csv"
-        command = ("score", "--run", run, *how, "--backend", backend, "-o", output)
+        command = ("score", "--run", run, "--set", "noise", *how, "--backend", backend)
+        command = (*command, "-o", output)
         code, errors = gradscore(*command, interpret="1")
         assert code == 0, errors
         assert errors[-1] == str(backend == "triton")
@@ -84,7 +85,8 @@ def test_the_kernels_score_as_torch_does(gradscore, run, tmp_path, how):
 
 def test_evaluate_asks_them_too(gradscore, run, tmp_path):
     output = tmp_path / "table.csv"
-    command = ("evaluate", "--run", run, "--backend", "triton", "-o", output)
+    sets = ("--set", "digits", "--set", "noise")
+    command = ("evaluate", "--run", run, *sets, "--backend", "triton", "-o", output)
     code, errors = gradscore(*command, interpret="1")
     assert code == 0, errors
     assert errors[-1] == "True"

@@ -45,11 +45,11 @@ def recorded(request):
     spec, weights, how, sets, count = CASES[request.param]
     model = gs.create_model(spec, Path(DATA, weights))
     prepare = model.preprocessing.with_overrides(**how)
-    features, logits = [], []
+    features, logits, head = [], [], None
     for name in sets:
         images = open_set(Path(DATA, name, "manifest.csv"), limit=count)
         batch = torch.stack([prepare(images[k]) for k in range(len(images))])
-        head = find_head(model, batch[:2])
+        head = head or find_head(model, batch[:2])
         with torch.no_grad(), observe_features(model, head) as observed:
             logits.append(model(batch))
         features.append(observed.features)
@@ -120,14 +120,15 @@ def test_recorded_methods_are_their_equations_on_real_images(tmp_path):
     sets = {"train": "id_cifar10_train_subset", "gtsrb": "ood_gtsrb"}
     sets = {name: (None, Path(DATA, "cifar10", at, "manifest.csv")) for name, at in sets.items()}
     how = {"layers": "last", "record": ("odin", "mahalanobis"), "epsilon": (0.0014,)}
+    limit = {"train": 100, "gtsrb": 8}
     run = gs.extract(
-        "cifar:resnet20", sets, tmp_path, weights=weights, fit="train", limit=100, **how
+        "cifar:resnet20", sets, tmp_path, weights=weights, fit="train", limit=limit, **how
     )
     (block,) = run.store.blocks("gtsrb", ("index",), ("odin-T1000-eps0.0014", "mahalanobis-train"))
     odin, stages = (torch.from_numpy(block[name]).double() for name in list(block)[1:])
     magnitude = run.store.info.passes["mahalanobis-train"].details["magnitude"]
     model = gs.create_model("cifar:resnet20", weights).double()
-    train, gtsrb = (open_set(source, limit=100) for _, source in sets.values())
+    train, gtsrb = (open_set(source, limit=limit[name]) for name, (_, source) in sets.items())
 
     def image(images, place):
         return model.preprocessing(images[place])[None].double().requires_grad_()

@@ -10,7 +10,8 @@ in a process of its own: seconds, seconds of processors and largest resident siz
 reading the same files with h5py, checksums included.
 
 `--run DIR` keeps the run, or takes one that was made so; a step that the output has for as many
-rows, features and classes is left out. What was stopped is so gone on with.
+rows, features and classes is left out. What was stopped is so gone on with. `--without METHOD...`
+leaves methods out of `evaluate`: of wide features some take a millisecond a row.
 """
 
 import argparse
@@ -120,17 +121,18 @@ def read_plainly(path: Path, sets: Sequence[str] = ("id", "ood")) -> int:
     return rows
 
 
-def evaluate(path: Path) -> str:
+def evaluate(path: Path, without: Sequence[str] = ()) -> str:
     """Evaluate by every method that needs nothing but base rows and a set to fit to."""
     from gradscore.choices import METHODS
     from gradscore.evaluation import evaluate_run
     from gradscore.methods import make_spec
 
-    names = [name for name in METHODS if name not in SLOW]
+    names = [name for name in METHODS if name not in (*SLOW, *without)]
     fitted = ("knn", "nnguide", "fdbd", "vim", "react", "laplace_energy", "mahalanobis")
     specs = [make_spec(name, **({"fit": "fit"} if name in fitted else {})) for name in names]
     rows = evaluate_run(path, specs).rows
-    return f"{len(names)} methods, {len(rows)} rows"
+    left_out = f", without {' '.join(without)}" if without else ""
+    return f"{len(names)} methods{left_out}, {len(rows)} rows"
 
 
 def choose(path: Path) -> str:
@@ -197,6 +199,7 @@ def main() -> None:
     parser.add_argument("--shard-rows", type=int, default=4096)
     parser.add_argument("--run", type=Path, help="where the run is kept")
     parser.add_argument("--steps", nargs="*", default=["score", *STEPS])
+    parser.add_argument("--without", nargs="*", default=[], help="methods left out of evaluate")
     parser.add_argument("--output", type=Path)
     chosen = parser.parse_args()
     size = {"rows": chosen.rows, "features": chosen.features, "classes": chosen.classes}
@@ -229,7 +232,8 @@ def main() -> None:
         if "score" in chosen.steps and "score" not in done:
             keep("score", beside_h5py(run))
         for name in [name for name in chosen.steps if name != "score" and name not in done]:
-            keep(name, taken_by(in_child(STEPS[name], run)))
+            more = [chosen.without] if name == "evaluate" else []
+            keep(name, taken_by(in_child(STEPS[name], run, *more)))
     finally:
         if folder:
             shutil.rmtree(folder)

@@ -19,7 +19,7 @@ from gradscore.methods.base import RecordedRun
 from gradscore.methods.kept_rows import KeptRows
 from gradscore.methods.memory_run import Arrays, set_entry
 from gradscore.run import BASE, FitInfo, PassInfo, SetInfo
-from gradscore.run.blocks import BASE_FIELDS
+from gradscore.run.blocks import BASE_FIELDS, most_rows
 from gradscore.run.layout import BLOCKS
 
 ROWS = 4096
@@ -126,8 +126,9 @@ class PartOfRun:
         norms: Sequence[str] = (),
         rows: int = ROWS,
     ) -> Iterator[Arrays]:
-        """Yield the chosen rows in the order of their lists, ``rows`` at a time."""
+        """Yield the chosen rows in the order of their lists, at most ``rows`` at once."""
         read = tuple(dict.fromkeys(("index", *fields)))
+        rows = most_rows(self.info, read, rows)
         kept = self._kept_rows(set_name) if self._keep else None
         if kept is None or not {*norms} <= {*self._small_passes(set_name)}:
             return self._whole_blocks(set_name, read, norms, rows)
@@ -146,9 +147,9 @@ class PartOfRun:
         if not rows or any(one.mask is None for one in self._chosen[set_name]):
             return None
         fields = [name for name in BASE_FIELDS if name != "features" or self.info.features]
-        with closing(
-            self._whole_blocks(set_name, fields, self._small_passes(set_name), ROWS)
-        ) as blocks:
+        most = most_rows(self.info, fields, ROWS)
+        passes = self._small_passes(set_name)
+        with closing(self._whole_blocks(set_name, fields, passes, most)) as blocks:
             first = next(blocks)
             bytes_of_row = sum(values.nbytes for values in first.values()) / len(first["index"])
             if rows * bytes_of_row > LARGEST_KEPT:

@@ -15,6 +15,25 @@ from gradscore.run.shard import OpenShard, ShardReader
 
 Block = dict[str, NDArray]
 BASE_FIELDS = ("index", "path", "label", "features", "logits")
+BLOCK_BYTES = 32 << 20
+"""Bytes of a block's features and logits, at most: what is computed of them takes many times as
+much."""
+
+
+def most_rows(info: RunInfo, fields: Sequence[str], rows: int) -> int:
+    """Return how many rows a block has, at most: ``rows``, or fewer where they are wide.
+
+    Args:
+        info: What the run is about.
+        fields: What is read of the base pass.
+        rows: How many are asked at once.
+
+    Returns:
+        At least 1; where it is fewer, a power of two, as chunks in a file have.
+    """
+    widths = {"features": info.features, "logits": info.classes}
+    held = BLOCK_BYTES // max(1, 4 * sum(widths.get(field, 0) for field in fields))
+    return rows if rows <= held else 1 << max(0, held.bit_length() - 1)
 
 
 def read_blocks(

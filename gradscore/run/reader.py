@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gradscore.errors import NotRecorded, RunError
 from gradscore.norms import number_name
-from gradscore.run.blocks import BASE_FIELDS, Block, Rows, read_blocks
+from gradscore.run.blocks import BASE_FIELDS, Block, Rows, most_rows, read_blocks
 from gradscore.run.choice_file import ChoiceRecord, read_choice_file
 from gradscore.run.contents import Arrays, read_head
 from gradscore.run.files import Vanished, read_below
@@ -155,7 +155,8 @@ class RunReader:
                 unknown), ``features`` [rows, in_features] and ``logits`` [rows, classes] float32.
             norms: Names of passes to join: norms [rows, K] float32 (never negated), or the
                 activations [rows, ...] of a ``keep-`` pass.
-            rows: Largest number of rows in a block; a block never spans two shards.
+            rows: Largest number of rows in a block, which has fewer where they are wide
+                (:func:`~gradscore.run.blocks.most_rows`) and never spans two shards.
 
         Returns:
             An iterator of dicts: field or pass name to array.
@@ -172,7 +173,8 @@ class RunReader:
                 f"The run {self.path} holds no features: {self.info.head.reason or 'none'}."
             )
         entry = self.require_complete(set_name, (BASE, *norms))
-        return self._read(entry, tuple(fields), tuple(norms), rows)
+        most = most_rows(self.info, fields, rows)
+        return self._read(entry, tuple(fields), tuple(norms), most)
 
     def fit_blocks(
         self, set_name: str, fields: Sequence[str] = BASE_FIELDS, norms: Sequence[str] = ()

@@ -34,6 +34,20 @@ def test_chosen_rows_come_in_order_and_in_whole_blocks(run, every):
         np.testing.assert_array_equal(np.concatenate([b[field] for b in blocks]), expected)
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_wide_rows_come_in_fewer_at_once(run, keep, monkeypatch):
+    monkeypatch.setattr("gradscore.run.blocks.BLOCK_BYTES", 20 * 4 * (4 + 3))
+    mask = np.arange(ROWS) % 2 == 0
+    part = PartOfRun(run, {"a": ("id", [Chosen("a", mask)])}, keep=keep)
+    sizes = {
+        fields: [len(block["index"]) for block in part.blocks("a", fields)]
+        for fields in (("features", "logits"), ("logits",), ("label",))
+    }
+    assert sizes[("features", "logits")] == [16] * 31 + [4]
+    assert sizes[("logits",)] == [32] * 15 + [20]
+    assert sizes[("label",)] == [500]
+
+
 def test_what_is_chosen_whole_is_not_copied(run):
     part = PartOfRun(run, {"a": ("id", [Chosen("a")])})
     blocks = list(part.blocks("a", ("features",), rows=500))

@@ -106,6 +106,19 @@ def test_what_is_written_is_read_back(run):
     np.testing.assert_array_equal(store.head()["weight"], np.ones((2, 3)))
 
 
+def test_wide_rows_come_in_fewer_at_once(run, monkeypatch):
+    store = RunStore(run)
+    width = 4 * (store.info.features + store.info.classes)
+    whole = [len(block["logits"]) for block in store.blocks("digits", ("features", "logits"))]
+    monkeypatch.setattr("gradscore.run.blocks.BLOCK_BYTES", 5 * width)
+    few = [len(block["logits"]) for block in store.blocks("digits", ("features", "logits"))]
+    assert max(few) == 4 < max(whole)
+    assert sum(few) == sum(whole)
+    assert [len(block["label"]) for block in store.blocks("digits", ("label",))] == whole
+    monkeypatch.setattr("gradscore.run.blocks.BLOCK_BYTES", 1)  # a row is a block at least
+    assert {len(block["logits"]) for block in store.blocks("digits", ("logits",))} == {1}
+
+
 @pytest.mark.parametrize("rows", [1, 7, 40, 1000])
 def test_blocks_join_passes_in_index_order(run, rows):
     index = np.array([i for i in range(ROWS) if i != 50])

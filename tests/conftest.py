@@ -1,5 +1,6 @@
 """What all tests share: each of several test processes keeps to one thread."""
 
+import functools
 import os
 
 import pytest
@@ -17,3 +18,14 @@ def embedded(tmp_path_factory):
     path = tmp_path_factory.mktemp("embedded") / "run"
     assert call("extract", "--run", path, "--quiet") == 0
     return path
+
+
+@pytest.fixture(scope="session")
+def known_operators():
+    """Let torch's exporter read the table of ONNX's operators once, not anew for each export."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        read_once = functools.cache(ONNXRegistry.from_torchlib)
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(read_once))
+        yield

@@ -80,6 +80,7 @@ def test_predict_is_measured_beside_extraction(tmp_path, monkeypatch):
         assert len(list(csv.DictReader(file))) == 120
 
 
+@pytest.mark.usefixtures("known_operators")
 def test_exported_detectors_are_asked_without_torch(tmp_path):
     images = open_set("digits:test", limit=160)
     folder = tmp_path / "digits"

@@ -54,6 +54,7 @@ def test_an_exported_graph_equals_it_for_any_number_of_rows(how):
         torch.testing.assert_close(graph(x, f), last_layer_score(x, f, **how), rtol=2e-6, atol=0)
 
 
+@pytest.mark.usefixtures("known_operators")
 @pytest.mark.parametrize("how", SETTINGS.values(), ids=SETTINGS.keys())
 def test_onnx_equals_it_for_any_number_of_rows(how, tmp_path):
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")

@@ -16,6 +16,7 @@ from gradscore.methods import METHODS
 pytest.importorskip("onnxscript")
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.usefixtures("known_operators")
 
 SCORES = {
     "gradnorm": {},

@@ -32,7 +32,7 @@ CASES = {
     "imagenet": (
         "timm:mobilenetv2_100?pad_type=same",
         "imagenet/mobilenetv2_100_imagenet.safetensors",
-        {"resize": 256, "crop": 224, "mean": 0.5, "std": 0.5, "interpolation": "bilinear"},
+        {"resize": 146, "crop": 128, "mean": 0.5, "std": 0.5, "interpolation": "bilinear"},
         ["imagenet/id_imagenet_samples", "imagenet/ood_flowers"],
         24,
     ),

@@ -106,7 +106,7 @@ def test_samples_that_move_are_followed_or_left_to_the_reference(name):
     forward, parameters, shape, by_reference = MOVED[name]
     model = Model(forward, **parameters)
     for batch in (1, 2, 3, 5):
-        for seed in range(4):
+        for seed in range(4 if batch > 1 else 1):  # one sample is in one order
             x = images(batch, *shape[1:], seed=seed)
             rules = hold_to_reference(model, x)
             if batch == 5:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscore.accuracy import Accuracy, read_accuracy
+from gradscore.columns import columns_for
 from gradscore.errors import GradScoreError, InvalidArgument, NotRecorded
 from gradscore.extraction.settings import Progress
 from gradscore.methods import RecordedRun, ScoreSpec, column_names
@@ -40,7 +41,7 @@ class ScoredSet:
         predicted: Classes, shape ``[rows]``, int32.
         accuracy: Of all its labelled images, those without a score here among them.
         layers: Group of parameters to its GradNorm scores, shape ``[rows]``; empty where the run
-            lacks them.
+            lacks them. Those of many groups and rows are read from the disk.
         factors: U and V of some images, shape ``[2, points]``; None where they are not known.
     """
 
@@ -206,7 +207,7 @@ class _Collected:
         self.predicted = np.empty(rows, np.int32)
         layers = [s.layers for s in specs if s == ScoreSpec("gradnorm", layers=s.layers)]
         self.scores = np.empty(rows)
-        self.layers = {layer: np.empty(rows) for layer in layers if len(layers) > 1}
+        self.layers = columns_for(layers if len(layers) > 1 else [], rows)
         self.drawn: list[NDArray] = []
         self.step = math.ceil(rows / POINTS)
         self.right = self.labelled = 0
@@ -215,8 +216,9 @@ class _Collected:
         part = slice(self.done, self.done + len(block))
         self.index[part], self.predicted[part] = block.index, block.predicted
         self.scores[part] = block.columns[columns[self.specs[0]]]
-        for layer, values in self.layers.items():
-            values[part] = block.columns[columns[ScoreSpec("gradnorm", layers=layer)]]
+        for layer in self.layers:
+            values = block.columns[columns[ScoreSpec("gradnorm", layers=layer)]]
+            self.layers.put(layer, part.start, values)
         factors = [block.columns.get(columns.get(ScoreSpec(name))) for name in FACTORS]
         if all(values is not None for values in factors):
             first = -self.done % self.step

@@ -8,6 +8,7 @@ from helpers.recorded_run import drawn_set
 from helpers.report_runs import drawn_run, with_many
 
 import gradscore as gs
+from gradscore.columns import DiskColumns
 from gradscore.errors import InvalidArgument, NotRecorded
 from gradscore.extraction.settings import Silent
 from gradscore.methods import make_spec
@@ -185,6 +186,15 @@ def test_the_map_of_layers_has_their_aurocs(run, page):
         values = [auroc(of[0], oods) for oods in of[1:]]
         shown = [f"{100 * value:.1f}%" for value in (*values, np.mean(values))]
         assert [row["noise"], row["photos"], row["mean"]] == shown
+
+
+def test_the_scores_of_layers_may_be_on_the_disk(run, page, tmp_path, monkeypatch):
+    monkeypatch.setattr("gradscore.columns.IN_MEMORY", 0)
+    kept, put = [], DiskColumns.put
+    monkeypatch.setattr(DiskColumns, "put", lambda *how: kept.append(how[1]) or put(*how))
+    large = gs.report(run, tmp_path / "report.html", images=False)
+    assert large.read_bytes() == (run.parent / "report.html").read_bytes()
+    assert {*kept} == {"stem", "block1", "all", "last"}
 
 
 def test_the_factors_have_their_aurocs(run, page):

@@ -223,7 +223,10 @@ def main() -> None:
             began, before = time.perf_counter(), time.process_time()
             taken = write(run, chosen.rows, chosen.features, chosen.classes, chosen.shard_rows)
             total = time.perf_counter() - began, time.process_time() - before
-            tenths = [1000 * float(np.median(part)) for part in np.array_split(taken, 10)]
+            tenths = [
+                1000 * float(np.median(part))
+                for part in np.array_split(taken, min(10, len(taken)))
+            ]
             index = (run / "run.json").stat().st_size / len(taken)
             what = f"{len(taken)} shards, {index:.0f} bytes of index and, by tenths, "
             what += " ".join(f"{ms:.1f}" for ms in tenths) + " ms a shard"

@@ -1,5 +1,6 @@
 """One Gaussian a class, all of one covariance (Lee et al., NeurIPS 2018, Eqs. 1 and 2)."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -93,6 +94,10 @@ def _distances(z: Tensor, means: Tensor) -> Tensor:
     return torch.cdist(z, means, compute_mode="donot_use_mm_for_euclid_dist")
 
 
+Labelled = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+"""Gives features ``[rows, features]`` and class numbers ``[rows]`` in blocks; again and again."""
+
+
 def fit_gaussians(features: Tensor, labels: Tensor) -> ClassGaussians:
     """Return the maximum-likelihood Gaussians of labelled features.
 
@@ -103,13 +108,32 @@ def fit_gaussians(features: Tensor, labels: Tensor) -> ClassGaussians:
     Raises:
         InvalidArgument: If there is no row.
     """
-    from sklearn.covariance import EmpiricalCovariance
-
     if not len(labels):
         raise InvalidArgument("Expected labelled rows to fit to, got none.")
-    x = features.double()
-    classes, place = labels.unique(return_inverse=True)
-    sums = x.new_zeros(len(classes), x.shape[1]).index_add_(0, place, x)
-    means = sums / place.bincount()[:, None]
-    covariance = EmpiricalCovariance(assume_centered=True).fit((x - means[place]).numpy())
-    return ClassGaussians(means, torch.from_numpy(covariance.precision_))
+    return fit_streamed_gaussians(lambda: [(features, labels)], int(labels.max()) + 1)
+
+
+def fit_streamed_gaussians(source: Labelled, classes: int) -> ClassGaussians:
+    """Return the same of rows that come in blocks: what is held does not grow with their number.
+
+    Args:
+        source: Gives one row or more; it is read twice.
+        classes: Above every class number.
+    """
+    from scipy.linalg import pinvh
+
+    counts, sums = torch.zeros(classes, dtype=torch.long), torch.zeros(())
+    for features, labels in source():
+        if not sums.ndim:
+            sums = torch.zeros(classes, features.shape[1], dtype=torch.float64)
+        sums.index_add_(0, labels, features.double())
+        counts += labels.bincount(minlength=classes)
+    seen = counts > 0
+    place = seen.cumsum(0) - 1
+    means = sums[seen] / counts[seen][:, None]
+    products = means.new_zeros(means.shape[1], means.shape[1])
+    for features, labels in source():
+        apart = features.double() - means[place[labels]]
+        products += apart.T @ apart
+    precision = pinvh((products / counts.sum()).numpy(), check_finite=False)
+    return ClassGaussians(means, torch.from_numpy(precision))

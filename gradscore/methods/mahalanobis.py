@@ -6,13 +6,14 @@ the confidences of every stage, each at its own perturbed input, recorded by ``e
 mahalanobis`` and combined by the logistic regression that was fitted with them.
 """
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from gradscore.errors import NotRecorded, RunError
-from gradscore.gaussians import ClassGaussians, fit_gaussians
+from gradscore.gaussians import ClassGaussians, fit_streamed_gaussians
 from gradscore.methods.base import Method, Plan, RecordedRun, ScoreSpec
 from gradscore.methods.block import Block
 from gradscore.methods.fitted import Arrays, Source, fitted, labelled_set, require_sets
@@ -40,25 +41,31 @@ def _confidence(gaussians: ClassGaussians, block: Block) -> Tensor:
 
 def _learn(run: RecordedRun, name: str, source: Source) -> dict[str, Tensor]:
     """Return the Gaussians of the labelled rows of the set ``name``."""
-    features, labels = [], []
-    for block in source():
-        known = torch.as_tensor(block["label"], device="cpu") >= 0
-        features.append(torch.as_tensor(block["features"], device="cpu")[known])
-        labels.append(torch.as_tensor(block["label"], device="cpu")[known])
-    if not any(map(len, labels)):
+    labelled = partial(_labelled_rows, run, name, source)
+    if not any(len(labels) for _, labels in labelled()):
         raise RunError(
             f"Method mahalanobis learns from labels, but no row of set {name!r} has one; add a "
             f"list with labels with {extract_command(run, '--data', 'NAME=LIST')}."
         )
-    highest = max(int(y.max()) for y in labels if len(y))
-    if highest >= run.info.classes:
-        raise RunError(
-            f"Expected labels of 0 to {run.info.classes - 1} in set {name!r}, got {highest}."
-        )
-    if not all(x.isfinite().all() for x in features):
-        raise RunError(f"Expected finite features in set {name!r}, got others.")
-    found = fit_gaussians(torch.cat(features), torch.cat(labels))
+    found = fit_streamed_gaussians(labelled, run.info.classes)
     return {"means": found.means, "precision": found.precision}
+
+
+def _labelled_rows(run: RecordedRun, name: str, source: Source) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield features and class numbers of the labelled rows of the set ``name``.
+
+    Raises:
+        RunError: If a class number is too large.
+    """
+    for block in source():
+        labels = torch.as_tensor(block["label"], device="cpu")
+        known = labels >= 0
+        highest = int(labels.max())
+        if highest >= run.info.classes:
+            raise RunError(
+                f"Expected labels of 0 to {run.info.classes - 1} in set {name!r}, got {highest}."
+            )
+        yield torch.as_tensor(block["features"], device="cpu")[known], labels[known]
 
 
 def _plan_stages(spec: ScoreSpec, run: RecordedRun) -> Plan:

@@ -1,5 +1,7 @@
 """Class Gaussians of one covariance, against Lee et al.'s equations written out."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from helpers.transcriptions import literal_confidence
 
 from gradscore import gaussians
 from gradscore.errors import InvalidArgument
-from gradscore.gaussians import ClassGaussians, fit_gaussians
+from gradscore.gaussians import ClassGaussians, fit_gaussians, fit_streamed_gaussians
 
 
 def drawn(rows=60, width=5):
@@ -39,6 +41,25 @@ def test_a_singular_covariance_has_a_pseudo_inverse_and_absent_classes_no_mean()
     assert fitted.means.shape == (3, 6)
     expected = literal_confidence(x[:7], x, y)
     np.testing.assert_allclose(fitted.confidence(torch.from_numpy(x[:7])), expected, rtol=1e-9)
+
+
+def test_blocks_teach_what_all_rows_do_and_none_is_kept():
+    x, y = (torch.from_numpy(values) for values in drawn(600))
+    alive = weakref.WeakSet()
+
+    def source():
+        for start in range(0, 600, 50):
+            # In turn, so that some blocks lack a class, and one has no labelled row.
+            part = slice(start, start + 50) if start else slice(0, 0)
+            features = x[part].float().clone()
+            alive.add(features)
+            assert len(alive) <= 2
+            yield features, torch.where(y[part] == 2, 4, y[part])
+
+    whole = fit_gaussians(x[50:].float(), y[50:])
+    streamed = fit_streamed_gaussians(source, 6)
+    torch.testing.assert_close(streamed.means, whole.means, rtol=1e-14, atol=1e-15)
+    torch.testing.assert_close(streamed.precision, whole.precision, rtol=1e-11, atol=1e-12)
 
 
 def test_nothing_to_fit_to_is_refused():

@@ -127,7 +127,7 @@ def test_a_fit_is_stored_once_and_two_fits_are_equal(tmp_path, monkeypatch):
     def never(*_):
         raise AssertionError("fitted again")
 
-    monkeypatch.setattr("gradscore.methods.mahalanobis.fit_gaussians", never)
+    monkeypatch.setattr("gradscore.methods.mahalanobis.fit_streamed_gaussians", never)
     monkeypatch.setattr("gradscore.methods.lee_alregib.fit_classifier", never)
     for method, fit in FITTED.items():
         again = Run(tmp_path / "run").score("noise", method, fit=fit)

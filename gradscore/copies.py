@@ -166,6 +166,14 @@ def tensor_tables(model: nn.Module) -> list[dict[Any, Tensor]]:
         value
         for module in model.modules()
         for name, value in vars(module).items()
-        if name not in MODULES_OWN and isinstance(value, dict) and value
-        if all(isinstance(entry, Tensor) for entry in value.values())
+        if name not in MODULES_OWN and is_tensor_table(value)
     ]
+
+
+def is_tensor_table(value: Any) -> bool:
+    """Say whether a value is a dictionary that holds tensors and nothing else."""
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(entry, Tensor) for entry in value.values())
+    )

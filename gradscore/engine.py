@@ -18,7 +18,9 @@ from gradscore.layers.groups import ModelGroups
 from gradscore.network import (
     check_eval_mode,
     check_images,
+    check_model,
     hold_state,
+    listing_of,
     preserve_state,
     without_caches,
 )
@@ -28,7 +30,7 @@ from gradscore.objective import Objective
 from gradscore.outputs import OutputWatch, check_classes, check_numbers, logits_of
 from gradscore.reference import Loss, no_norms
 from gradscore.results import GradientNorms
-from gradscore.selection import differentiable_parameters, select_parameters
+from gradscore.selection import differentiable, selected_of
 
 Check = Callable[[Tensor, int], None]
 """Refuses logits ``[rows, classes]``, given the number of their first image."""
@@ -68,8 +70,9 @@ def gradient_norms(
     """
     objective = Objective(p, temperature, target)
     check_images(images)
-    check_eval_mode(model)
+    check_model(model)
     with hold_state(model):
+        check_eval_mode(model)
         result = layer_norms(model, images, layers, objective, _check_logits)
     if fault := OutputWatch().fault(result.logits):
         warnings.warn(f"{type(model).__name__}: {fault}.", GradScoreWarning, stacklevel=2)
@@ -98,14 +101,14 @@ def layer_norms(
         check: Sees the logits before their gradients are taken.
     """
     groups = ModelGroups(model, images)
-    selected = select_parameters(model, layers, groups)
+    parameters = differentiable(listing_of(model).parameters)
+    selected = selected_of(parameters, layers, groups)
     if not len(images):
         dtype = torch.promote_types(images.dtype, torch.float32)
         norms, logits = (images.new_zeros(0, width, dtype=dtype) for width in (len(selected), 0))
         rules = dict.fromkeys(selected, "no samples")
         return GradientNorms(tuple(selected), norms, objective.p, rules, groups, logits)
-    share = len(selected) / len(differentiable_parameters(model))
-    parts = parts_of(model, images, share)
+    parts = parts_of(model, images, len(selected) / len(parameters))
     return replace(part_norms(model, parts, selected, objective, check), groups=groups)
 
 

@@ -79,16 +79,21 @@ class GradNorm(nn.Module):
             InvalidArgument: If features or logits are not finite.
         """
         check_images(images)
-        check_eval_mode(self.model)
+        check_model(self.model)
         if not len(images):
+            check_eval_mode(self.model)
             with torch.no_grad():
                 logits = logits_of(self.model(images), 0)
             return logits, logits.new_zeros(0, dtype=torch.float32)
         with hold_state(self.model):
+            check_eval_mode(self.model)
             if self.layers == "last" and (head := self._head(images)).closed_form:
-                logits, scores = self._closed_form(images, head)
+                found = self._closed_form(images, head)
             else:
-                logits, scores = self._by_rules(images)
+                found = self._by_rules(images)
+        if found is None:  # the forward may have left something in the model: look at it anew
+            found = self._by_rules(images)
+        logits, scores = found
         check_classes(logits)
         if fault := self._watch.fault(logits):
             warnings.warn(f"{type(self.model).__name__}: {fault}.", GradScoreWarning, stacklevel=2)
@@ -118,7 +123,8 @@ class GradNorm(nn.Module):
         """Return the last layer, found anew where anything of the model was changed."""
         return head_of(self.model, images[:2])
 
-    def _closed_form(self, images: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    def _closed_form(self, images: Tensor, head: Head) -> tuple[Tensor, Tensor] | None:
+        """Return logits and scores; nothing if what was observed does not explain the logits."""
         weights = [self.model.get_parameter(name) for name in head.weights]
         check_independence(self.model, images, weights)
         # No graph is recorded, which nobody needs and which costs a seventh of the forward.
@@ -126,7 +132,7 @@ class GradNorm(nn.Module):
             own = own_images(self.model, images)
             logits = logits_of(self.model(own), len(images))
         if not observed.explains(logits):
-            return self._by_rules(images)
+            return None
         with torch.no_grad():
             scores = last_layer_score(
                 observed.features.detach(),

@@ -11,9 +11,14 @@ from gradscore.errors import InvalidArgument
 
 def differentiable_parameters(model: nn.Module) -> dict[str, Tensor]:
     """Return the model's real floating-point or complex parameters by name, shared ones once."""
+    return differentiable(dict(model.named_parameters()))
+
+
+def differentiable(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return those of some parameters that are real floating-point or complex, by name."""
     return {
         name: parameter
-        for name, parameter in model.named_parameters()
+        for name, parameter in parameters.items()
         if parameter.is_floating_point() or parameter.is_complex()
     }
 
@@ -33,7 +38,18 @@ def select_parameters(
     Raises:
         InvalidArgument: If nothing is chosen, or an item matches nothing.
     """
-    parameters = differentiable_parameters(model)
+    return selected_of(differentiable_parameters(model), layers, groups)
+
+
+def selected_of(
+    parameters: Mapping[str, Tensor],
+    layers: str | Sequence[str],
+    groups: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Tensor]:
+    """Return those of some parameters by name that a choice of layers names.
+
+    Arguments are those of :func:`select_parameters`, which see for what is raised.
+    """
     names = select(tuple(parameters), {} if groups is None else groups, layers)
     return {name: parameters[name] for name in names}
 

@@ -21,6 +21,7 @@ from gradscore.network import (
     check_unhooked,
     dry_run,
     force_eager,
+    listing_of,
     note_data_dependence,
     preserve_state,
     remembered,
@@ -173,14 +174,17 @@ def requiring_grad(model: nn.Module, selected: Mapping[str, Tensor]) -> Iterator
             )
     wanted = {id(parameter) for parameter in selected.values()}
     with ONE_AT_A_TIME:
-        before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        parameters = listing_of(model).parameters.values()
+        before = [(parameter, parameter.requires_grad) for parameter in parameters]
         try:
-            for parameter, _ in before:
-                parameter.requires_grad_(id(parameter) in wanted)
+            for parameter, required in before:
+                if required != (id(parameter) in wanted):
+                    parameter.requires_grad_(not required)
             yield
         finally:
             for parameter, required in before:
-                parameter.requires_grad_(required)
+                if parameter.requires_grad != required:
+                    parameter.requires_grad_(required)
 
 
 def _run(
@@ -191,12 +195,7 @@ def _run(
 ) -> Recorder:
     """Run the model, on a copy of the images if it writes into them."""
     wanted = {id(parameter) for parameter in selected.values()}
-    constants = [
-        tensor
-        for module in model.modules()
-        for tensor in (*module._parameters.values(), *module._buffers.values())
-        if tensor is not None and id(tensor) not in wanted
-    ]
+    constants = listing_of(model).constants(besides=wanted)
     recorder = Recorder(selected.values(), constants, len(images), expansions)
     images = images.detach()
     own = own_images(model, images)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from gradscore.errors import InvalidArgument, ModelError
-from gradscore.network import remembered
+from gradscore.network import listing_of, remembered
 from gradscore.selection import select
 
 if TYPE_CHECKING:
@@ -145,9 +145,9 @@ def _find_groups(model: nn.Module, images: Tensor) -> dict[str, tuple[str, ...]]
 
 def _structure_of(model: nn.Module) -> tuple[tuple[str, int], ...]:
     """Return names and identities of modules and parameters: a replaced part has another."""
-    return tuple(
-        (name, id(part)) for name, part in (*model.named_modules(), *model.named_parameters())
-    )
+    listing = listing_of(model)
+    parts = (*listing.modules.items(), *listing.parameters.items())
+    return tuple([(name, id(part)) for name, part in parts])
 
 
 def _homes(names: list[str], blocks: list[tuple[str, ...]]) -> dict[str, str]:

@@ -9,7 +9,13 @@ from gradscore.network.checks import (
     without_caches,
     wrap_forward_errors,
 )
-from gradscore.network.facts import ONE_AT_A_TIME, hold_state, remembered, state_of
+from gradscore.network.facts import (
+    ONE_AT_A_TIME,
+    hold_state,
+    listing_of,
+    remembered,
+    state_of,
+)
 from gradscore.network.forwards import (
     changes_parameters,
     dry_run,
@@ -32,6 +38,7 @@ __all__ = [
     "force_eager",
     "hold_state",
     "kept_tensors_of",
+    "listing_of",
     "note_data_dependence",
     "observe",
     "preserve_state",

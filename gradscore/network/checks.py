@@ -15,9 +15,9 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gradscore.copies import SavedContainer, tensor_tables
+from gradscore.copies import SavedContainer, is_tensor_table
 from gradscore.errors import GradScoreError, InvalidArgument, ModelError, reason_of
-from gradscore.network.facts import ONE_AT_A_TIME
+from gradscore.network.facts import ONE_AT_A_TIME, held_state, listing_of
 from gradscore.network.forwards import dry_run
 from gradscore.outputs import logits_of
 
@@ -111,35 +111,46 @@ def _hint(model: nn.Module, images: Tensor) -> str:
 def check_eval_mode(model: nn.Module) -> None:
     """Refuse a model whose layers are random, mix samples, or are not ready to be scored.
 
+    This is asked once for a state of the model that is held.
+
     Raises:
         ModelError: Naming the first such layer, or what is no model that has parameters.
     """
+    held = held_state(model)
+    if held is not None and check_eval_mode in held.found:
+        return
     check_model(model)
     for name, module in model.named_modules():
-        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        _check_layer(name, module)
+    if held is not None:
+        held.found[check_eval_mode] = True
+
+
+def _check_layer(name: str, module: nn.Module) -> None:
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise ModelError(
+            f"Expected the model itself, got it wrapped in {type(module).__name__}; "
+            "pass its .module."
+        )
+    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+        raise ModelError(
+            f"Expected a model whose layers have their shapes, got lazy layer {name!r}; "
+            "run the model once first."
+        )
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if module.training or module.running_mean is None:
+            hint = "call model.eval() first"
+            if module.running_mean is None:
+                hint = "build it with track_running_stats=True"
             raise ModelError(
-                f"Expected the model itself, got it wrapped in {type(module).__name__}; "
-                "pass its .module."
+                f"Expected batch norm with fixed statistics, got layer {name!r} "
+                f"which takes them from the batch; {hint}."
             )
-        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
-            raise ModelError(
-                f"Expected a model whose layers have their shapes, got lazy layer {name!r}; "
-                "run the model once first."
-            )
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            if module.training or module.running_mean is None:
-                hint = "call model.eval() first"
-                if module.running_mean is None:
-                    hint = "build it with track_running_stats=True"
-                raise ModelError(
-                    f"Expected batch norm with fixed statistics, got layer {name!r} "
-                    f"which takes them from the batch; {hint}."
-                )
-        elif module.training and _drop_rate(module) > 0:
-            raise ModelError(
-                f"Expected a model without active dropout, got layer {name!r} "
-                f"({type(module).__name__}) in train mode; call model.eval() first."
-            )
+    elif module.training and _drop_rate(module) > 0:
+        raise ModelError(
+            f"Expected a model without active dropout, got layer {name!r} "
+            f"({type(module).__name__}) in train mode; call model.eval() first."
+        )
 
 
 def _drop_rate(module: nn.Module) -> float:
@@ -161,7 +172,8 @@ def without_caches(model: nn.Module, images: Tensor) -> Iterator[None]:
         images: Its input, of which one shows whether it gives the same logits without them.
     """
     with ONE_AT_A_TIME:
-        tables = [SavedContainer(table) for table in tensor_tables(model)]
+        kept = (around[name] for around, name in listing_of(model).kept)
+        tables = [SavedContainer(value) for value in kept if is_tensor_table(value)]
         if tables and not _same_without(model, images[:1], [table.part for table in tables]):
             tables = []
         for table in tables:

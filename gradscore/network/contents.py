@@ -66,7 +66,7 @@ def _marks_of(tensor: Tensor) -> tuple[Any, ...]:
         memory = tensor.data_ptr()
         if tensor.numel() <= FEW and tensor.device.type == "cpu":
             return version, memory, tensor.tolist()
-    except RuntimeError:  # not every kind of tensor has memory of its own
+    except (RuntimeError, ValueError):  # not every kind of tensor has memory of its own
         return (0, 0)
     return version, memory
 
@@ -154,9 +154,11 @@ class Fingerprint:
             module = reference()
             attributes = module.__dict__
             seen.append(type(module))
+            extend(attributes)
             extend(map(id, attributes.values()))
             for name in _PARTS:
                 if part := attributes[name]:
+                    extend(part)
                     extend(map(id, part.values()))
             for name in _HOOKS:
                 if part := attributes[name]:
@@ -218,6 +220,8 @@ def _entries_of(module: nn.Module, pending: list[nn.Module], seen: set[int]) -> 
         elif name in ("_parameters", "_buffers"):
             for key, tensor in value.items():
                 entries[key] = tensor if tensor is None else _described_tensor(tensor)
+        elif name == "_modules":  # all of them, however many
+            entries[name] = [(key, _described(part, pending, seen)) for key, part in value.items()]
         elif "hooks" in name and isinstance(value, dict):
             hooks = tuple(key for key, hook in value.items() if not is_own_hook(hook))
             if hooks:

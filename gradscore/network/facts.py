@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscore.network.contents import Contents, Fingerprint, Place, contents_of, walk
+from gradscore.network.listing import Listing, Outline
 
 ONE_AT_A_TIME = threading.RLock()
 """Held while a model is not as its owner left it: threads may share models, or parameters."""
@@ -45,6 +46,8 @@ class Facts:
     Attributes:
         states: The states that it was in, the latest first.
         fingerprint: Of the latest state; None where it has to be looked at at length.
+        outline: Gives the model's listing while the fingerprint holds; None where it has to be
+            walked through.
         ignored: What a forward itself changes, such as counters and caches: no part of a state.
         changed_parameters: Parameters that a forward was seen to change, by identity; None before
             the first forward.
@@ -53,6 +56,7 @@ class Facts:
 
     states: list[State] = field(default_factory=list)
     fingerprint: Fingerprint | None = None
+    outline: Outline | None = None
     ignored: frozenset[Place] = frozenset()
     changed_parameters: dict[int, Tensor] | None = None
     buffer_copies: dict[int, tuple[Tensor, int, Tensor]] = field(default_factory=dict)
@@ -61,7 +65,7 @@ class Facts:
 _FACTS: WeakKeyDictionary[nn.Module, Facts] = WeakKeyDictionary()
 
 _HELD = threading.local()
-"""States of models, by identity, that :func:`hold_state` holds."""
+"""States and listings of models, by identity, that :func:`hold_state` holds."""
 
 
 def facts_of(model: nn.Module) -> Facts:
@@ -84,7 +88,7 @@ def state_of(model: nn.Module) -> State:
     Args:
         model: The model.
     """
-    held = _HELD.__dict__.get(id(model))
+    held = held_state(model)
     if held is not None:
         return held
     with ONE_AT_A_TIME:
@@ -95,6 +99,7 @@ def state_of(model: nn.Module) -> State:
         contents, modules = walk(model, facts.ignored)
         scripted = any(isinstance(module, torch.jit.ScriptModule) for module in modules)
         facts.fingerprint = None if scripted else Fingerprint(modules)
+        facts.outline = None
         state = next((other for other in states if other.contents == contents), None)
         if state is None:
             state = State(contents)
@@ -125,7 +130,7 @@ def remembered(
 
 @contextmanager
 def hold_state(model: nn.Module) -> Iterator[None]:
-    """Look at a model once for all that asks for its state inside, on this thread.
+    """Look at a model once for all that asks for its state, or its listing, inside on this thread.
 
     What our own forwards change for a while, such as autocast, is then no other state.
 
@@ -136,11 +141,39 @@ def hold_state(model: nn.Module) -> Iterator[None]:
     if key in _HELD.__dict__:
         yield
         return
-    _HELD.__dict__[key] = state_of(model)
+    with ONE_AT_A_TIME:
+        _HELD.__dict__[key] = state_of(model), _listing_in_state(model)
     try:
         yield
     finally:
         del _HELD.__dict__[key]
+
+
+def held_state(model: nn.Module) -> State | None:
+    """Return the state of a model that :func:`hold_state` holds on this thread, if it does."""
+    held = _HELD.__dict__.get(id(model))
+    return None if held is None else held[0]
+
+
+def listing_of(model: nn.Module) -> Listing:
+    """Return the modules, parameters and buffers of a model: one listing while it is held.
+
+    Args:
+        model: The model.
+    """
+    held = _HELD.__dict__.get(id(model))
+    return Listing.of(model) if held is None else held[1]
+
+
+def _listing_in_state(model: nn.Module) -> Listing:
+    """Return the listing of a model whose state was just looked at."""
+    facts = facts_of(model)
+    if facts.outline is not None:
+        return facts.outline.listing()
+    listing = Listing.of(model)
+    if facts.fingerprint is not None and listing.by_plain_walks:
+        facts.outline = Outline(listing)
+    return listing
 
 
 def ignore_changes(model: nn.Module, before: Contents, after: Contents) -> None:
@@ -167,4 +200,4 @@ def ignore_changes(model: nn.Module, before: Contents, after: Contents) -> None:
         state = state_of(model)
         facts.ignored |= changed
         state.contents = [state.contents[0], *contents_of(model, facts.ignored)[1:]]
-        facts.states, facts.fingerprint = [state], None
+        facts.states, facts.fingerprint, facts.outline = [state], None, None

@@ -10,7 +10,7 @@ it from the next, and the features would hold a whole graph.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -22,7 +22,8 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from gradscore.copies import SavedContainer, eager_stance, preserved_generators
 from gradscore.errors import ModelError
-from gradscore.network.facts import ONE_AT_A_TIME, Facts, facts_of
+from gradscore.network.facts import ONE_AT_A_TIME, Facts, facts_of, listing_of
+from gradscore.network.listing import Listing
 from gradscore.network.snapshots import SavedHooks, snapshots_of
 
 Observer = Callable[[str, tuple[Any, ...], Any], Any]
@@ -160,10 +161,15 @@ def preserve_state(model: nn.Module) -> Iterator[None]:
         ModelError: If the forward changed a parameter in place that it did not change before.
     """
     with ONE_AT_A_TIME, preserved_generators():
-        facts = facts_of(model)
-        parameters = _save_parameters(model, facts)
-        snapshots = [*snapshots_of(model), SavedContainer(parametrize._cache), SavedHooks(model)]
-        buffers = _save_buffers(model, facts)
+        facts, listing = facts_of(model), listing_of(model)
+        modules = listing.modules.values()
+        parameters = _save_parameters(listing, facts)
+        snapshots = [
+            *snapshots_of(listing),
+            SavedContainer(parametrize._cache),
+            SavedHooks(modules),
+        ]
+        buffers = _save_buffers(listing, facts)
         parametrize._cache.clear()
         try:
             yield
@@ -171,7 +177,7 @@ def preserve_state(model: nn.Module) -> Iterator[None]:
             for snapshot in snapshots:
                 snapshot.restore()
             _restore_buffers(buffers)
-            late = _restore_parameters(model, facts, parameters)
+            late = _restore_parameters(modules, facts, parameters)
         if late:
             raise ModelError(
                 "Expected a forward that leaves parameters as they are, as it did before, got one "
@@ -199,22 +205,24 @@ def expect_changes(model: nn.Module, copy: nn.Module) -> None:
         facts_of(copy).changed_parameters = {id(y): y for x, y in pairs if id(x) in changed}
 
 
-def _save_parameters(model: nn.Module, facts: Facts) -> list[Saved]:
+def _save_parameters(listing: Listing, facts: Facts) -> list[Saved]:
     """Return parameters, with copies of those that a forward may change."""
     changed = facts.changed_parameters
     return [
         (x, x._version, x.detach().clone() if changed is None or id(x) in changed else None)
-        for x in model.parameters()
+        for x in listing.parameters.values()
         if not (x.is_inference() or x.is_meta)
     ]
 
 
-def _restore_parameters(model: nn.Module, facts: Facts, parameters: list[Saved]) -> list[Tensor]:
+def _restore_parameters(
+    modules: Iterable[nn.Module], facts: Facts, parameters: list[Saved]
+) -> list[Tensor]:
     """Restore parameters, note which were changed, and return those that cannot be restored."""
     if facts.changed_parameters is None:
         facts.changed_parameters = {
             id(module.weight): module.weight
-            for module in model.modules()
+            for module in modules
             if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None
         }
     late = []
@@ -233,10 +241,10 @@ def _same(x: Tensor, y: Tensor) -> bool:
     return torch.equal(x, y) or torch.equal(x.nan_to_num(), y.nan_to_num())
 
 
-def _save_buffers(model: nn.Module, facts: Facts) -> dict[int, Saved]:
+def _save_buffers(listing: Listing, facts: Facts) -> dict[int, Saved]:
     """Return the buffers by identity, copied anew only where one has changed."""
     copies = {}
-    for buffer in model.buffers():
+    for buffer in listing.buffers:
         if not buffer.is_inference():
             key, version = id(buffer), buffer._version
             before = facts.buffer_copies.get(key)

@@ -8,7 +8,7 @@ global variables. Of these only tensors are put back: anything else may be the c
 import dis
 import functools
 import types
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Collection, Hashable, Iterable, Iterator
 from contextlib import suppress
 from operator import delitem, setitem
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gradscore.copies import CONTAINERS, MODULES_OWN, SavedContainer
 from gradscore.network.contents import PLAIN, is_own_hook
+from gradscore.network.listing import Listing
 
 MOST_ENTRIES = 4096
 """Larger containers hold data rather than what a forward made."""
@@ -79,15 +80,15 @@ class SavedHooks:
     Hooks of this package stay: another thread may have added them.
 
     Args:
-        model: The model.
+        modules: The modules.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
+    def __init__(self, modules: Collection[nn.Module]) -> None:
+        self._modules = modules
         self._before = {id(hooks): set(hooks) for hooks in self._current()}
 
     def _current(self) -> Iterator[dict[int, Any]]:
-        for module in self._model.modules():
+        for module in self._modules:
             attributes = module.__dict__
             yield from (attributes[name] for name in _HOOKS if attributes.get(name))
 
@@ -103,28 +104,22 @@ class SavedHooks:
 Snapshot = SavedContainer | SavedNames
 
 
-def snapshots_of(model: nn.Module) -> list[Snapshot]:
+def snapshots_of(listing: Listing) -> list[Snapshot]:
     """Return all that a model can keep something in, each once, with what is there now.
 
     Hooks are left alone: what observes a model keeps what it sees.
 
     Args:
-        model: The model.
+        listing: The listing of the model.
     """
     found: dict[Hashable, Snapshot] = {}
-    pending: list[tuple[Any, bool]] = []
-    kinds: set[type] = set()
-    for module in model.modules():
+    for module in listing.modules.values():
         attributes = module.__dict__
-        for part in (attributes, *(attributes.get(name) for name in _REGISTERED)):
+        for part in (attributes, *[attributes.get(name) for name in _REGISTERED]):
             if isinstance(part, dict):  # a scripted module has another kind
                 found[id(part)] = SavedContainer(part)
-        pending += [
-            (value, False)
-            for name, value in attributes.items()
-            if value.__class__ not in _PLAIN and name not in MODULES_OWN
-        ]
-        kinds.add(type(module))
+    pending = [(around[name], False) for around, name in listing.kept]
+    kinds = set(map(type, listing.modules.values()))
     pending += [(function, True) for kind in kinds for function in _code_of(kind)]
     found |= {kind: SavedNames(kind, tensors_only=True) for kind in kinds if not _is_foreign(kind)}
     seen: set[int] = set()

@@ -6,6 +6,7 @@ elsewhere by their values, what holds for one batch does not hold for the next.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,21 +17,6 @@ from gradscore.capture.calls import RecordedCall, Slot, TracedCall
 from gradscore.graph import is_differentiable
 
 _OUTSIDES = (torch.Size, torch.dtype, torch.device, torch.layout, torch.memory_format)
-_VALUES = frozenset(
-    {
-        *("argwhere", "masked_scatter", "masked_scatter_", "masked_select", "nonzero"),
-        *("unique", "unique_consecutive"),
-    }
-)
-_INDEXED = frozenset(
-    {
-        *("__getitem__", "__setitem__", "gather", "index_add", "index_add_", "index_copy"),
-        *("index_copy_", "index_fill", "index_fill_", "index_put", "index_put_", "index_reduce"),
-        *("index_reduce_", "index_select", "repeat_interleave", "scatter", "scatter_"),
-        *("scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_", "take"),
-        *("take_along_dim", "tensor_split"),
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -73,6 +59,11 @@ class CallDimensions:
     arguments: dict[Slot, BatchDimension]
     outputs: tuple[BatchDimension, ...]
     checked: bool = True
+
+    @cached_property
+    def moved(self) -> bool:
+        """Whether the samples of some argument or output are in another axis than the first."""
+        return any(place.axis for place in (*self.arguments.values(), *self.outputs))
 
     def same_axes(self, other: "CallDimensions | None") -> bool:
         """Say whether another call has the samples in the same axes, in whatever order."""
@@ -191,21 +182,6 @@ def broadcasts_over_batch(source: Tensor, result: Tensor, batch: int) -> bool:
     """Say whether a call may have broadcast a parameter over the batch, axis 0 of its result."""
     grown = source.ndim < result.ndim or source.shape[:1] == (1,)
     return batch > 1 and result.shape[:1] == (batch,) and grown
-
-
-def indexes_by_data(function: Callable[..., Any], data: Sequence[Tensor]) -> bool:
-    """Say whether where the samples are after a call may depend on the values of data.
-
-    Args:
-        function: The function called.
-        data: The tensors that hold data among its arguments.
-    """
-    name = getattr(function, "__name__", "").partition(".")[0]
-    if name in _INDEXED:
-        return not all(is_differentiable(x) for x in data)
-    if name == "embedding":  # a table of data, not of parameters
-        return len(data) > 1
-    return name in _VALUES or (name == "where" and len(data) == 1)
 
 
 def reads_values(function: Callable[..., Any], result: Any) -> bool:

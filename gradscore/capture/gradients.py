@@ -15,7 +15,8 @@ from torch.autograd.graph import GradientEdge
 from torch.func import vjp, vmap
 
 from gradscore.capture.batch_dimension import BatchDimension, CallDimensions
-from gradscore.capture.calls import RecordedCall, Slot, is_in_place, tensors_in
+from gradscore.capture.calls import RecordedCall, Slot, tensors_in
+from gradscore.capture.functions import is_in_place
 from gradscore.errors import memory_ended
 from gradscore.graph import is_differentiable, pull_back
 from gradscore.rules import Call, Rule
@@ -32,8 +33,7 @@ def rule_for(call: RecordedCall, dimensions: CallDimensions, slot: Slot) -> Rule
     rule = call.rules[slot]
     if rule is None or len(call.output_shapes) != 1:
         return None
-    moved = any(place.axis for place in (*dimensions.arguments.values(), *dimensions.outputs))
-    return None if moved and not rule.trailing else rule
+    return rule if rule.trailing or not dimensions.moved else None
 
 
 class GradientSink:
@@ -164,7 +164,7 @@ class ParameterArgument:
 def _rows(x: Tensor, place: BatchDimension, part: slice) -> Tensor:
     x = place.batch_first(x)
     start, stop = part.start * place.rows, part.stop * place.rows
-    return x if start == 0 and stop == len(x) else x[start:stop]
+    return x if start == 0 and stop == x.shape[0] else x[start:stop]
 
 
 def generic_gradients(sink: GradientSink, slot: Slot, part: slice) -> Tensor:

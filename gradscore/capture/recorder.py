@@ -17,28 +17,24 @@ from torch._C._functorch import maybe_current_level
 from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 
-from gradscore.capture.batch_dimension import (
-    Dimensions,
-    broadcasts_over_batch,
-    indexes_by_data,
-    reads_values,
-)
+from gradscore.capture.batch_dimension import Dimensions, broadcasts_over_batch, reads_values
 from gradscore.capture.calls import (
-    COMPOSITES,
-    DERIVATIVES,
-    PASSIVE,
-    UNRELATED,
     Arguments,
     RecordedCall,
     TracedCall,
     autocast_type,
-    entered,
     first_argument,
     fixed_arguments,
-    is_in_place,
-    refuse_training,
+    slots_of,
     tensors_in,
     without_memory,
+)
+from gradscore.capture.functions import (
+    Traits,
+    entered,
+    indexes_by_data,
+    refuse_training,
+    traits_of,
 )
 from gradscore.graph import Edge, GraphStart, copied_outputs, is_differentiable, is_view_of
 from gradscore.rules import find_rule
@@ -94,40 +90,46 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one call and note what it does to parameters."""
         kwargs = dict(kwargs) if kwargs else {}
-        if func in PASSIVE:
+        traits = traits_of(func)
+        # Inside the model's own vmap or grad, the graph shows what it takes there.
+        if traits.passive or maybe_current_level() is not None:
             return func(*args, **kwargs)
-        if maybe_current_level() is not None:
-            # Inside the model's own vmap or grad; the graph shows what it takes there.
-            return func(*args, **kwargs)
-        if func in DERIVATIVES:
+        if traits.derives:
             self.differentiates = True
             return func(*args, **kwargs)
+        owned, constants = self._owned, self._constants
         touched, data = False, []
-        for tensor in tensors_in(args, kwargs):
-            if id(tensor) in self._owned:
+        tensors = slots_of(args, kwargs)
+        for _, tensor in tensors:
+            if id(tensor) in owned:
                 touched = True
-            elif id(tensor) not in self._constants:
+            elif id(tensor) not in constants:
                 data.append(tensor)
                 if type(tensor) is nn.Parameter:
                     self.unlisted[id(tensor)] = tensor
-        if touched and func in COMPOSITES:
+        if touched and traits.composite:
             with self:
                 return entered(func)(*args, **kwargs)
         if not data:
             return self._derive(func, args, kwargs, touched)
-        refuse_training(func, args, kwargs)
-        self.data_dependent |= indexes_by_data(func, data)
-        for target in _changed(func, args, kwargs):
-            self._forget(target)
-        related = touched and func not in UNRELATED and func is not Tensor.__setitem__
-        if related and torch.is_grad_enabled():
-            return self._record(Arguments(func, args, kwargs))
+        if traits.trains:
+            refuse_training(func, args, kwargs)
+        if traits.indexes:
+            self.data_dependent |= indexes_by_data(func, data)
+        if traits.writes or "out" in kwargs:
+            for target in _changed(traits, args, kwargs):
+                self._forget(target)
+        if touched and traits.related and torch.is_grad_enabled():
+            return self._record(Arguments(func, args, kwargs, tensors))
         return self._traced(func, args, kwargs, func(*args, **kwargs))
 
     def _traced(self, func: Callable[..., Any], args: Any, kwargs: Any, result: Any) -> Any:
         """Note what a call with data returned."""
-        self.data_dependent |= reads_values(func, result)
-        results = tuple((t.shape, t.dtype) for t in tensors_in((result,), {}))
+        if isinstance(result, Tensor):
+            results: Any = ((result.shape, result.dtype),)
+        else:
+            self.data_dependent |= reads_values(func, result)
+            results = tuple([(t.shape, t.dtype) for t in tensors_in((result,), {})])
         self.trace.append(TracedCall(func, results, fixed_arguments(args, kwargs)))
         return result
 
@@ -163,11 +165,10 @@ class Recorder(TorchFunctionMode):
 
     def _record(self, arguments: Arguments, expansion: int | None = None) -> Any:
         """Run a call in which parameters meet data, cut off from how they were derived."""
-        func = arguments.function
-        tensors = arguments.tensors
-        parameters = tuple((slot, t) for slot, t in tensors if id(t) in self._owned)
-        data = {slot: t for slot, t in tensors if id(t) not in self._owned}
-        in_place = is_in_place(func)
+        func, tensors, owned = arguments.function, arguments.tensors, self._owned
+        parameters = tuple([(slot, t) for slot, t in tensors if id(t) in owned])
+        data = {slot: t for slot, t in tensors if id(t) not in owned}
+        in_place = traits_of(func).in_place
         target = arguments.first
         if not parameters or (in_place and not _can_change(data.get(target))):
             return self._traced(func, arguments.args, arguments.kwargs, arguments.call())
@@ -203,8 +204,10 @@ class Recorder(TorchFunctionMode):
                 parameters=parameters,
                 rules=rules,
                 edges=tuple(Edge.of(output) for output in outputs),
-                output_shapes=tuple(output.shape for output in outputs),
-                constants=frozenset(slot for slot, t in data.items() if id(t) in self._constants),
+                output_shapes=tuple([output.shape for output in outputs]),
+                constants=frozenset(
+                    [slot for slot, t in data.items() if id(t) in self._constants]
+                ),
                 versions={slot: t._version for slot, t in kept.items()} if reads else {},
                 autocast=autocast_type(outputs[0]),
                 expansion=expansion,
@@ -241,15 +244,16 @@ class Recorder(TorchFunctionMode):
         self._owned, self._constants, self._aliases = {}, {}, {}
 
     def _alias(self, tensor: Tensor) -> Tensor:
-        if id(tensor) not in self._aliases:
-            self._aliases[id(tensor)] = tensor.detach()
-        return self._aliases[id(tensor)]
+        alias = self._aliases.get(id(tensor))
+        if alias is None:
+            alias = self._aliases[id(tensor)] = tensor.detach()
+        return alias
 
 
-def _changed(func: Callable[..., Any], args: Any, kwargs: Any) -> Iterator[Tensor]:
+def _changed(traits: Traits, args: Any, kwargs: Any) -> Iterator[Tensor]:
     """Yield the tensors into which a call writes."""
-    written = [kwargs.get("out")] if kwargs else []
-    if func is Tensor.__setitem__ or is_in_place(func):
+    written = [kwargs.get("out")]
+    if traits.writes:
         written.append(first_argument(args, kwargs))
     yield from (tensor for tensor in written if isinstance(tensor, Tensor))
 

@@ -146,15 +146,16 @@ class Recording:
             found = backward_to_norms(self._forward, self._tied, scaled, asked, last=last)
             if first:
                 self._compare(plain, {n: x * (scale / factor) for n, x in found.items()}, asked)
-            found = {n: x[:, : len(orders)] * scale for n, x in found.items()}
+                found = {name: x[:, : len(orders)] for name, x in found.items()}
+            dtype = torch.promote_types(self.logits.dtype, torch.float32)
+            zeros = self.logits.new_zeros(len(self.logits), len(orders), dtype=dtype)
+            columns = [found.get(name, zeros) for name in self.names]
+            result = (torch.stack(columns, dim=-1) * scale[..., None]).to(dtype)
             if names := self._by_reference():
-                every = range(len(self.logits))
+                every, places = range(len(self.logits)), [self.names.index(n) for n in names]
                 norms = self._crosscheck.autograd_norms(every, plain, names, orders)
-                found |= {name: norms[:, :, k].T * factor for k, name in enumerate(names)}
-        dtype = torch.promote_types(self.logits.dtype, torch.float32)
-        zeros = self.logits.new_zeros(len(self.logits), len(orders), dtype=dtype)
-        columns = [found.get(name, zeros).to(dtype) for name in self.names]
-        return torch.stack(columns, dim=-1).movedim(1, 0)
+                result[:, :, places] = (norms.movedim(0, 1) * factor[..., None]).to(dtype)
+        return result.movedim(1, 0)
 
     def _unscaled(self, cotangent: Tensor, scaled: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Return what autograd itself is asked, and what its norms are then to be scaled by.

@@ -94,7 +94,7 @@ def find_rule(
     rule = RULES.get((function, argument.partition("[")[0]))
     if rule is None or (rule.serves is not None and not rule.serves(arguments)):
         return None
-    tensors = (value for value in arguments.values() if isinstance(value, Tensor))
+    tensors = [value for value in arguments.values() if isinstance(value, Tensor)]
     return None if any(tensor.is_complex() for tensor in tensors) else rule
 
 

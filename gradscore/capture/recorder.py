@@ -37,7 +37,7 @@ from gradscore.capture.functions import (
     traits_of,
 )
 from gradscore.graph import Edge, GraphStart, copied_outputs, is_differentiable, is_view_of
-from gradscore.rules import find_rule
+from gradscore.rules import find_rules
 from gradscore.rules.broadcast import EXPANSIONS
 
 
@@ -177,8 +177,9 @@ class Recorder(TorchFunctionMode):
         # No such sum is of use here, and it would cost as much as all the rules.
         # A detached alias has the parameter's values and requires none.
         plain = arguments.replaced({slot: self._alias(tensor) for slot, tensor in parameters})
-        named = arguments.named()
-        rules = {slot: find_rule(func, arguments.name(slot), named) for slot, _ in parameters}
+        names = [arguments.name(slot) for slot, _ in parameters]
+        found = find_rules(func, names, arguments.named())
+        rules = {slot: rule for (slot, _), rule in zip(parameters, found, strict=True)}
         reads = any(rule is None or rule.reads_data for rule in rules.values())
         kept = {slot: t.detach() if reads else without_memory(t) for slot, t in data.items()}
         if in_place and reads:

@@ -44,6 +44,8 @@ _CONTAINERS = (*CONTAINERS, tuple, frozenset)
 _EMPTY = frozenset({dict, OrderedDict, set})
 _WITHOUT_SETTINGS = (type, types.ModuleType, types.FunctionType, types.MethodType, torch.Generator)
 
+_WITHOUT_MEMORY = (0, 0)
+
 _SERIALS: dict[int, tuple[weakref.ref, int]] = {}
 _NUMBERS = itertools.count()
 
@@ -67,7 +69,7 @@ def _marks_of(tensor: Tensor) -> tuple[Any, ...]:
         if tensor.numel() <= FEW and tensor.device.type == "cpu":
             return version, memory, tensor.tolist()
     except (RuntimeError, ValueError):  # not every kind of tensor has memory of its own
-        return (0, 0)
+        return _WITHOUT_MEMORY
     return version, memory
 
 
@@ -131,7 +133,8 @@ class Fingerprint:
                     self._special.append((reference, name))
             for tensor in tensors:
                 if tensor is not None:
-                    common = len(_marks_of(tensor)) == 2 and not tensor.is_inference()
+                    marks = _marks_of(tensor)
+                    common = len(marks) == 2 and marks[0] >= 0 and marks != _WITHOUT_MEMORY
                     kind = self._tensors if common else self._others
                     kind.append(weakref.ref(tensor))
         self._seen = self._look()

@@ -6,7 +6,7 @@ the model alive, gives the same listing at once.
 """
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Container
 from typing import Any
 
 from torch import Tensor, nn
@@ -59,7 +59,7 @@ class Listing:
         ]
         return cls(modules, dict(model.named_parameters()), list(model.buffers()), kept)
 
-    def constants(self, besides: Iterable[int]) -> list[Tensor]:
+    def constants(self, besides: Container[int]) -> list[Tensor]:
         """Return the registered tensors of all modules but those of some identities."""
         return [
             tensor

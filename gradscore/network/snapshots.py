@@ -8,9 +8,9 @@ global variables. Of these only tensors are put back: anything else may be the c
 import dis
 import functools
 import types
-from collections.abc import Collection, Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import suppress
-from operator import delitem, setitem
+from operator import delitem, is_, setitem
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -83,25 +83,50 @@ class SavedHooks:
         modules: The modules.
     """
 
-    def __init__(self, modules: Collection[nn.Module]) -> None:
-        self._modules = modules
-        self._before = {id(hooks): set(hooks) for hooks in self._current()}
-
-    def _current(self) -> Iterator[dict[int, Any]]:
-        for module in self._modules:
-            attributes = module.__dict__
-            yield from (attributes[name] for name in _HOOKS if attributes.get(name))
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        every = [[module.__dict__.get(name) for name in _HOOKS] for module in modules]
+        self._hooks = [hooks for of_module in every for hooks in of_module if hooks is not None]
+        self._before = {id(hooks): set(hooks) for hooks in self._hooks if hooks}
 
     def restore(self) -> None:
         """Remove the hooks that were not there before."""
-        for hooks in self._current():
+        for hooks in self._hooks:
+            if not hooks:
+                continue
             before = self._before.get(id(hooks), ())
             for key, hook in list(hooks.items()):
                 if key not in before and not is_own_hook(hook):
                     del hooks[key]
 
 
-Snapshot = SavedContainer | SavedNames
+class SavedModules:
+    """The attributes of modules, and their parameters, buffers and modules by name.
+
+    They are what a :class:`~gradscore.copies.SavedContainer` each would be, in one loop over all.
+
+    Args:
+        modules: The modules.
+    """
+
+    tensors_only = False
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._before: list[tuple[dict[str, Any], list[str], list[Any]]] = []
+        for module in modules:
+            attributes = module.__dict__
+            for part in (attributes, *[attributes.get(name) for name in _REGISTERED]):
+                if isinstance(part, dict):  # a scripted module has another kind
+                    self._before.append((part, [*part], [*part.values()]))
+
+    def restore(self) -> None:
+        """Put back what was there, if it is something else now."""
+        for part, names, values in self._before:
+            if [*part] != names or not all(map(is_, part.values(), values)):
+                part.clear()
+                part.update(zip(names, values, strict=True))
+
+
+Snapshot = SavedContainer | SavedNames | SavedModules
 
 
 def snapshots_of(listing: Listing) -> list[Snapshot]:
@@ -112,12 +137,7 @@ def snapshots_of(listing: Listing) -> list[Snapshot]:
     Args:
         listing: The listing of the model.
     """
-    found: dict[Hashable, Snapshot] = {}
-    for module in listing.modules.values():
-        attributes = module.__dict__
-        for part in (attributes, *[attributes.get(name) for name in _REGISTERED]):
-            if isinstance(part, dict):  # a scripted module has another kind
-                found[id(part)] = SavedContainer(part)
+    found: dict[Hashable, Snapshot] = {None: SavedModules(listing.modules.values())}
     pending = [(around[name], False) for around, name in listing.kept]
     kinds = set(map(type, listing.modules.values()))
     pending += [(function, True) for kind in kinds for function in _code_of(kind)]

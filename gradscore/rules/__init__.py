@@ -4,7 +4,7 @@ Every layer family has a file with its functions and its rules; a line here join
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +13,16 @@ from gradscore.errors import InvalidArgument
 from gradscore.rules import broadcast, convolution, linear, normalization
 from gradscore.rules.rule import Call, Rule
 
-__all__ = ["RULES", "SIGNATURES", "Call", "Rule", "find_rule", "register_rule", "signature"]
+__all__ = [
+    "RULES",
+    "SIGNATURES",
+    "Call",
+    "Rule",
+    "find_rule",
+    "find_rules",
+    "register_rule",
+    "signature",
+]
 
 Signatures = Mapping[Callable[..., Any], tuple[str, ...]]
 
@@ -91,11 +100,21 @@ def find_rule(
         argument: The argument's name, ``operands[1]`` being an entry of ``operands``.
         arguments: All arguments of the call by name.
     """
-    rule = RULES.get((function, argument.partition("[")[0]))
-    if rule is None or (rule.serves is not None and not rule.serves(arguments)):
-        return None
-    tensors = [value for value in arguments.values() if isinstance(value, Tensor)]
-    return None if any(tensor.is_complex() for tensor in tensors) else rule
+    return find_rules(function, (argument,), arguments)[0]
+
+
+def find_rules(
+    function: Callable[..., Any], names: Sequence[str], arguments: Mapping[str, Any]
+) -> list[Rule | None]:
+    """Return the rule that serves each of some arguments of a call, as :func:`find_rule` does."""
+    found = [RULES.get((function, name.partition("[")[0])) for name in names]
+    for value in arguments.values():
+        if isinstance(value, Tensor) and value.is_complex():
+            return [None] * len(found)
+    return [
+        None if rule is None or (rule.serves is not None and not rule.serves(arguments)) else rule
+        for rule in found
+    ]
 
 
 def signature(function: Callable[..., Any]) -> tuple[str, ...]:

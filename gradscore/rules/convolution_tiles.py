@@ -19,6 +19,9 @@ FEW_POSITIONS_AVX512 = 384
 """The same where the library has kernels for vectors of 512 bits, which products do not match."""
 FEW_CHANNELS = 4
 """Up to so many input channels, as in a first layer, folding the batch into groups is slow."""
+SMALL_KERNEL = 9
+"""Up to so many entries, a first layer's kernel is worth products by rows wherever positions are
+few for any processor (0.5 to 0.9 of the library's weight gradients of one sample each)."""
 MANY_OUTPUTS = 64
 """From so many output channels, products of matrices are worth the copies they read."""
 
@@ -74,11 +77,13 @@ def conv_tiles(x: Tensor, g: Tensor, geometry: Geometry, samples: int) -> Iterat
         return pointwise_tiles(x, g, geometry, samples)
     if geometry.tiles_the_image:
         return patch_tiles(x, g, geometry, samples)
-    worth = geometry.shape[0] >= MANY_OUTPUTS or geometry.shape[1] <= FEW_CHANNELS
-    few = g.shape[2:].numel() <= few_positions() and x.device.type == "cpu"
+    first_layer = geometry.shape[1] <= FEW_CHANNELS
+    small = first_layer and geometry.shape[2:].numel() <= SMALL_KERNEL
+    few = g.shape[2:].numel() <= (FEW_POSITIONS if small else few_positions()) and x.is_cpu
+    worth = first_layer or geometry.shape[0] >= MANY_OUTPUTS
     if worth and few and x.ndim == 4 and len(x) == samples:
         return kernel_row_tiles(x, g, geometry)
-    if geometry.shape[1] <= FEW_CHANNELS and x.ndim == 4 and x.device.type != "cpu":
+    if first_layer and x.ndim == 4 and not x.is_cpu:
         return unfolded_tiles(x, g, geometry, samples)
     return folded_tiles(x, g, geometry, samples)
 

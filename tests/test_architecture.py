@@ -1,6 +1,7 @@
 """Floors hold, heavy packages stay where they belong, nothing loads before it is needed."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -205,3 +206,17 @@ def test_every_public_name_resolves_and_is_hidden_by_no_module():
         assert name not in modules
     with pytest.raises(AttributeError, match="no attribute 'absent'"):
         gradscore.absent  # noqa: B018
+
+
+def test_contributing_names_every_floor_and_no_file_that_is_not_there():
+    root = PACKAGE.parent
+    text = (root / "CONTRIBUTING.md").read_text()
+    drawn = text.partition("From the ground up")[2].partition("Tests mirror")[0]
+    assert FLOOR.keys() - {"__main__"} <= set(re.findall(r"\w+", drawn))
+    there = [
+        f"/{path}"
+        for folder in (PACKAGE, root / "tests", root / "docs")
+        for path in folder.rglob("*.*")
+    ]
+    for name in re.findall(r"`([\w/]+\.(?:py|css|js|md))`", text):
+        assert (root / name).exists() or any(path.endswith(f"/{name}") for path in there), name

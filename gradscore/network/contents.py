@@ -10,13 +10,14 @@ import operator
 import types
 import weakref
 from collections import OrderedDict
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections.abc import Collection, Container, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradscore.copies import CONTAINERS, MODULES_OWN
+from gradscore.network.places import can_change, inside_of, places_of
 
 CLASSES = "classes"
 """Entry of the surroundings for what a model's classes and the modules of their code hold."""
@@ -26,7 +27,10 @@ FEW = 4
 ``.data`` leaves no other trace."""
 
 MOST_ENTRIES = 64
-"""Larger containers that a module keeps are compared by identity and length alone."""
+"""Of larger containers that a module keeps, entries are compared without what is in them."""
+
+MOST_PLAIN = 4096
+"""Still larger ones are compared by identity and length alone, and so are larger arrays."""
 
 Contents = Sequence[dict[str, Any]]
 """What each module of a model holds, by name, in the order of a walk through the model."""
@@ -40,9 +44,14 @@ PLAIN = frozenset(
 )
 _PARTS = ("_parameters", "_buffers", "_modules")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_CONTAINERS = (*CONTAINERS, tuple, frozenset)
+_CONTAINERS = (*CONTAINERS, tuple, frozenset, bytearray)
 _EMPTY = frozenset({dict, OrderedDict, set})
-_WITHOUT_SETTINGS = (type, types.ModuleType, types.FunctionType, types.MethodType, torch.Generator)
+_WITHOUT_SETTINGS = (type, types.ModuleType, torch.Generator)
+_GLOBAL_HOOKS = tuple(
+    getattr(nn.modules.module, f"_global_{kind}hooks")
+    for kind in ("forward_", "forward_pre_", "backward_", "backward_pre_")
+)
+"""Hooks of all modules there are."""
 
 _WITHOUT_MEMORY = (0, 0)
 
@@ -88,24 +97,6 @@ class _Identity:
     __hash__ = None  # type: ignore[assignment]
 
 
-def _class_places(modules: Collection[nn.Module]) -> list[tuple[Mapping[str, Any], str]]:
-    """Return where the code of modules finds what is in no instance: in classes and globals.
-
-    Classes of torch itself are left out.
-    """
-    places: list[tuple[Mapping[str, Any], str]] = []
-    classes = {base: None for kind in {type(m) for m in modules} for base in kind.__mro__}
-    for kind in classes:
-        if kind.__module__.partition(".")[0] in ("torch", "builtins"):
-            continue
-        places += [(kind.__dict__, name) for name in kind.__dict__]
-        for value in kind.__dict__.values():
-            if isinstance(value, types.FunctionType):
-                around = value.__globals__
-                places += [(around, name) for name in value.__code__.co_names if name in around]
-    return places
-
-
 class Fingerprint:
     """What a quick look at a model saw, and at what surrounds it.
 
@@ -117,8 +108,10 @@ class Fingerprint:
         # References keep plain values alive: an id that is taken stands for one object.
         self._plain: list[Any] = []
         self._modules = [weakref.ref(module) for module in modules]
-        self._classes = _class_places(modules)
+        self._classes = places_of(modules)
         self._in_classes = [place[name] for place, name in self._classes]
+        pairs = zip(self._in_classes, self._classes, strict=True)
+        self._changing = [value for value, (_, name) in pairs if can_change(value, name)]
         self._tensors: list[weakref.ref] = []
         self._others: list[weakref.ref] = []
         self._special: list[tuple[weakref.ref, str]] = []
@@ -172,6 +165,8 @@ class Fingerprint:
         extend([_marks_of(reference()) for reference in self._others])
         for module, name in self._special:
             seen.append(_described(getattr(module(), name), [], set()))
+        for value in self._changing:
+            seen.append(_described(value, [], set()))
         return seen
 
 
@@ -197,8 +192,13 @@ def walk(model: nn.Module, without: Container[Place]) -> tuple[Contents, list[nn
             entries = {name: x for name, x in entries.items() if (number, name) not in without}
         contents.append(entries)
     if (0, CLASSES) not in without:
-        contents[0][CLASSES] = [(n, _Identity(place[n])) for place, n in _class_places(modules)]
+        contents[0][CLASSES] = [_described_place(place[n], n) for place, n in places_of(modules)]
     return contents, modules
+
+
+def _described_place(value: Any, name: str) -> tuple[Any, ...]:
+    inside = _described(value, [], set()) if can_change(value, name) else None
+    return name, _Identity(value), inside
 
 
 def _surroundings() -> dict[str, Any]:
@@ -208,7 +208,8 @@ def _surroundings() -> dict[str, Any]:
         for device in ("cpu", "cuda")
         if torch.is_autocast_enabled(device)
     }
-    return {"default": torch.get_default_dtype(), **autocasts}
+    hooks = [key for some in _GLOBAL_HOOKS for key, hook in some.items() if not is_own_hook(hook)]
+    return {"default": torch.get_default_dtype(), "hooks": hooks, **autocasts}
 
 
 def _entries_of(module: nn.Module, pending: list[nn.Module], seen: set[int]) -> dict[str, Any]:
@@ -245,7 +246,7 @@ def _described(value: Any, pending: list[nn.Module], seen: set[int]) -> Any:
         return _described_tensor(value)
     if isinstance(value, _CONTAINERS):
         if len(value) > MOST_ENTRIES:
-            return id(value), len(value)
+            return id(value), len(value), _plainly_described(value)
         entries = value.items() if isinstance(value, dict) else value
         return tuple([_described(entry, pending, seen) for entry in entries])
     if id(value) in seen:
@@ -253,9 +254,20 @@ def _described(value: Any, pending: list[nn.Module], seen: set[int]) -> Any:
     seen.add(id(value))
     if isinstance(value, nn.Module):
         pending.append(value)
-    elif not isinstance(value, _WITHOUT_SETTINGS) and hasattr(value, "__dict__"):
-        return _serial(value), _described(vars(value), pending, seen)
-    return _serial(value)
+        return _serial(value)
+    if isinstance(value, _WITHOUT_SETTINGS):
+        return _serial(value)
+    if hasattr(value, "tobytes") and getattr(value, "nbytes", MOST_PLAIN + 1) <= MOST_PLAIN:
+        return _serial(value), value.tobytes()
+    return _serial(value), *[_described(part, pending, seen) for part in inside_of(value)]
+
+
+def _plainly_described(container: Collection[Any]) -> Any:
+    """Return the entries of a large container, without what is in them."""
+    if len(container) > MOST_PLAIN:
+        return None
+    entries = container.values() if isinstance(container, dict) else container
+    return [x if x.__class__ in PLAIN else id(x) for x in entries]
 
 
 def _described_tensor(tensor: Tensor) -> tuple[Any, ...]:

@@ -5,7 +5,6 @@ where its own code keeps something: variables that functions close over, attribu
 global variables. Of these only tensors are put back: anything else may be the caller's own notes.
 """
 
-import dis
 import functools
 import types
 from collections.abc import Hashable, Iterable, Iterator
@@ -19,12 +18,10 @@ from torch import Tensor, nn
 from gradscore.copies import CONTAINERS, MODULES_OWN, SavedContainer
 from gradscore.network.contents import PLAIN, is_own_hook
 from gradscore.network.listing import Listing
+from gradscore.network.places import global_names, is_foreign, slots_of
 
 MOST_ENTRIES = 4096
 """Larger containers hold data rather than what a forward made."""
-
-_FOREIGN = frozenset({"builtins", "gradscore", "logging", "numpy", "threading", "torch"})
-"""Packages whose objects and code keep nothing of a forward."""
 
 _PLAIN = PLAIN | {Tensor, nn.Parameter}
 _HOOKS = tuple(name for name in MODULES_OWN if "hooks" in name)
@@ -141,7 +138,7 @@ def snapshots_of(listing: Listing) -> list[Snapshot]:
     pending = [(around[name], False) for around, name in listing.kept]
     kinds = set(map(type, listing.modules.values()))
     pending += [(function, True) for kind in kinds for function in _code_of(kind)]
-    found |= {kind: SavedNames(kind, tensors_only=True) for kind in kinds if not _is_foreign(kind)}
+    found |= {kind: SavedNames(kind, tensors_only=True) for kind in kinds if not is_foreign(kind)}
     seen: set[int] = set()
     while pending:
         value, outside = pending.pop()
@@ -162,12 +159,12 @@ def _inside(value: Any, outside: bool) -> Iterator[tuple[Hashable, Snapshot, Ite
             yield id(value), snapshot, [*(value.values() if isinstance(value, dict) else value)]
     elif isinstance(value, (types.FunctionType, types.MethodType, functools.partial)):
         function = _function_of(value)
-        if function is None or _is_foreign(function):
+        if function is None or is_foreign(function):
             return
         for cell in function.__closure__ or ():
             snapshot = SavedNames(cell, ("cell_contents",), tensors_only=True)
             yield id(cell), snapshot, snapshot.before.values()
-        stored, read = _global_names(function.__code__)
+        stored, read = global_names(function.__code__)
         globals_ = function.__globals__
         entries = [globals_[name] for name in read if name in globals_]
         # The code of other modules is not the model's.
@@ -175,7 +172,7 @@ def _inside(value: Any, outside: bool) -> Iterator[tuple[Hashable, Snapshot, Ite
         own = [x for x in entries if getattr(x, "__module__", home) == home]
         snapshot = SavedNames(globals_, stored, tensors_only=True)
         yield id(function), snapshot, (*own, *snapshot.before.values())
-    elif not isinstance(value, (type, types.ModuleType)) and not _is_foreign(type(value)):
+    elif not isinstance(value, (type, types.ModuleType)) and not is_foreign(type(value)):
         attributes = getattr(value, "__dict__", None)
         if isinstance(attributes, dict):
             yield (
@@ -183,14 +180,10 @@ def _inside(value: Any, outside: bool) -> Iterator[tuple[Hashable, Snapshot, Ite
                 SavedContainer(attributes, tensors_only=outside),
                 [*attributes.values()],
             )
-        slots = _slots_of(type(value))
+        slots = slots_of(type(value))
         if slots:
             snapshot = SavedNames(value, slots, tensors_only=outside)
             yield (id(value), slots), snapshot, snapshot.before.values()
-
-
-def _is_foreign(thing: Any) -> bool:
-    return (getattr(thing, "__module__", None) or "builtins").partition(".")[0] in _FOREIGN
 
 
 def _function_of(value: Any) -> types.FunctionType | None:
@@ -209,32 +202,8 @@ def _code_of(kind: type) -> tuple[types.FunctionType, ...]:
         _CODE[kind] = tuple(
             function
             for base in kind.__mro__
-            if not _is_foreign(base)
+            if not is_foreign(base)
             for function in vars(base).values()
             if isinstance(function, types.FunctionType)
         )
     return _CODE[kind]
-
-
-@functools.cache
-def _slots_of(kind: type) -> tuple[str, ...]:
-    slots = [getattr(base, "__slots__", ()) for base in kind.__mro__]
-    names = [name for s in slots for name in ((s,) if isinstance(s, str) else s)]
-    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
-
-
-_NAMES: WeakKeyDictionary[types.CodeType, tuple[tuple[str, ...], ...]] = WeakKeyDictionary()
-
-
-def _global_names(code: types.CodeType) -> tuple[tuple[str, ...], ...]:
-    """Return the global names that a function's code binds anew, and all that it may read."""
-    if code not in _NAMES:
-        stored, read, pending = {}, {}, [code]
-        while pending:
-            part = pending.pop()
-            read |= dict.fromkeys(part.co_names)
-            steps = dis.get_instructions(part)
-            stored |= {step.argval: None for step in steps if step.opname == "STORE_GLOBAL"}
-            pending += [x for x in part.co_consts if isinstance(x, types.CodeType)]
-        _NAMES[code] = tuple(stored), tuple(read)
-    return _NAMES[code]

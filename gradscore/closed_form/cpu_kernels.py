@@ -11,25 +11,25 @@ import numpy as np
 from numba import njit
 from numba.core.dispatcher import Dispatcher
 
-from gradscore.closed_form import elementary, float32_rows, row_norms, side_by_side
+from gradscore.closed_form import elementary, float32_rows, row_norms, side_by_side, vectors
 from gradscore.closed_form.elementary import F, borrowed, fits_float32
-from gradscore.closed_form.float32_rows import FACTS, deviation_norms32
+from gradscore.closed_form.float32_rows import FACTS, WIDE, deviation_norms32
 from gradscore.closed_form.row_norms import below_zero, magnitude, norm_of, settle
 from gradscore.closed_form.side_by_side import (
     LANES,
     NARROW,
     SPACE,
-    SQUARE,
+    in_sixteens,
     norms_side_by_side,
     prepare,
 )
 
-BLOCK, BLOCK_ENTRIES = 8, 2048
+BLOCK, BLOCK_ENTRIES = 8, 4096
 """Rows of many classes that take each step together, and their entries: a quarter of an inner
 cache, which holds their exponentials too."""
 
 called = njit(error_model="numpy", nogil=True)
-COMPILED = (elementary, row_norms, float32_rows, side_by_side)
+COMPILED = (vectors, elementary, row_norms, float32_rows, side_by_side)
 SOURCES = hashlib.sha256(
     b"".join(Path(module.__file__).read_bytes() for module in COMPILED)
 ).hexdigest()
@@ -76,16 +76,17 @@ def _functions(sources: str) -> tuple[Dispatcher, Dispatcher]:
         narrow = n <= NARROW and single
         step = LANES if narrow else max(1, min(BLOCK, BLOCK_ENTRIES // n))
         kept64 = np.empty((2, n))
-        kept_norms = np.empty((1 + len(orders), LANES))
+        kept_norms = np.empty((len(orders), LANES))
         kept_facts = np.empty((FACTS, step))
-        kept32 = np.zeros((max(3 * n + SPACE, SQUARE), LANES) if narrow else (step, n), F)
+        shape = (2 * in_sixteens(n) + SPACE, LANES) if narrow else (step, -(-n // WIDE) * WIDE)
+        kept32 = np.zeros(shape, F)
         f, out, orders = borrowed(f), borrowed(out), borrowed(orders)
         e, logs, work = borrowed(kept64)[0], borrowed(kept64)[1], borrowed(kept32)
-        total, side_by_side = borrowed(kept_norms)[0], borrowed(kept_norms)[1:]
-        facts = borrowed(kept_facts)
+        side_by_side, facts = borrowed(kept_norms), borrowed(kept_facts)
         for first in range(0, len(f), step):
             rows, found = f[first : first + step], out[:, first : first + step]
-            following = f[min(first + step, len(f) - 1)]
+            following = f[first + step : first + 2 * step]
+            following = following if len(following) == len(rows) else rows
             if narrow:
                 prepare(f, first, work)
             for g in range(len(temperatures)):
@@ -93,7 +94,9 @@ def _functions(sources: str) -> tuple[Dispatcher, Dispatcher]:
                 asked, norms = orders[a:b], found[a:b]
                 norms[:] = -1.0
                 if narrow and fits_float32(t):
-                    norms_side_by_side(work, n, t, hot, asked, side_by_side[a:b], total)
+                    norms_side_by_side(
+                        work, f, (first + step) * n, t, hot, asked, side_by_side[a:b]
+                    )
                     norms[:] = side_by_side[a:b, : len(rows)]
                 elif single and fits_float32(t):
                     deviation_norms32(rows, following, t, hot, asked, norms, work, facts)

@@ -1,4 +1,4 @@
-"""Elementary functions for compiled loops, written so that they are vectorised.
+"""Elementary functions for compiled loops: of vectors of float32, or vectorised of float64.
 
 The library functions that a compiler would call take one number at a time.
 """
@@ -11,7 +11,18 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-F, BITS = np.float32, np.int32
+from gradscore.closed_form.vectors import fma, not_below, select, times_power
+
+F = np.float32
+
+C1, C2, C3 = F(0.693147188), F(0.2402264979), F(0.05550357306)
+C4, C5, C6 = F(0.009618237754), F(0.001339080409), F(0.0001540351272)
+"""Coefficients of the polynomial nearest to ``(2^r - 1) / r`` for ``r`` up to a half: 1.1e-8 of
+it."""
+
+D1, D2, D3 = F(0.6931469769), F(0.2402224111), F(0.05550734516)
+D4, D5 = F(0.009671576442), F(0.001326464539)
+"""Those of the polynomial with which ``2^r`` is at most 9.2e-8 off: where many are added up."""
 
 compiled = njit(error_model="numpy")
 inlined = njit(error_model="numpy", forceinline=True)
@@ -29,20 +40,6 @@ def reinterpret(typing, value):
         return builder.bitcast(arguments[0], context.get_value_type(other))
 
     return other(value), generate
-
-
-@intrinsic
-def fma(typing, a, b, c):
-    """Return ``a b + c``, rounded once where the processor can."""
-
-    def generate(context, builder, signature, arguments):
-        kind = arguments[0].type
-        function = ir.FunctionType(kind, (kind, kind, kind))
-        return builder.call(
-            builder.module.declare_intrinsic("llvm.fmuladd", (kind,), function), arguments
-        )
-
-    return a(a, a, a), generate
 
 
 @intrinsic
@@ -111,17 +108,10 @@ def transpose16(typing, source, first, step, target, place, width):
 
 
 @inlined
-def prefetch(x):
-    """Ask for float32 entries that lie side by side, line by line."""
-    for j in range(0, len(x), 16):
+def prefetch(x, start, n):
+    """Ask for ``n`` float32 entries that lie side by side, line by line."""
+    for j in range(start, start + n, 16):
         prefetch_line(x, j)
-
-
-@inlined
-def fill(x, value):
-    """Set all entries."""
-    for j in range(len(x)):
-        x[j] = value
 
 
 @inlined
@@ -132,34 +122,58 @@ def fits_float32(temperature):
 
 @inlined
 def scaled(temperature):
-    """Return what :func:`both_exp32` divides by: ``1/T``, what float32 lost of it, a bound."""
-    inverse = F(1 / temperature)
-    return inverse, F(1 / temperature - np.float64(inverse)), F(-88.0 * temperature)
+    """Return ``log2 e / T``, what float32 lost of it, what :func:`exp32` has for less, and 1."""
+    factor = 1.4426950408889634 / temperature
+    one = F(temperature / temperature)
+    return F(factor), F(factor - np.float64(F(factor))), F(-86.0 * temperature), one
 
 
 @inlined
-def both_exp32(d, how):
-    """Return ``exp(d / T)`` and ``exp(d / T) - 1`` for ``d`` up to 88 T.
+def split32(d, how):
+    """Return ``k`` and ``r`` of ``exp(d / T) = 2^(k + r)``, vectors, ``r`` at most a half.
 
-    ``exp z = 2^k (1 + q)`` with ``q = exp(z - k log 2) - 1`` by a polynomial. Adding the large
-    number rounds to ``k``, and leaves it in the bits that make a float32 of ``2^k``. Who needs one
-    of both pays for one.
+    Adding the large number rounds to ``k``, and leaves it in the last bits.
 
     Args:
-        d: Difference of logits.
+        d: Differences of logits, up to 88 T.
         how: What :func:`scaled` says of ``T``.
     """
-    inverse, correction, floor = how
-    d = floor if d < floor else d
-    rounded = fma(d, inverse * F(1.4426950408889634), F(12583039.0))
-    k = rounded - F(12583039.0)
-    r = fma(d, inverse, k * F(-0.693359375))
-    r = fma(k, F(2.12194440e-4), fma(d, correction, r))
-    q = fma(F(1.388239564e-3), r, F(8.367180867e-3))
-    q = fma(fma(q, r, F(4.166722127e-2)), r, F(1.666653868e-1))
-    q = fma(fma(q, r, F(4.999999804e-1)), r * r, r)
-    power = reinterpret(BITS(reinterpret(rounded) << BITS(23)))
-    return fma(power, q, power), fma(power, q, power - F(1))
+    factor, correction = how[:2]
+    rounded = fma(d, factor, F(12582912.0))
+    less = F(12582912.0) - rounded
+    return rounded, fma(d, correction, fma(d, factor, less))
+
+
+@inlined
+def polynomial32(r):
+    """Return ``(2^r - 1) / r`` for ``r`` up to a half."""
+    q = fma(fma(r, C6, C5), r, C4)
+    return fma(fma(fma(q, r, C3), r, C2), r, C1)
+
+
+@inlined
+def exp32(d, how):
+    """Return ``exp(d / T)`` of numbers below zero; zero and NaN are returned as they are."""
+    rounded, r = split32(select(d < how[2], how[2], d), how)
+    value = times_power(fma(polynomial32(r), r, F(1)), rounded)
+    return select(not_below(d, F(0)), d, value)
+
+
+@inlined
+def exp32_of_many(d, how):
+    """Return ``exp(d / T)`` of numbers below zero, quickly; of zero about 1, of NaN anything."""
+    rounded, r = split32(select(d < how[2], how[2], d), how)
+    q = fma(fma(fma(fma(r, D5, D4), r, D3), r, D2), r, D1)
+    return times_power(fma(q, r, F(1)), rounded)
+
+
+@inlined
+def exp32_less_one(d, how):
+    """Return ``exp(d / T) - 1`` of numbers up to 88 T."""
+    d = select(d < how[2], how[2], d)
+    rounded, r = split32(d, how)
+    power = times_power(F(1), rounded)
+    return fma(power, polynomial32(r) * r, power - F(1))
 
 
 @inlined

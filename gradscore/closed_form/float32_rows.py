@@ -12,17 +12,34 @@ import math
 import numpy as np
 
 from gradscore.closed_form.elementary import (
-    BITS,
     F,
-    both_exp32,
     compiled,
+    exp32_less_one,
+    exp32_of_many,
     inlined,
     prefetch,
-    reinterpret,
     scaled,
-    summed,
 )
 from gradscore.closed_form.row_norms import PART
+from gradscore.closed_form.vectors import (
+    any_of,
+    first,
+    fma,
+    larger,
+    largest_of,
+    load,
+    load_some,
+    not_below,
+    select,
+    smaller,
+    smallest_of,
+    spread,
+    store,
+    total_of,
+)
+
+WIDE = 64
+"""Entries that take each step together: four registers of AVX-512, that none has to wait."""
 
 NEAR = 0.5
 """Below this power mean of the deviations, subtracting 1 costs float32 its digits."""
@@ -33,86 +50,96 @@ LEAST_NORM, LEAST_OTHERS, LEAST_ROOT = 1e-15, 1e-28, 1e-15
 FACTS = 5
 """Numbers that are kept of a row: its ends, how many are the largest, a sum, and whether near."""
 
-LONG = 4096
-"""Fewest entries of a row while whose exponentials are computed the next is fetched."""
-
 
 @inlined
-def key(bits):
-    """Return a whole number that is larger the larger the float of these bits; its own inverse."""
-    return BITS(bits ^ ((bits >> BITS(31)) & BITS(0x7FFFFFFF)))
+def entries(x, j, other):
+    """Return the entries of ``x`` from ``j`` on; behind the last one, ``other``."""
+    n = len(x) - j
+    if n < WIDE:
+        return load_some(x, j, first(n, WIDE), F(other))
+    return load(x, j, WIDE)
 
 
-@inlined
+@compiled
 def extremes(row):
-    """Return the smallest and the largest entry; NaN is larger than any."""
-    most = least = key(reinterpret(F(row[0])))
-    for j in range(len(row)):
-        value = key(reinterpret(F(row[j])))
-        most = value if value > most else most
-        least = value if value < least else least
-    return np.float64(reinterpret(key(least))), np.float64(reinterpret(key(most)))
+    """Return the smallest and the largest entry, as if NaN were none."""
+    low, top = spread(F(math.inf), WIDE), spread(F(-math.inf), WIDE)
+    whole = len(row) // WIDE * WIDE
+    for j in range(0, whole, WIDE):
+        value = load(row, j, WIDE)
+        low, top = smaller(value, low), larger(value, top)
+    if whole < len(row):
+        rest = first(len(row) - whole, WIDE)
+        low = smaller(load_some(row, whole, rest, F(math.inf)), low)
+        top = larger(load_some(row, whole, rest, F(-math.inf)), top)
+    return np.float64(smallest_of(low)), np.float64(largest_of(top))
 
 
-@summed
-def exponentials32(f, top, how, e):
-    """Fill ``e``, zero at the largest class; return its sum and the number of other classes."""
-    total, others = F(0), F(0)
-    for j in range(len(e)):
-        d = F(f[j]) - top
-        other = F(1) if d < F(0) else F(0)
-        value = both_exp32(d, how)[0] * other
-        e[j] = value
-        total += value
-        others += other
-    return total, others
+@compiled
+def exponentiate(row, following, top, how, e):
+    """Fill ``e``, zero at the largest classes; return their number, and the sum of the others.
+
+    While the processor is busy with it, the next row is fetched.
+    """
+    total, ties = 0.0, 0.0
+    for start in range(0, len(row), PART):
+        some, largest = spread(F(0), WIDE), spread(F(0), WIDE)
+        part = row[: min(start + PART, len(row))]
+        for j in range(start, len(part), WIDE):
+            prefetch(following, j, WIDE)
+            d = entries(part, j, -math.inf) - F(top)
+            value = exp32_of_many(d, how)
+            at_top = not_below(d, F(0))
+            if any_of(at_top):
+                value = select(at_top, d, value)
+                largest = select(at_top, largest + F(1), largest)
+            store(e, j, value)
+            some = some + value
+        total += total_of(some)
+        ties += total_of(largest)
+    return ties, total
 
 
-@summed
-def less_one(f, centre, how, e):
-    """Fill ``e`` with ``exp((f - centre) / T) - 1``, and return its sum."""
-    total = F(0)
-    for j in range(len(e)):
-        e[j] = both_exp32(F(f[j]) - centre, how)[1]
-        total += e[j]
-    return total
-
-
-@summed
-def sum_of_part(e):
-    """Return the sum of one part."""
-    total = F(0)
-    for j in range(len(e)):
-        total += e[j]
-    return total
-
-
-@summed
-def above(e, centre):
-    """Return what the entries of one part exceed ``centre`` by, in all."""
-    total = F(0)
-    for j in range(len(e)):
-        value = e[j] - centre
-        total += value if value > F(0) else F(0)
-    return total
-
-
-@summed
-def squares_of_part(e, centre):
-    """Return the sum of squares of one part, less ``centre``."""
-    total = F(0)
-    for j in range(len(e)):
-        value = e[j] - centre
-        total += value * value
+@compiled
+def less_one(row, following, centre, how, e):
+    """Fill ``e`` with ``exp((row - centre) / T) - 1``, and return its sum."""
+    total = 0.0
+    for start in range(0, len(row), PART):
+        some = spread(F(0), WIDE)
+        part = row[: min(start + PART, len(row))]
+        for j in range(start, len(part), WIDE):
+            prefetch(following, j, WIDE)
+            value = exp32_less_one(entries(part, j, centre) - centre, how)
+            store(e, j, value)
+            some = some + value
+        total += total_of(some)
     return total
 
 
 @compiled
-def excess(e, centre):
-    """Return what all entries exceed ``centre`` by."""
+def mean_of(row):
+    """Return the mean of a row."""
+    total = 0.0
+    for start in range(0, len(row), PART):
+        some, part = spread(F(0), WIDE), row[: min(start + PART, len(row))]
+        for j in range(start, len(part), WIDE):
+            some = some + entries(part, j, 0.0)
+        total += total_of(some)
+    return total / len(row)
+
+
+@compiled
+def excess(e, one, centre):
+    """Return what all entries exceed ``centre`` by.
+
+    Multiplying by one, which the compiler must not know, subtracts in a unit that would idle.
+    """
     total = 0.0
     for start in range(0, len(e), PART):
-        total += above(e[start : start + PART], centre)
+        some = spread(F(0), WIDE)
+        for j in range(start, min(start + PART, len(e)), WIDE):
+            some = some + larger(fma(load(e, j, WIDE), one, -centre), F(0))
+        total += total_of(some)
     return total
 
 
@@ -121,44 +148,23 @@ def squares(e, centre):
     """Return the sum of squares of all entries, less ``centre``."""
     total = 0.0
     for start in range(0, len(e), PART):
-        total += squares_of_part(e[start : start + PART], centre)
+        some = spread(F(0), WIDE)
+        for j in range(start, min(start + PART, len(e)), WIDE):
+            value = load(e, j, WIDE) - centre
+            some = fma(value, value, some)
+        total += total_of(some)
     return total
 
 
 @compiled
-def exponentiate(row, following, top, how, e):
-    """Return how many classes are the largest, and the sum of the others, that one being 1."""
-    n, total, others = len(row), 0.0, 0.0
-    for start in range(0, n, PART):
-        stop = min(start + PART, n)
-        if n >= LONG:
-            prefetch(following[start:stop])
-        part = exponentials32(row[start:stop], F(top), how, e[start:stop])
-        total += part[0]
-        others += part[1]
-    return n - others, total
-
-
-@compiled
-def mean_of(row):
-    """Return the mean of a row."""
-    total = 0.0
-    for start in range(0, len(row), PART):
-        total += sum_of_part(row[start : start + PART])
-    return total / len(row)
-
-
-@compiled
-def centred32(row, centre, ends, how, orders, found, e):
+def centred32(row, following, centre, ends, how, orders, found, e):
     """Norms of deviations that are small, around ``centre``: ``exp - 1`` subtracts nothing."""
-    n, mean = len(row), 0.0
-    for start in range(0, n, PART):
-        stop = min(start + PART, n)
-        mean += less_one(row[start:stop], F(centre), how, e[start:stop])
-    mean /= n
+    mean = less_one(row, following, F(centre), how, e) / len(row)
+    for j in range(len(row), len(e)):
+        e[j] = mean
     for k in range(len(orders)):
         if orders[k] == 1:
-            norm = 2 * excess(e, F(mean))
+            norm = 2 * excess(e, how[3], F(mean))
         elif orders[k] == 2:
             norm = math.sqrt(squares(e, F(mean)))
         elif orders[k] == math.inf:
@@ -169,12 +175,12 @@ def centred32(row, centre, ends, how, orders, found, e):
 
 
 @inlined
-def far_norm(e, p, ties, mean, lowest):
+def far_norm(e, n, p, ties, mean, lowest, one):
     """Norm of deviations that are not small, of which ``e`` is zero at the largest classes."""
     if p == 1:  # deviations sum to zero: those above it are half
-        return 2 * (ties * (1 - mean) + excess(e, F(mean))) / mean
+        return 2 * (ties * (1 - mean) + excess(e, one, F(mean))) / mean
     if p == 2:
-        return math.sqrt(max((ties + squares(e, F(0))) / mean**2 - len(e), 0.0))
+        return math.sqrt(max((ties + squares(e, F(0))) / mean**2 - n, 0.0))
     return max(1 / mean - 1, 1 - math.exp(lowest) / mean)
 
 
@@ -186,7 +192,7 @@ def uniform32(rows, following, temperature, how, orders, found, e, facts):
     for r in range(len(rows)):
         mean[r], near[r] = 0.0, 1.0
         if top[r] - low[r] > temperature:
-            ties[r], mean[r] = exponentiate(rows[r], following, top[r], how, e[r])
+            ties[r], mean[r] = exponentiate(rows[r], following[r], top[r], how, e[r])
             mean[r], near[r] = (ties[r] + mean[r]) / n, 0.0
     for k in range(len(orders)):
         p = orders[k]
@@ -196,14 +202,14 @@ def uniform32(rows, following, temperature, how, orders, found, e, facts):
         for r in range(len(rows)):
             if mean[r] > 0:
                 lowest = (low[r] - top[r]) / temperature
-                found[k, r] = far_norm(e[r], p, ties[r], mean[r], lowest)
+                found[k, r] = far_norm(e[r], n, p, ties[r], mean[r], lowest, how[3])
                 near[r] = 1.0 if found[k, r] < small else near[r]
     for r in range(len(rows)):
         if near[r] > 0:
             far = mean[r] > 0
             centre = top[r] + temperature * math.log(mean[r]) if far else mean_of(rows[r])
             ends = (low[r] - F(centre)) / temperature, (top[r] - F(centre)) / temperature
-            centred32(rows[r], centre, ends, how, orders, found[:, r], e[r])
+            centred32(rows[r], following[r], centre, ends, how, orders, found[:, r], e[r])
 
 
 @compiled
@@ -211,7 +217,7 @@ def one_hot32(rows, following, how, orders, found, e, facts):
     """Norms of ``softmax(f/T) - e_y``, or -1 where float32 is not enough."""
     top, ties, others = facts[1], facts[2], facts[3]
     for r in range(len(rows)):
-        ties[r], others[r] = exponentiate(rows[r], following, top[r], how, e[r])
+        ties[r], others[r] = exponentiate(rows[r], following[r], top[r], how, e[r])
         others[r] += ties[r] - 1  # in units of the largest class
     for k in range(len(orders)):
         for r in range(len(rows)):
@@ -229,12 +235,12 @@ def deviation_norms32(rows, following, temperature, one_hot, orders, found, e, f
 
     Args:
         rows: Logits, ``[rows, classes]``.
-        following: Those of the row to come.
+        following: Those of the rows to come, as many.
         temperature: One that :func:`fits_float32` takes.
         one_hot: Whether the target is one-hot.
         orders: Of the norms.
         found: What is filled, ``[orders, rows]``.
-        e: Overwritten, ``[rows, classes]``, float32.
+        e: Overwritten, ``[rows, at least classes]``, float32, whole vectors of them.
         facts: Overwritten, ``[FACTS, rows]``, float64.
     """
     how = scaled(temperature)

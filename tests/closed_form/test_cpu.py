@@ -72,7 +72,7 @@ def assert_same(found, expected, dtype, what):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("classes", [1, 2, 3, 7, 10, 32, 33, 64, 100, 1000, 21843])
+@pytest.mark.parametrize("classes", [1, 2, 3, 7, 10, 33, 64, 100, 128, 129, 1000, 21843])
 def test_every_kind_of_row_keeps_its_digits(classes, dtype):
     logits = kinds_of_rows(classes, dtype)
     asked = [

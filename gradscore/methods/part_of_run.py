@@ -130,7 +130,8 @@ class PartOfRun:
         read = tuple(dict.fromkeys(("index", *fields)))
         rows = most_rows(self.info, read, rows)
         kept = self._kept_rows(set_name) if self._keep else None
-        if kept is None or not {*norms} <= {*self._small_passes(set_name)}:
+        passes = {*self._small_passes(set_name)}
+        if kept is None or not ({*read} <= {*kept.names} and {*norms} <= passes):
             return self._whole_blocks(set_name, read, norms, rows)
         # A pass of several arrays names each after itself.
         of_passes = [name for name in kept.names if name.partition("/")[0] in norms]

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from gradscore.copies import SavedContainer, is_tensor_table
 from gradscore.errors import GradScoreError, InvalidArgument, ModelError, reason_of
-from gradscore.network.facts import ONE_AT_A_TIME, held_state, listing_of
+from gradscore.network.facts import ONE_AT_A_TIME, listing_of
 from gradscore.network.forwards import dry_run
 from gradscore.outputs import logits_of
 
@@ -111,19 +111,13 @@ def _hint(model: nn.Module, images: Tensor) -> str:
 def check_eval_mode(model: nn.Module) -> None:
     """Refuse a model whose layers are random, mix samples, or are not ready to be scored.
 
-    This is asked once for a state of the model that is held.
-
     Raises:
         ModelError: Naming the first such layer, or what is no model that has parameters.
     """
-    held = held_state(model)
-    if held is not None and check_eval_mode in held.found:
-        return
     check_model(model)
-    for name, module in model.named_modules():
+    # In every call: a state does not show all flags, such as those that a forward turns itself.
+    for name, module in listing_of(model).modules.items():
         _check_layer(name, module)
-    if held is not None:
-        held.found[check_eval_mode] = True
 
 
 def _check_layer(name: str, module: nn.Module) -> None:

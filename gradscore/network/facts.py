@@ -88,9 +88,9 @@ def state_of(model: nn.Module) -> State:
     Args:
         model: The model.
     """
-    held = held_state(model)
+    held = _HELD.__dict__.get(id(model))
     if held is not None:
-        return held
+        return held[0]
     with ONE_AT_A_TIME:
         facts = facts_of(model)
         states = facts.states
@@ -147,12 +147,6 @@ def hold_state(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         del _HELD.__dict__[key]
-
-
-def held_state(model: nn.Module) -> State | None:
-    """Return the state of a model that :func:`hold_state` holds on this thread, if it does."""
-    held = _HELD.__dict__.get(id(model))
-    return None if held is None else held[0]
 
 
 def listing_of(model: nn.Module) -> Listing:

@@ -101,6 +101,43 @@ def test_train_mode_between_two_calls_is_refused_and_eval_mode_served_again():
     assert torch.equal(gs.gradient_norms(model, x).norms, expected)
 
 
+class Turning(Net):
+    """A network that leaves its norm in train mode."""
+
+    def forward(self, x):
+        logits = super().forward(x)
+        self.norm.training = True
+        return logits
+
+
+def test_a_flag_that_a_forward_leaves_turned_is_refused_by_the_next_call():
+    model, x = Turning(), images(3, 5)
+    score = gs.GradNorm(model)
+    score(x)
+    with pytest.raises(ModelError, match="fixed statistics, got layer 'norm'"):
+        score(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
+def test_train_mode_of_a_scripted_part_is_refused_by_the_next_call():
+    class Holder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = torch.jit.script(nn.Sequential(nn.Linear(5, 6), nn.Dropout(0.5)))
+            self.head = nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.head(self.body(x))
+
+    model, x = Holder().double().eval(), images(3, 5)
+    for _ in range(2):
+        gs.gradient_norms(model, x, layers="head.*")
+    model.body.train()
+    for call in (gs.GradNorm(model), lambda x: gs.gradient_norms(model, x, layers="head.*")):
+        with pytest.raises(ModelError, match=r"active dropout, got layer 'body\.1'"):
+            call(x)
+
+
 def swap(model):
     model.head = nn.Sequential(model.head, nn.Tanh())
 

@@ -4,6 +4,7 @@ import copy
 import random
 import threading
 import types
+from contextvars import ContextVar
 
 import numpy as np
 import pytest
@@ -138,14 +139,22 @@ def test_a_model_that_writes_into_its_input_gets_a_copy():
 
 
 def test_a_model_that_begins_to_write_into_its_input_is_refused_or_served():
-    unseen = []
-    model = Model(lambda m, x: F.linear(x.mul_(2) if m.late or unseen else x * 2, m.w), w=(4, 5))
+    seen, unseen = [], ContextVar("unseen", default=False)
+
+    def writing(m, x):
+        return F.linear(x.mul_(2) if m.late or seen or unseen.get() else x * 2, m.w)
+
+    model = Model(writing, w=(4, 5))
     model.late = False
     hold_to_reference(model, images(3, 5))
     model.late = True
     hold_to_reference(model, images(3, 5))
     model.late = False
-    unseen.append(1)
+    seen.append(1)
+    hold_to_reference(model, images(3, 5))
+    seen.clear()
+    hold_to_reference(model, images(3, 5))
+    unseen.set(True)
     with pytest.raises(ModelError, match="leaves its input as it is"):
         gradient_norms(model, images(3, 5))
 

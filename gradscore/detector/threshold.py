@@ -232,7 +232,7 @@ def _share(value: Share, name: str) -> Fraction:
     except InvalidOperation:  # no number, or NaN
         within = False
     if not within:
-        raise InvalidArgument(f"Expected {name} between 0 and 1, got {value!r}.")
+        raise InvalidArgument(f"Expected `{name}` between 0 and 1, got {value!r}.")
     return Fraction(share)
 
 

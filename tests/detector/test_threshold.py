@@ -72,9 +72,9 @@ def test_no_image_at_all_is_refused():
 
 @pytest.mark.parametrize("wrong", [0, 1, 1.5, -0.1, "a", float("nan"), "1e-999999999", "1/0"])
 def test_shares_outside_of_zero_and_one_are_refused(wrong):
-    with pytest.raises(InvalidArgument, match="Expected tpr between 0 and 1"):
+    with pytest.raises(InvalidArgument, match="Expected `tpr` between 0 and 1"):
         flag_rank(100, wrong)
-    with pytest.raises(InvalidArgument, match="Expected confidence between 0 and 1"):
+    with pytest.raises(InvalidArgument, match="Expected `confidence` between 0 and 1"):
         flag_rank(100, confidence=wrong)
 
 

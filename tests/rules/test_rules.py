@@ -35,7 +35,7 @@ def convolutions():
         yield "plain", function, (x, draw(6, 4, *(3, 2, 2)[:dims]), draw(6)), {}
         how = {"stride": 2, "padding": 1, "dilation": 2, "groups": 2}
         yield "grouped strided", function, (x, draw(6, 2, *(3, 2, 2)[:dims]), draw(6)), how
-        yield "same", function, (x, draw(6, 4, *(2, 3, 2)[:dims]), draw(6)), {"padding": "same"}
+        yield "same", function, (x, draw(6, 4, *(4, 3, 2)[:dims]), draw(6)), {"padding": "same"}
         yield "valid", function, (x, draw(6, 4, *(2, 3, 2)[:dims]), draw(6)), {"padding": "valid"}
         yield "depthwise", function, (x, draw(8, 1, *(3, 3, 3)[:dims]), draw(8)), {"groups": 4}
         yield "windows", function, (draw(2 * N, 4, *(4, 3, 3)[:dims]), draw(6, 4, *[1] * dims)), {}

@@ -18,6 +18,7 @@ from gradscore.metrics import (
     aupr_out,
     auroc,
     fpr95,
+    keeping_threshold,
     point_metrics,
 )
 from gradscore.resampling import bootstrap, bootstrap_aurocs, interval
@@ -197,7 +198,20 @@ def test_an_interval_holds_its_own_figure(ids, oods, seed):
         assert 0 <= low <= value <= high <= 1
 
 
+def test_one_replicate_spans_its_figure_and_the_point():
+    found = evaluate([1.0, 2.0, 3.0], [0.0, 2.5], replicates=1, seed=1)
+    drawn = bootstrap(np.array([[1.0, 2.0, 3.0]]), [np.array([[0.0, 2.5]])], replicates=1, seed=1)
+    for value, other in zip(found, drawn.ravel(), strict=True):
+        assert (value.low, value.high) == (min(value[0], other), max(value[0], other))
+
+
 @pytest.mark.parametrize("replicates", [0, -1])
 def test_no_replicates_are_no_interval(replicates):
     with pytest.raises(InvalidArgument, match=f"at least one replicate, got {replicates}"):
         evaluate([1.0, 2.0], [0.0], replicates=replicates)
+
+
+def test_the_threshold_of_a_share_accepts_no_image_more_or_less():
+    scores = np.random.default_rng(0).permutation(1000) / 8
+    for share, below in {95: 50, 99: 10, 100: 0, 1: 990}.items():
+        assert np.sum(scores < keeping_threshold(scores, share)) == below

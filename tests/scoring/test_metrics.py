@@ -201,8 +201,9 @@ def test_an_interval_holds_its_own_figure(ids, oods, seed):
 def test_one_replicate_spans_its_figure_and_the_point():
     found = evaluate([1.0, 2.0, 3.0], [0.0, 2.5], replicates=1, seed=1)
     drawn = bootstrap(np.array([[1.0, 2.0, 3.0]]), [np.array([[0.0, 2.5]])], replicates=1, seed=1)
-    for value, other in zip(found, drawn.ravel(), strict=True):
-        assert (value.low, value.high) == (min(value[0], other), max(value[0], other))
+    for metric, other in zip(METRICS, drawn.ravel(), strict=True):
+        value, low, high = getattr(found, metric)
+        assert (low, high) == (min(value, other), max(value, other))
 
 
 @pytest.mark.parametrize("replicates", [0, -1])

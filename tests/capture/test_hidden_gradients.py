@@ -137,6 +137,16 @@ def test_parameters_that_the_model_does_not_list_are_refused(trainable, layers):
         gradient_norms(listed(trainable), images(3, 5), layers=layers)
 
 
+@pytest.mark.parametrize("layers", ["all", "head.weight"])
+def test_trainable_tensors_that_are_no_parameters_are_refused(layers):
+    model = listed(trainable=True)
+    model.weights[0] = model.weights[0].detach().requires_grad_()
+    with pytest.raises(ModelError, match=r"a trainable tensor \[5, 5\].*parameters\(\) does not"):
+        gradient_norms(model, images(3, 5), layers=layers)
+    model.weights[0].requires_grad_(False)
+    assert gradient_norms(model, images(3, 5), layers=layers).norms.isfinite().all()
+
+
 def swapped(make, device):
     """Return a model whose first layer gets its weights by hooks, as offloading does."""
     torch.manual_seed(0)

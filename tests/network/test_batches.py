@@ -1,6 +1,6 @@
 """Parts and memory formats must not change what is computed."""
 
-from typing import ClassVar
+from contextvars import ContextVar
 
 import pytest
 import torch
@@ -12,11 +12,13 @@ from gradscore.network import batches
 from gradscore.network.batches import memory_format, parts_of
 from gradscore.reference import one_backward_a_sample
 
+SEEN: ContextVar[list[tuple[int, bool]]] = ContextVar("seen")
+"""What the networks have seen; a context variable is no part of their state."""
+SEEN.set([])
+
 
 class Pooled(nn.Module):
-    """A small network that flattens as ``flatten`` does; what it has seen, the class keeps."""
-
-    seen: ClassVar[list[tuple[int, bool]]] = []
+    """A small network that flattens as ``flatten`` does; its copies, too, say what they see."""
 
     def __init__(self, flatten=lambda x: x.flatten(1)):
         super().__init__()
@@ -24,7 +26,7 @@ class Pooled(nn.Module):
         self.head, self.flatten = nn.Linear(32, 5), flatten
 
     def forward(self, x):
-        self.seen.append((len(x), x.is_contiguous(memory_format=torch.channels_last)))
+        SEEN.get().append((len(x), x.is_contiguous(memory_format=torch.channels_last)))
         return self.head(self.flatten(self.layer(x)))
 
 
@@ -35,7 +37,7 @@ def in_memory_order(x):
 
 def make(*args):
     torch.manual_seed(0)
-    Pooled.seen.clear()
+    SEEN.get().clear()
     return Pooled(*args).eval(), torch.randn(5, 3, 8, 8)
 
 
@@ -50,9 +52,9 @@ def test_parts_of_a_batch_answer_as_the_whole(most, monkeypatch):
     sizes = [len(part) for part in parts_of(model, x, 1.0)]
     assert sizes == {1: [1] * 5, 2: [2, 2, 1], 5: [5]}[most]
     gradient_norms(model, x)
-    model.seen.clear()
+    SEEN.get().clear()
     found = gradient_norms(model, x)
-    assert [size for size, _ in model.seen] == sizes
+    assert [size for size, _ in SEEN.get()] == sizes
     torch.testing.assert_close(found.norms, one_backward_a_sample(model, x).norms)
 
 
@@ -68,8 +70,8 @@ def test_parts_are_of_about_one_size(monkeypatch):
 def test_the_channels_come_last_where_few_parameters_are_asked_for(layers, last):
     model, x = make()
     found = gradient_norms(model, x, layers=layers)
-    assert (5, last) in model.seen
-    assert (5, not last) not in model.seen
+    assert (5, last) in SEEN.get()
+    assert (5, not last) not in SEEN.get()
     torch.testing.assert_close(found.norms, one_backward_a_sample(model, x, layers=layers).norms)
 
 
@@ -85,7 +87,7 @@ def test_a_model_that_needs_the_channels_first_gets_them(flatten):
     model, x = make(flatten)
     given = x.contiguous(memory_format=torch.channels_last)
     found = gradient_norms(model, given, layers="head.weight")
-    assert {last for size, last in model.seen if size == 5} == {False}
+    assert {last for size, last in SEEN.get() if size == 5} == {False}
     expected = one_backward_a_sample(model, x, layers="head.weight")
     torch.testing.assert_close(found.norms, expected.norms)
 
@@ -100,13 +102,13 @@ def test_a_model_is_tried_once():
     model, x = make()
     for _ in range(2):
         assert memory_format(model, x, 0.0) is torch.channels_last
-    assert model.seen == [(2, False), (2, True)]
+    assert SEEN.get() == [(2, False), (2, True)]
 
 
 def test_weights_made_in_the_forward_do_not_count():
     class Standardised(Pooled):
         def forward(self, x):
-            self.seen.append((len(x), False))
+            SEEN.get().append((len(x), False))
             return nn.functional.linear(x.flatten(1), self.weight * 2)
 
     model, x = Standardised().eval(), torch.randn(5, 3, 8, 8)
@@ -117,14 +119,14 @@ def test_weights_made_in_the_forward_do_not_count():
 def test_double_precision_keeps_the_channels_first():
     model, x = make()
     assert memory_format(model.double(), x.double(), 0.0) is torch.contiguous_format
-    assert model.seen == []
+    assert SEEN.get() == []
 
 
 def test_a_model_in_train_mode_is_not_run():
     model, x = make()
     with pytest.raises(ModelError, match=r"got layer 'layer\.1'"):
         memory_format(model.train(), x, 0.0)
-    assert model.seen == []
+    assert SEEN.get() == []
 
 
 def test_parts_differ_by_one_image_at_most(monkeypatch):
@@ -153,7 +155,7 @@ def test_a_failed_trial_is_not_kept():
 def test_one_image_is_not_tried_for_parts():
     model, x = make()
     assert len(parts_of(model, x[:1], 1.0)) == 1
-    assert model.seen == []
+    assert SEEN.get() == []
 
 
 def test_trials_leave_the_images_as_they_are():

@@ -1,4 +1,4 @@
-"""The Triton kernels compile for an H100 on a CPU, within bounds of registers, without spills."""
+"""The Triton kernels compile for an H100 on a CPU, within bounds of registers and spills."""
 
 import math
 import re
@@ -38,7 +38,7 @@ def assembler():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("variant", "how", "bound"), VARIANTS, ids=str)
-def test_a_kernel_fits_its_registers_and_spills_nothing(variant, how, bound):
+def test_a_kernel_keeps_within_its_registers_and_spills(variant, how, bound):
     ptx = registers.ptx_of(*variant, **how)
     used, spilled = registers.usage(ptx)
     assert used <= bound["registers"]

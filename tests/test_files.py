@@ -120,9 +120,11 @@ def test_a_worker_that_outlives_a_killed_command_keeps_nothing_beside_it(tmp_pat
     code = (
         "import os, sys, time\nfrom gradscore.files import written_aside\n"
         "with written_aside(sys.argv[1]) as file:\n"
+        "    ends = os.pipe()\n"
         "    worker = os.fork()\n"
-        "    if not worker: time.sleep(60)\n"
-        "    open(sys.argv[2], 'w').write(str(worker)); os.kill(os.getpid(), 9)"
+        "    if not worker: os.write(ends[1], b'.'); time.sleep(60)\n"
+        "    open(sys.argv[2], 'w').write(str(worker)); os.read(ends[0], 1)\n"
+        "    os.kill(os.getpid(), 9)"
     )
     out, pid = tmp_path / "out", tmp_path / "pid"
     out.mkdir()

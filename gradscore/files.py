@@ -155,25 +155,32 @@ def written_aside(
         GradScoreError: Of ``kind``, in place of an OSError.
     """
     final = Path(path)
-    part = descriptor = None
+    part = None
     try:
         require_replaceable(final)
         _clear_stale(final)
         part, file = _beside(final)
-        descriptor = file.fileno()
-        LOCKED.add(descriptor)
-        with file:
+        with file, _dropped_in_forks(file.fileno()):
             yield file
             file.flush()
-            os.fsync(descriptor)
+            os.fsync(file.fileno())
             os.replace(part, final)
     except OSError as error:
         raise kind(f"Cannot write {final}: {error.strerror or error}.") from None
     finally:
-        LOCKED.discard(descriptor)
         with contextlib.suppress(OSError):  # renamed, or the system became read-only
             if part is not None:
                 part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _dropped_in_forks(descriptor: int) -> Iterator[None]:
+    """Let forked workers drop a locked file, until just before it is closed here."""
+    LOCKED.add(descriptor)
+    try:
+        yield
+    finally:
+        LOCKED.discard(descriptor)
 
 
 def _require_regular(found: os.stat_result, path: str | os.PathLike) -> None:

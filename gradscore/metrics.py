@@ -146,6 +146,7 @@ class _Steps:
     def __init__(self, scores: NDArray) -> None:
         count = 1 + int(np.count_nonzero(scores[1:] != scores[:-1]))
         self._total, self._done = len(scores), 0
+        # Of one row, as in a replicate of the bootstrap: einsum then adds up in the same order.
         self._step, self._precision = np.empty((1, count), np.int64), np.empty((1, count))
 
     def add(self, mass: NDArray, found: NDArray, wrong: NDArray) -> None:

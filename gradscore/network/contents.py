@@ -32,6 +32,9 @@ MOST_ENTRIES = 64
 MOST_PLAIN = 4096
 """Still larger ones are compared by identity and length alone, and so are larger arrays."""
 
+DEEPEST = 32
+"""What lies deeper in objects and containers is compared by identity: chains have no end."""
+
 Contents = Sequence[dict[str, Any]]
 """What each module of a model holds, by name, in the order of a walk through the model."""
 
@@ -238,28 +241,33 @@ def _entries_of(module: nn.Module, pending: list[nn.Module], seen: set[int]) -> 
     return entries
 
 
-def _described(value: Any, pending: list[nn.Module], seen: set[int]) -> Any:
+def _described(value: Any, pending: list[nn.Module], seen: set[int], depth: int = 0) -> Any:
     """Return what sets a value apart from others, and from itself after a change."""
     if value.__class__ in PLAIN:
         return value
     if isinstance(value, Tensor):
         return _described_tensor(value)
     if isinstance(value, _CONTAINERS):
-        if len(value) > MOST_ENTRIES:
+        if len(value) > MOST_ENTRIES or depth > DEEPEST:
             return id(value), len(value), _plainly_described(value)
+        if not isinstance(value, tuple):  # a dictionary's pairs come and go
+            if id(value) in seen:
+                return id(value), len(value)
+            seen.add(id(value))
         entries = value.items() if isinstance(value, dict) else value
-        return tuple([_described(entry, pending, seen) for entry in entries])
+        return tuple([_described(entry, pending, seen, depth + 1) for entry in entries])
     if id(value) in seen:
         return _serial(value)
     seen.add(id(value))
     if isinstance(value, nn.Module):
         pending.append(value)
         return _serial(value)
-    if isinstance(value, _WITHOUT_SETTINGS):
+    if isinstance(value, _WITHOUT_SETTINGS) or depth > DEEPEST:
         return _serial(value)
     if hasattr(value, "tobytes") and getattr(value, "nbytes", MOST_PLAIN + 1) <= MOST_PLAIN:
         return _serial(value), value.tobytes()
-    return _serial(value), *[_described(part, pending, seen) for part in inside_of(value)]
+    inside = [_described(part, pending, seen, depth + 1) for part in inside_of(value)]
+    return _serial(value), *inside
 
 
 def _plainly_described(container: Collection[Any]) -> Any:

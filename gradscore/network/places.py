@@ -76,10 +76,11 @@ def _functions_in(values: Any) -> Iterator[types.FunctionType]:
     for value in values:
         while value.__class__ in _WRAPPERS:
             value = getattr(value, _WRAPPERS[value.__class__])
-        while isinstance(value, types.FunctionType):
-            if not is_foreign(value):
-                yield value
+        found: dict[types.FunctionType, None] = {}
+        while isinstance(value, types.FunctionType) and value not in found:
+            found[value] = None
             value = value.__dict__.get("__wrapped__")
+        yield from (function for function in found if not is_foreign(function))
 
 
 def can_change(value: Any, name: str) -> bool:

@@ -144,3 +144,42 @@ def test_hooks_of_all_modules_are_part_of_a_state():
     finally:
         handle.remove()
     assert state_of(model) is before
+
+
+def chain():
+    """Return objects that each hold the next one."""
+    link = None
+    for _ in range(3000):
+        link = types.SimpleNamespace(next=link)
+    return link
+
+
+def circle():
+    """Return a list that holds itself twice."""
+    held = [1]
+    held += [held, held]
+    return held
+
+
+def unwrapped():
+    """Return a function that says it wraps itself."""
+
+    def function():
+        return 1
+
+    function.__wrapped__ = function
+    return function
+
+
+@pytest.mark.parametrize("place", ["instance", "class"])
+@pytest.mark.parametrize("endless", [chain, circle, unwrapped])
+def test_what_has_no_end_is_looked_at_all_the_same(endless, place):
+    kept = endless()
+    kind = type("Endless", (Gated,), {"gate": lambda m: 0, "kept": kept})
+    model, x = kind(), images(3, 5)
+    if place == "instance":
+        model.kept = kept
+    scorer = gs.GradNorm(model)
+    assert torch.equal(scorer(x), scorer(x))
+    before = state_of(model)
+    assert state_of(model) is before

@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--shard-rows", type=int, default=4096)
     parser.add_argument("--run", type=Path, help="where the run is kept")
-    parser.add_argument("--steps", nargs="*", default=["score", *STEPS])
+    parser.add_argument("--steps", nargs="*", choices=["score", *STEPS], default=["score", *STEPS])
     parser.add_argument("--without", nargs="*", default=[], help="methods left out of evaluate")
     parser.add_argument("--output", type=Path)
     chosen = parser.parse_args()

@@ -212,8 +212,7 @@ def _figures(ids: Scores, oods: Sequence[Scores], replicates: int, large: bool) 
     point = np.concatenate([point, point.mean(axis=1, keepdims=True)], axis=1)
     if not replicates:
         return np.stack([point, *[np.full_like(point, np.nan)] * 2], axis=-1)
-    id_scores = np.stack(list(ids.columns.values()))
-    ood_scores = [np.stack(list(ood.columns.values())) for ood in oods]
+    id_scores, *ood_scores = (list(side.columns.values()) for side in (ids, *oods))
     samples = bootstrap(id_scores, ood_scores, replicates=replicates)
     samples = np.concatenate([samples, samples.mean(axis=2, keepdims=True)], axis=2)
     return _with_interval(point, samples)

@@ -118,6 +118,8 @@ def iterate_scores(
                 arrays["logits"].argmax(axis=1),
                 scored,
             )
+            # Gone before the next block is read.
+            del block, arrays
 
 
 def score_sets(

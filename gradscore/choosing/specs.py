@@ -9,11 +9,11 @@ import numpy as np
 from gradscore.errors import GradScoreError, NotRecorded
 from gradscore.methods import METHODS, RecordedRun, ScoreSpec
 from gradscore.methods.gradnorm import recorded_groups
+from gradscore.run.contents import BANKS
 from gradscore.run.layout import BLOCKS
 
 ORDERS, TEMPERATURES = (0.5, 1.0, 2.0), (1.0, 2.0)
 """At which GradNorm of the last layer is asked."""
-BANKS = ("knn", "nnguide")
 
 
 def choice_specs(run: RecordedRun, notes: list[str], fit: str | None = None) -> list[ScoreSpec]:

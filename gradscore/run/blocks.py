@@ -15,7 +15,7 @@ from gradscore.run.shard import OpenShard, ShardReader
 
 Block = dict[str, NDArray]
 BASE_FIELDS = ("index", "path", "label", "features", "logits")
-BLOCK_BYTES = 16 << 20
+BLOCK_BYTES = 8 << 20
 """Bytes of a block's features and logits, at most: what is computed of them takes many times as
 much."""
 

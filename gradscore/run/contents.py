@@ -155,7 +155,7 @@ def read_fit_file(root: Path, info: RunInfo, fit: FitInfo) -> Arrays:
     arrays = _read(root, file, fit.sha256)
     fits = _FITS.get(fit.method, lambda info, fit, arrays: True)
     with damage(root / file):
-        types = (np.float64, np.float32) if fit.method in _BANKS else (np.float64,)
+        types = (np.float64, np.float32) if fit.method in BANKS else (np.float64,)
         sound = all(array.dtype in types for array in arrays.values())
         sound = sound and all(np.isfinite(array).all() for array in arrays.values())
         if not sound or not fits(info, fit, arrays):
@@ -246,7 +246,8 @@ def _is_laplace(info: RunInfo, arrays: Arrays) -> bool:
     return _have_shapes(arrays, **shapes, **{"mean_logit": (), "features.floor": ()})
 
 
-_BANKS = ("knn", "nnguide")
+BANKS = ("knn", "nnguide")
+"""Methods that keep a bank of features, each of which a row is compared with."""
 _FITS = {
     "mahalanobis": _is_mahalanobis,
     "mahalanobis_stages": _is_mahalanobis_stages,
@@ -256,7 +257,7 @@ _FITS = {
     "vim": _folds(_is_vim),
     "laplace_energy": _folds(_is_laplace),
     "laplace_energy_blocks": _folds(_is_laplace),
-    **dict.fromkeys(_BANKS, _folds(_is_bank)),
+    **dict.fromkeys(BANKS, _folds(_is_bank)),
 }
 """Whether arrays are what a method learned from this run."""
 

@@ -134,10 +134,10 @@ def measure_sweeps(path: Path) -> Iterator[dict[str, Any]]:
     settings = {spec for kind in kinds for spec in ablation_specs(kind, Run(path))}
     for figure, work in {
         "load libraries": lambda: last_layer_score(torch.ones(1, 1), torch.ones(1, 1)),
-        "read once": lambda: _read(store),
         "score": lambda: _score(store, list(settings)),
         "ablate": lambda: ablate(Run(path), kinds, replicates=0),
         "ablate, with intervals": lambda: ablate(Run(path), kinds),
+        "read once": lambda: _read(store),
     }.items():
         began = time.perf_counter()
         work()

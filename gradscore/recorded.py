@@ -9,9 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from gradscore.errors import InvalidArgument
-from gradscore.extraction import record_run
-from gradscore.extraction.part import parse_part
-from gradscore.extraction.settings import Progress, Settings, Silent, several
 from gradscore.methods import RecordedRun, make_spec, make_specs
 from gradscore.models.preprocessing import Preprocessing
 from gradscore.run import RunStore
@@ -21,6 +18,8 @@ from gradscore.scoring import known_sets, score_sets
 
 if TYPE_CHECKING:
     import pyarrow
+
+    from gradscore.extraction.settings import Progress
 
 
 class Run:
@@ -183,15 +182,13 @@ def extract(
     store: str = "all",
     executor: str = "local",
     actors: int | None = None,
-    progress: Progress | None = None,
+    progress: "Progress | None" = None,
 ) -> Run:
     """Record what a model answers for sets of images, in a run on disk.
 
     Features and logits are always recorded. Unless ``layers`` is ``last``, so are the gradient
     norms of each parameter tensor of ``layers``: one pass for every target, temperature and order.
-    A run that is there already is resumed or added to, never repeated. The parameters are one for
-    each thing that can be asked; within the library they travel as one
-    :class:`~gradscore.extraction.settings.Settings`.
+    A run that is there already is resumed or added to, never repeated.
 
     Args:
         model: A spec such as ``timm:resnet18``, or a module in evaluation mode.
@@ -247,6 +244,10 @@ def extract(
         WeightsError: If the weights cannot be had.
         RunError: If the run differs in a field, is in use or damaged, or cannot be written.
     """
+    from gradscore.extraction import record_run  # a run is read without it
+    from gradscore.extraction.part import parse_part
+    from gradscore.extraction.settings import Settings, Silent, several
+
     numbers, said = parse_part(part)
     settings = Settings(
         model=model,

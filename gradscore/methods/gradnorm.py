@@ -7,17 +7,20 @@ behind a kept module again.
 
 from dataclasses import asdict
 from functools import partial
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from gradscore.closed_form import last_layer_score
 from gradscore.errors import InvalidArgument, ModelError, NotRecorded
-from gradscore.extraction.replay import Replay, kept_pass
 from gradscore.methods.base import Method, Plan, RecordedRun, ScoreSpec
 from gradscore.methods.block import Block
 from gradscore.norms import combine_norms
 from gradscore.run import extract_command
 from gradscore.selection import select
+
+if TYPE_CHECKING:
+    from gradscore.extraction.replay import Replay
 
 REPLAYED_ROWS = 64
 """Rows of kept activations read at once: those of one image can take megabytes."""
@@ -35,6 +38,9 @@ def _plan_gradnorm(spec: ScoreSpec, run: RecordedRun) -> Plan:
     try:
         name, columns = norm_columns(spec, run)
     except NotRecorded:
+        # All that extraction needs: a run that holds what is asked is read without it.
+        from gradscore.extraction.replay import Replay, kept_pass
+
         kept = kept_pass(run, _parameters(spec, run))
         if kept is None:
             raise
@@ -62,7 +68,7 @@ def _recorded(spec: ScoreSpec, name: str, columns: list[int], state: None, block
     return _signed(spec, combine_norms(chosen.double().unbind(dim=1), spec.p))
 
 
-def _replayed(spec: ScoreSpec, replay: Replay, block: Block) -> Tensor:
+def _replayed(spec: ScoreSpec, replay: "Replay", block: Block) -> Tensor:
     norms = replay.norms(block.recorded(replay.name), spec.objective)
     return _signed(spec, combine_norms(norms.double().unbind(dim=1), spec.p))
 

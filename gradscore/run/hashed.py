@@ -139,6 +139,11 @@ class _OnDisk(HashedFile):
     def __init__(self, descriptor: int, size: int) -> None:
         super().__init__(descriptor, size)
         self._state = _state(descriptor)
+        self._part = memoryview(bytearray(min(PART, size)))
+
+    def _fetch(self, offset: int, size: int) -> memoryview:
+        # Into the same memory each time: pages that are given anew cost a tenth of the time.
+        return self._part[: os.preadv(self._descriptor, [self._part[:size]], offset)]
 
     def at(self, offset: int, size: int) -> memoryview:
         size = max(0, min(size, self.size - offset))

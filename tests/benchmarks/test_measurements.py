@@ -124,7 +124,7 @@ def test_sweeps_are_timed_beside_reading(tmp_path):
     score.write_run(tmp_path / "run", rows=40, features=6, classes=5)
     rows = list(score.measure_sweeps(tmp_path / "run"))
     assert [row["figure"] for row in rows] == [
-        *("load libraries", "read once", "score", "ablate", "ablate, with intervals"),
+        *("load libraries", "score", "ablate", "ablate, with intervals", "read once"),
     ]
     assert all((row["rows"], row["settings"]) == (40, 21) for row in rows)
 

@@ -2,22 +2,29 @@
 
 No GPU takes part: Triton compiles for a stated target, and its assembler says what a thread takes.
 With four warps a program, 48 registers a thread let ten programs share a multiprocessor, 96 five.
+Kernels are those of the last layer, from logits or from a head, and that of products over
+positions, which are the weight gradients of other layers.
 
 python benchmarks/registers.py -o kernel-registers.csv
 """
 
 import argparse
 import itertools
+import math
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import records
+import torch
 
 from gradscore.closed_form import cuda
+from gradscore.rules import cuda_products
+from gradscore.rules.products import Product
+from gradscore.rules.windows import Geometry, window_product
 
 LOGITS = [(2048, 1000), (2048, 21843), (64, 10), (512, 100)]
 """Features and classes of rows whose logits come from memory."""
@@ -26,6 +33,24 @@ HEADS = [(64, 10), (256, 1000)]
 ORDERS = (0.5, 1.0, 3.0)
 """Below 1 a kernel works in float64; 2 and infinity take about what 1 takes."""
 WARPS = 4
+LAYERS = {
+    "linear 768 to 3072, 197 positions": ((197, 768), (3072, 768), None),
+    "1x1, 64 to 256, 56 x 56": ((64, 56, 56), (256, 64, 1, 1), (1, 0)),
+    "1x1, 512 to 2048, 7 x 7": ((512, 7, 7), (2048, 512, 1, 1), (1, 0)),
+    "3x3, 64 to 64, 56 x 56": ((64, 56, 56), (64, 64, 3, 3), (1, 1)),
+    "3x3, 256 to 512, stride 2, 14 x 14": ((256, 14, 14), (512, 256, 3, 3), (2, 1)),
+    "7x7, 3 to 64, stride 2, 224 x 224": ((3, 224, 224), (64, 3, 7, 7), (2, 3)),
+    "16x16, 3 to 768, stride 16, 224 x 224": ((3, 224, 224), (768, 3, 16, 16), (16, 0)),
+}
+"""Layers whose weight gradients are products over positions: shapes of one input and of the
+weight, stride and padding of a convolution."""
+BATCH = 64
+TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+PRODUCT_ORDERS = ((1.0,), (2.0,), (1.0, 2.0, math.inf))
+LOADS = r"ld\.global|cp\.async\.c\w\.shared\.global"
+"""Loads into registers, and copies into the memory that a multiprocessor's threads share."""
+LOADS_OF_16_BYTES = r"ld\.global\S*\.v4|cp\.async\.c\w\.shared\.global [^;]*, 0x10,"
+TENSOR_CORE_PRODUCTS = r"mma(?:_async)?\S*\.sync\S*\.m\d+n"
 
 
 def assembler() -> str:
@@ -57,10 +82,7 @@ def ptx_of(
         dtype: Triton's name of the inputs' type.
         head: Whether logits are made in the kernel.
     """
-    import triton
     import triton.language as tl
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
     from gradscore.closed_form.triton_kernels import closed_form_kernel as kernel
 
@@ -78,9 +100,85 @@ def ptx_of(
         for place, kind in enumerate(signature.values())
         if kind.startswith("*")
     }
-    source = ASTSource(kernel, signature, known, aligned)
-    built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": WARPS})
+    return compiled(kernel, signature, known, aligned, WARPS)
+
+
+def compiled(
+    kernel: Any,
+    signature: Mapping[str, Any],
+    known: Mapping[Any, Any],
+    attributes: Mapping[Any, Any],
+    warps: int,
+) -> str:
+    """Return the PTX of a kernel for compute capability 9.0.
+
+    Args:
+        kernel: The kernel.
+        signature: Triton's names of its arguments' types, by argument.
+        known: Values that are compiled into it.
+        attributes: What else is known of arguments, by place.
+        warps: Warps of a program.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    source = ASTSource(kernel, dict(signature), dict(known), dict(attributes))
+    built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
     return built.asm["ptx"]
+
+
+def product_of(layer: str, dtype: torch.dtype) -> Product:
+    """Return the product that gives a layer's weight gradients, without memory behind it.
+
+    Args:
+        layer: One of ``LAYERS``.
+        dtype: The type of its data.
+    """
+    inputs, weight, how = LAYERS[layer]
+    x = torch.empty(BATCH, *inputs, dtype=dtype, device="meta")
+    w = torch.empty(weight, dtype=dtype, device="meta")
+    if how is None:
+        g = torch.nn.functional.linear(x, w)
+        return Product(g.transpose(1, 2), x.transpose(1, 2))
+    stride, padding = how
+    g = torch.nn.functional.conv2d(x, w, None, stride, padding)
+    geometry = Geometry(w.shape, (stride,) * 2, (padding,) * 2, (1, 1))
+    return window_product(x, g, geometry, BATCH)
+
+
+def product_ptx_of(layer: str, orders: Sequence[float], dtype: torch.dtype = torch.float32) -> str:
+    """Return the PTX of the kernel of product norms as a launch would compile it.
+
+    Args:
+        layer: One of ``LAYERS``.
+        orders: Orders of the norm.
+        dtype: The type of the data.
+    """
+    from gradscore.rules.triton_products import product_norms_kernel as kernel
+
+    _, arguments, known = cuda_products.launch_of(product_of(layer, dtype), orders)
+    known = dict(known)
+    warps = known.pop("num_warps")
+    signature = dict.fromkeys(known, "constexpr")
+    constants = {(kernel.arg_names.index(name),): value for name, value in known.items()}
+    attributes = {}
+
+    def kind(value: Any, place: tuple[int, ...]) -> Any:
+        """Return the type of an argument as a launch tells it to the compiler."""
+        if isinstance(value, tuple):
+            return tuple(kind(entry, (*place, i)) for i, entry in enumerate(value))
+        if isinstance(value, int) and value == 1:
+            constants[place] = 1
+            return "constexpr"
+        if isinstance(value, torch.Tensor) or value % 16 == 0:
+            attributes[place] = [["tt.divisibility", 16]]
+        return f"*{TYPES[value.dtype]}" if isinstance(value, torch.Tensor) else "i32"
+
+    for place, value in enumerate(arguments):
+        signature[kernel.arg_names[place]] = kind(value, (place,))
+    signature = {name: signature[name] for name in kernel.arg_names}
+    return compiled(kernel, signature, constants, attributes, warps)
 
 
 def usage(ptx: str) -> tuple[int, int]:
@@ -104,25 +202,34 @@ def usage(ptx: str) -> tuple[int, int]:
 
 def rows() -> Iterator[dict[str, Any]]:
     """Yield a row for every variant."""
-    import triton
-
     from_logits = [(shape, "fp32", False) for shape in LOGITS]
     from_heads = [(shape, dtype, True) for shape in HEADS for dtype in ("fp32", "fp16", "bf16")]
     for ((m, c), dtype, head), p, target in itertools.product(
         from_logits + from_heads, ORDERS, ("uniform", "one-hot")
     ):
-        ptx = ptx_of(m, c, p, target, dtype, head)
-        registers, spilled = usage(ptx)
-        yield {
-            **{"from": "head" if head else "logits", "features": m, "classes": c, "type": dtype},
-            **{"p": p, "target": target, "registers": registers, "spilled_bytes": spilled},
-            "exponentials": ptx.count("ex2.approx"),
-            "loads": len(re.findall(r"ld\.global", ptx)),
-            "loads_of_16_bytes": len(re.findall(r"ld\.global\S*\.v4", ptx)),
-            "tensor_core_products": len(re.findall(r"mma\S*\.sync", ptx)),
-            **{"float64": ".f64" in ptx, "warps": WARPS, "target_gpu": "sm_90"},
-            "triton": triton.__version__,
-        }
+        about = {"kernel": "head" if head else "logits", "shape": f"{m} x {c}", "type": dtype}
+        yield about | {"p": p, "target": target} | measured(ptx_of(m, c, p, target, dtype, head))
+    for layer, dtype, orders in itertools.product(LAYERS, TYPES, PRODUCT_ORDERS):
+        about = {"kernel": "product", "shape": layer, "type": TYPES[dtype]}
+        about |= {"p": " ".join(map(str, orders)), "target": ""}
+        yield about | measured(product_ptx_of(layer, orders, dtype))
+
+
+def measured(ptx: str) -> dict[str, Any]:
+    """Return what there is to say of a compiled kernel, as columns of the record."""
+    import triton
+
+    registers, spilled = usage(ptx)
+    return {
+        **{"registers": registers, "spilled_bytes": spilled},
+        "exponentials": ptx.count("ex2.approx"),
+        "loads": len(re.findall(LOADS, ptx)),
+        "loads_of_16_bytes": len(re.findall(LOADS_OF_16_BYTES, ptx)),
+        "tensor_core_products": len(re.findall(TENSOR_CORE_PRODUCTS, ptx)),
+        "float64": ".f64" in ptx,
+        "warps": int(re.search(r"\.reqntid (\d+)", ptx)[1]) // 32,
+        **{"target_gpu": "sm_90", "triton": triton.__version__},
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

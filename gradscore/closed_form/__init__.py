@@ -29,9 +29,9 @@ from gradscore.errors import InvalidArgument
 from gradscore.norms import check_order
 from gradscore.objective import Objective
 
-BLOCK_BYTES = 32 << 20
-"""Features or logits of a head's product at once: enough rows for its full speed, few enough for
-caches."""
+BLOCK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
+"""Features or logits of a head's product at once, by device: enough rows for its full speed, on a
+CPU few enough for caches, on CUDA enough work for a launch."""
 
 BLOCK_ROWS = 768
 """Fewest rows at once, if that many come: each block reads the whole weight again."""
@@ -273,7 +273,8 @@ def _logits(
     half = features.is_cuda and features.dtype == weight.dtype != dtype
     weight = weight.t() if half else weight.to(dtype).t()
     bias = None if bias is None else bias.to(dtype)
-    step = max(BLOCK_ROWS, BLOCK_BYTES // (max(classes, in_features) * dtype.itemsize))
+    held = BLOCK_BYTES.get(features.device.type, BLOCK_BYTES["cpu"])
+    step = max(BLOCK_ROWS, held // (max(classes, in_features) * dtype.itemsize))
     block = features.new_empty(min(step, features.shape[0]), classes, dtype=dtype)
     for start in range(0, features.shape[0], step):
         rows = slice(start, start + step)

@@ -5,19 +5,14 @@ the kernels on a CPU.
 """
 
 import math
-import os
-import warnings
-from contextlib import nullcontext
 from functools import cache
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from gradscore.closed_form.checks import check_backend
-from gradscore.errors import GradScoreWarning, InvalidArgument, reason_of
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+from gradscore.errors import InvalidArgument
+from gradscore.kernels import current, launches, obstacle
 
 TILE = 4096
 """Entries that a program reading logits holds at once: 32 a thread with 4 warps."""
@@ -55,43 +50,19 @@ def use_triton(backend: str, *tensors: Tensor) -> bool:
         return False
     if backend == "auto" and not all(tensor.is_cuda for tensor in tensors):
         return False
-    obstacle = _obstacle(tensors)
+    reason = obstacle(tensors)
     if backend == "triton":
-        if obstacle:
-            raise InvalidArgument(f"Expected inputs that backend 'triton' can serve: {obstacle}.")
+        if reason:
+            raise InvalidArgument(f"Expected inputs that backend 'triton' can serve: {reason}.")
         return True
-    return not obstacle and _runs_on(tensors[0].device)
+    return not reason and _runs_on(tensors[0].device)
 
 
 @cache
 def _runs_on(device: torch.device) -> bool:
     """Return whether triton launches kernels on a CUDA device, and warn if it does not."""
-    try:
-        _launch_one_row(device)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # a compiler, an assembler or a header is missing, a folder full
-        warnings.warn(
-            f"Expected triton to build its kernels for {device}, got: {reason_of(error)} Scores "
-            "are computed by torch, as with backend 'torch'.",
-            GradScoreWarning,
-            stacklevel=2,
-        )
-        return False
-    return True
-
-
-def _obstacle(tensors: tuple[Tensor, ...]) -> str | None:
-    """Return why triton cannot serve ``tensors``, or None."""
-    if find_spec("triton") is None:
-        return "the package triton is not installed"
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    for tensor in tensors:
-        if not tensor.is_cuda and not interpreted:
-            return f"it runs on CUDA, got a tensor on {tensor.device}"
-        if tensor.dtype not in DTYPES:
-            return f"it takes float16, bfloat16 and float32, got {tensor.dtype}"
-    return None
+    instead = "Scores are computed by torch, as with backend 'torch'."
+    return launches(lambda: _launch_one_row(device), device, instead)
 
 
 def kind_of(p: float) -> int:
@@ -178,8 +149,8 @@ def _launch(
     # A pointer that the compiled kernel never follows still needs some tensor behind it.
     f, w = (features if given is None else given for given in (logits, weight))
     launch = closed_form_kernel[(math.ceil(rows / tile["ROWS"]),)]
-    # Triton launches on the current device, which need not be the one that holds the tensors.
-    with torch.cuda.device(features.device) if features.is_cuda else nullcontext():
+    # The current device need not be the one that holds the tensors.
+    with current(features.device):
         launch(
             features,
             *features.stride(),

@@ -6,7 +6,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gradscore.rules.convolution_tiles import Geometry, conv_tiles, folded_gradient
+from gradscore.rules.product_norms import find_norms
 from gradscore.rules.rule import Call, Rule, Tile, reduce_tiles, sum_by_channel
+from gradscore.rules.windows import product_sizes, window_product
 
 PLAIN = dict.fromkeys(
     (F.conv1d, F.conv2d, F.conv3d),
@@ -29,7 +31,13 @@ def weight_gradient(call: Call, argument: str, grad: Tensor) -> Tensor:
 
 def weight_norms(call: Call, argument: str, grad: Tensor, orders: Sequence[float]) -> Tensor:
     """Return the norms of each sample's weight gradient, shape ``[samples, len(orders)]``."""
-    return reduce_tiles(weight_tiles(call, argument, grad), orders)
+    x, grad, geometry = _inputs(call, argument, grad)
+    if geometry.groups == 1:
+        sizes = product_sizes(x, grad, geometry, call.samples)
+        norms = find_norms(sizes, orders, grad, x)
+        if norms:
+            return norms(window_product(x, grad, geometry, call.samples), orders)
+    return reduce_tiles(conv_tiles(x, grad, geometry, call.samples), orders)
 
 
 def weight_tiles(call: Call, argument: str, grad: Tensor) -> Iterator[Tile]:

@@ -4,7 +4,6 @@ Ratios in comments are to the library's weight gradient summed over the batch, o
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gradscore.rules.rule import Tile, Tiling, matrix_product, product_tiles, spans, tile_elements
+from gradscore.rules.windows import Geometry, product_sizes, window_product
 
 FEW_POSITIONS = 1024
 """Up to so many output positions, the library's weight gradient of one sample is slow."""
@@ -28,35 +28,6 @@ MANY_OUTPUTS = 64
 _convolution_backward = torch.ops.aten.convolution_backward.default
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """What a convolution does beside its weight's values, every spatial dimension spelled out.
-
-    Attributes:
-        shape: Shape of the weight.
-        stride: Strides.
-        padding: Zeros on both sides.
-        dilation: Steps between kernel entries.
-        groups: Number of groups.
-        transposed: Whether it is a transposed convolution.
-        output_padding: Of a transposed convolution.
-    """
-
-    shape: torch.Size
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int = 1
-    transposed: bool = False
-    output_padding: tuple[int, ...] = (0, 0, 0)
-
-    @property
-    def tiles_the_image(self) -> bool:
-        """Whether the kernel's places lie side by side, as those of a patch embedding."""
-        adjacent = tuple(self.shape[2:]) == self.stride and set(self.dilation) == {1}
-        return adjacent and not any(self.padding)
-
-
 def conv_tiles(x: Tensor, g: Tensor, geometry: Geometry, samples: int) -> Iterator[Tile]:
     """Return each sample's weight gradient in tiles, by the form that suits the convolution.
 
@@ -71,20 +42,20 @@ def conv_tiles(x: Tensor, g: Tensor, geometry: Geometry, samples: int) -> Iterat
         geometry: The convolution.
         samples: Number of samples.
     """
+    first_layer = geometry.shape[1] <= FEW_CHANNELS
+    if geometry.groups == 1 and first_layer and not x.is_cpu:
+        return unfolded_tiles(x, g, geometry, samples)
     if geometry.groups > 1 or geometry.transposed:
         return folded_tiles(x, g, geometry, samples)
     if geometry.shape[2:].numel() == 1 and not any(geometry.padding):
         return pointwise_tiles(x, g, geometry, samples)
     if geometry.tiles_the_image:
         return patch_tiles(x, g, geometry, samples)
-    first_layer = geometry.shape[1] <= FEW_CHANNELS
     small = first_layer and geometry.shape[2:].numel() <= SMALL_KERNEL
     few = g.shape[2:].numel() <= (FEW_POSITIONS if small else few_positions()) and x.is_cpu
     worth = first_layer or geometry.shape[0] >= MANY_OUTPUTS
     if worth and few and x.ndim == 4 and len(x) == samples:
         return kernel_row_tiles(x, g, geometry)
-    if first_layer and x.ndim == 4 and not x.is_cpu:
-        return unfolded_tiles(x, g, geometry, samples)
     return folded_tiles(x, g, geometry, samples)
 
 
@@ -182,22 +153,18 @@ def _shifted(x: Tensor, geometry: Geometry, height: int, width: int) -> Tensor:
 
 
 def unfolded_tiles(x: Tensor, g: Tensor, geometry: Geometry, samples: int) -> Iterator[Tile]:
-    """Yield the gradients of a plain two-dimensional convolution: products over unfolded inputs.
+    """Yield the gradients of an ungrouped convolution: products over unfolded inputs.
 
     An unfolded input has few columns where there are few channels. A GPU then takes many images
     at once, where the batch folded into groups would be a launch, or a group of three channels,
-    for each.
+    for each. Torch's own unfolding would be a launch for each, too.
     """
-    k, columns = len(x) // samples, geometry.shape[1:].numel()
-    each = max(columns * g[:k, 0].numel(), geometry.shape.numel())
+    k = len(x) // samples
+    each = max(product_sizes(x, g, geometry, samples).unfolded, geometry.shape.numel())
     for part in spans(samples, max(1, tile_elements(x) // max(1, each))):
         inside = slice(part.start * k, part.stop * k)
-        unfolded = F.unfold(
-            x[inside], geometry.shape[2:], geometry.dilation, geometry.padding, geometry.stride
-        )
-        n = part.stop - part.start
-        products = product_tiles(_by_sample(g[inside], n), _by_sample(unfolded, n).mT)
-        for tile in products:
+        product = window_product(x[inside], g[inside], geometry, part.stop - part.start)
+        for tile in product.tiles():
             samples_of = slice(part.start + tile.samples.start, part.start + tile.samples.stop)
             yield tile._replace(samples=samples_of)
 

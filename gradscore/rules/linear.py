@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from gradscore.norms import vector_norm
 from gradscore.rules.broadcast import sum_to_argument
+from gradscore.rules.product_norms import find_norms
+from gradscore.rules.products import Product, Sizes
 from gradscore.rules.rule import Call, Rule, product_tiles, reduce_tiles
 
 LAYERS = {F.linear: ("input", "weight", "bias")}
@@ -53,6 +55,10 @@ def linear_weight_norms(x: Tensor, g: Tensor, orders: Sequence[float]) -> Tensor
         return torch.stack(
             [vector_norm(x, p, dim=(1, 2)) * vector_norm(g, p, dim=(1, 2)) for p in orders], dim=1
         )
+    sizes = Sizes(len(x), channels=g.shape[2], columns=x.shape[2], positions=x.shape[1])
+    norms = find_norms(sizes, orders, g, x)
+    if norms:
+        return norms(Product(g.transpose(1, 2), x.transpose(1, 2)), orders)
     return reduce_tiles(product_tiles(g.transpose(1, 2), x), orders)
 
 

@@ -215,10 +215,10 @@ def reduce_tiles(
     wholes = [parts[start] for start in sorted(parts)]
     if all(len(whole) == 1 for whole in wholes):
         return wholes[0][0] if len(wholes) == 1 else torch.cat([whole[0] for whole in wholes])
-    return torch.cat([_combined(torch.stack(whole), orders) for whole in wholes])
+    return torch.cat([combine_parts(torch.stack(whole), orders) for whole in wholes])
 
 
-def _combined(parts: Tensor, orders: Sequence[float]) -> Tensor:
+def combine_parts(parts: Tensor, orders: Sequence[float]) -> Tensor:
     """Combine ``[parts, samples, len(orders)]`` by the p-norm of the parts' p-norms."""
     return torch.stack(
         [vector_norm(parts[:, :, column], p, dim=0) for column, p in enumerate(orders)], dim=1

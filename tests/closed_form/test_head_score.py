@@ -26,7 +26,7 @@ def drawn(batch=9, in_features=6, classes=5, dtype=torch.float64):
 
 @pytest.fixture(params=[768, 4], ids=["one-block", "blocks-of-four-rows"])
 def _blocks(request, monkeypatch):
-    monkeypatch.setattr(gradscore.closed_form, "BLOCK_BYTES", 1)
+    monkeypatch.setitem(gradscore.closed_form.BLOCK_BYTES, "cpu", 1)
     monkeypatch.setattr(gradscore.closed_form, "BLOCK_ROWS", request.param)
 
 

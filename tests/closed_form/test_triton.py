@@ -1,14 +1,11 @@
 """The Triton kernels, interpreted on the CPU, against the torch path."""
 
-import json
-import os
-import subprocess
-import sys
 from contextlib import contextmanager
 from functools import cache
 
 import pytest
 import torch
+from helpers.interpreted import failures
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gradscore.closed_form import cuda, last_layer_score
@@ -165,44 +162,15 @@ assert "triton" not in sys.modules
 }
 """What is asked where triton would compile, the first before anything can have loaded it."""
 
-EVERY_CHECK = """
-import json, traceback
-failed = {}
-for name, check in json.loads(sys.stdin.read()).items():
-    try:
-        with warnings.catch_warnings():
-            exec(check)
-    except Exception:
-        failed[name] = traceback.format_exc()
-print(json.dumps(failed))
-"""
-
-
-def failures(checks, prologue="", **environment):
-    """Return the traceback of each check that fails, all run in one interpreter of their own.
-
-    There triton, if imported, was told in time whether to interpret.
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", CASES + prologue + EVERY_CHECK],
-        input=json.dumps(checks),
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
 
 @pytest.fixture(scope="module")
 def interpreted():
-    return failures(INTERPRETED, TRITON_INTERPRET="1")
+    return failures(CASES, INTERPRETED, TRITON_INTERPRET="1")
 
 
 @pytest.fixture(scope="module")
 def plain():
-    return failures(PLAIN, TRITON_INTERPRET="0")
+    return failures(CASES, PLAIN, TRITON_INTERPRET="0")
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -316,4 +284,4 @@ def test_compiled_kernels_equal_torch():
         "torch.set_default_device('cuda')\n"
         "torch.Generator = lambda make=torch.Generator: make('cuda')\n"
     )
-    assert failures(CHECKS, on_device, TRITON_INTERPRET="0") == {}
+    assert failures(CASES + on_device, CHECKS, TRITON_INTERPRET="0") == {}

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import registers
+import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -28,6 +29,20 @@ VARIANTS = [
 ]
 
 
+ORDERS = (1.0, 2.0, math.inf)
+HALF = torch.bfloat16
+PRODUCTS = [
+    ("linear 768 to 3072, 197 positions", (1.0,), torch.float32, 120),
+    ("linear 768 to 3072, 197 positions", ORDERS, HALF, 96),
+    ("1x1, 64 to 256, 56 x 56", (1.0,), torch.float16, 64),
+    ("1x1, 512 to 2048, 7 x 7", ORDERS, torch.float32, 190),
+    ("3x3, 64 to 64, 56 x 56", (2.0,), torch.float32, 170),
+    ("3x3, 256 to 512, stride 2, 14 x 14", (1.0,), HALF, 232),
+    ("7x7, 3 to 64, stride 2, 224 x 224", (1.0,), torch.float32, 180),
+    ("16x16, 3 to 768, stride 16, 224 x 224", (math.inf,), HALF, 160),
+]
+
+
 @pytest.fixture(autouse=True, scope="module")
 def assembler():
     try:
@@ -45,6 +60,25 @@ def test_a_kernel_keeps_within_its_registers_and_spills(variant, how, bound):
     assert spilled <= bound.get("spilled", 0)
     assert (".f64" in ptx) == (variant[2] < 1)
     assert bool(re.search(r"mma\S*\.sync", ptx)) == how.get("head", False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("layer", "orders", "dtype", "most"), PRODUCTS, ids=str)
+def test_the_kernel_of_products_keeps_within_its_registers(layer, orders, dtype, most):
+    ptx = registers.product_ptx_of(layer, orders, dtype)
+    used, spilled = registers.usage(ptx)
+    assert (used <= most, spilled) == (True, 0), used
+    assert ".f64" not in ptx
+    products = set(re.findall(r"mma_async\S*\.m64n\d+k\d+\.f32\.(\w+)", ptx))
+    assert products == {{"float32": "tf32", "float16": "f16", "bfloat16": "bf16"}[str(dtype)[6:]]}
+
+
+def test_features_side_by_side_are_read_16_bytes_at_a_time():
+    ptx = registers.product_ptx_of("linear 768 to 3072, 197 positions", (1.0,))
+    measured = registers.measured(ptx)
+    assert measured["loads"] == measured["loads_of_16_bytes"] > 0
+    # A product of float32 is three of TF32, over four parts of 32 positions.
+    assert measured["tensor_core_products"] == 3 * 4
 
 
 def test_a_row_is_read_16_bytes_at_a_time_and_exponentiated_once():

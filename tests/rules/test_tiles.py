@@ -154,13 +154,43 @@ def test_first_layers_by_unfolded_inputs_equal_autograd(
     torch.testing.assert_close(norms, naive_norms(expected), rtol=1e-9, atol=1e-12)
 
 
-def test_a_first_layer_on_a_gpu_takes_all_images_at_once(monkeypatch):
+FIRST_LAYERS = [
+    (F.conv1d, (24, 1, 80), (400,), {"stride": (4,), "padding": (0,)}),
+    (F.conv2d, (24, 3, 7, 7), (32, 32), {"stride": (2, 2), "padding": (3, 3)}),
+    (F.conv3d, (24, 3, 3, 3, 3), (8, 8, 8), {"stride": (1, 2, 2), "padding": (1, 1, 1)}),
+    (F.conv_transpose2d, (24, 3, 4, 4), (8, 8), {"stride": (2, 2), "padding": (1, 1)}),
+]
+"""The first layers of sound, images and video, and a last one that makes images."""
+
+
+@pytest.mark.parametrize(("function", "shape", "size", "how"), FIRST_LAYERS)
+def test_a_layer_of_few_channels_on_a_gpu_takes_all_images_at_once(
+    function, shape, size, how, monkeypatch
+):
     monkeypatch.setitem(rule.TILE_ELEMENTS, "meta", rule.TILE_ELEMENTS["cuda"])
-    geometry = Geometry(torch.Size((24, 3, 7, 7)), (2, 2), (3, 3), (1, 1))
-    x, g = torch.empty(64, 3, 32, 32, device="meta"), torch.empty(64, 24, 16, 16, device="meta")
+    transposed = function is F.conv_transpose2d
+    dilation = (1,) * len(size)
+    geometry = Geometry(torch.Size(shape), **how, dilation=dilation, transposed=transposed)
+    x = torch.empty(64, shape[0 if transposed else 1], *size, device="meta")
+    g = function(x, torch.empty(shape, device="meta"), **how)
     (tile,) = conv_tiles(x, g, geometry, 64)
     assert tile.samples == slice(0, 64)
-    assert tile.gradient.shape == (64, 1, 24, 147)
+    assert tile.gradient.shape == (64, 1, 24, math.prod(shape[1:]))
+
+
+@pytest.mark.parametrize(("function", "shape", "size", "how"), FIRST_LAYERS)
+def test_unfolded_inputs_of_any_number_of_axes_give_the_gradients_of_autograd(
+    function, shape, size, how
+):
+    torch.manual_seed(0)
+    transposed = function is F.conv_transpose2d
+    dilation = (1,) * len(size)
+    geometry = Geometry(torch.Size(shape), **how, dilation=dilation, transposed=transposed)
+    x, weight = torch.randn(2, shape[0 if transposed else 1], *size).double(), torch.randn(shape)
+    g = torch.randn_like(function(x, weight.double(), **how))
+    (tile,) = convolution_tiles.unfolded_tiles(x, g, geometry, 2)
+    expected = sample_gradients(lambda a, w: function(a, w, **how), weight.double(), x, g, 2)
+    torch.testing.assert_close(tile.gradient.reshape(expected.shape), expected)
 
 
 @pytest.mark.parametrize(("shape", "size", "stride", "padding", "form"), FORMS)

@@ -14,6 +14,7 @@ from gradscore.cli.options import (
     id_sets_option,
     import_methods,
     named_model_option,
+    one_of,
     quiet_option,
     run_place,
 )
@@ -56,11 +57,9 @@ again_options = chained(
     show_default=True,
     help="Share of ID images to accept; at most the rest is flagged.",
 )
-@click.option(
+@one_of(
     "--guarantee",
-    type=click.Choice(GUARANTEES),
-    default="pac",
-    show_default=True,
+    values=GUARANTEES,
     help="pac: holds with the confidence. marginal: holds on average.",
 )
 @click.option(

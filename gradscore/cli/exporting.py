@@ -6,7 +6,7 @@ from gradscore.choices import INPUTS
 from gradscore.cli.console import notice, say
 from gradscore.cli.detectors import again_options, promise_text, score_text
 from gradscore.cli.ending import begins_again
-from gradscore.cli.options import quiet_option
+from gradscore.cli.options import one_of, quiet_option
 from gradscore.cli.results import notice_written
 from gradscore.escapes import counted
 
@@ -17,12 +17,10 @@ TRIED = 256
 @click.command(short_help="Write a detector as an ONNX file.")
 @click.option("--detector", "path", metavar="FILE", required=True, help="The detector's file.")
 @again_options
-@click.option(
+@one_of(
     "--input",
     "takes",
-    type=click.Choice(INPUTS),
-    default=INPUTS[0],
-    show_default=True,
+    values=INPUTS,
     help="normalized: preprocessed images. uint8: pixels at the model's size; the file then "
     "holds the normalisation.",
 )

@@ -21,6 +21,7 @@ from gradscore.cli.options import (
     Positive,
     chained,
     model_options,
+    one_of,
     preprocessing_options,
     quiet_option,
     run_option,
@@ -47,11 +48,9 @@ def sets_option(*names: str, help: str):
 
 
 computing_options = chained(
-    click.option(
+    one_of(
         "--device",
-        type=click.Choice(DEVICES),
-        default=AUTO,
-        show_default=True,
+        values=DEVICES,
         help="Where to compute; auto: on CUDA where it is there.",
     ),
     click.option(
@@ -66,11 +65,9 @@ computing_options = chained(
         type=click.IntRange(1),
         help="Decode images of up to N pixels; by default Pillow's limit, 89 million.",
     ),
-    click.option(
+    one_of(
         "--on-error",
-        type=click.Choice(ON_ERROR),
-        default=ON_ERROR[0],
-        show_default=True,
+        values=ON_ERROR,
         help="At an image that cannot be read: stop, or leave it out and record why.",
     ),
 )
@@ -186,11 +183,9 @@ extract_options = chained(
         type=click.IntRange(1),
         help="Take N images of each set, spread over its classes (or folders), always the same.",
     ),
-    click.option(
+    one_of(
         "--gradients",
-        type=click.Choice(GRADIENTS),
-        default=GRADIENTS[0],
-        show_default=True,
+        values=GRADIENTS,
         help="How inner norms are computed; the results agree.",
     ),
     click.option(
@@ -206,11 +201,9 @@ extract_options = chained(
         help="all (default): features and logits. features: only these; logits are then computed "
         "from the last layer when they are read. features-float16: features in half precision.",
     ),
-    click.option(
+    one_of(
         "--executor",
-        type=click.Choice(EXECUTORS),
-        default=EXECUTORS[0],
-        show_default=True,
+        values=EXECUTORS,
         help="Who computes: this process, or the workers of a Ray cluster that share the disk of "
         "the run and the images (pip install 'gradscore[ray]').",
     ),

@@ -114,14 +114,6 @@ named_model_option = click.option(
     metavar="SPEC",
     help="The run's model again, where it is your own code (python:) and must be asked anew.",
 )
-backend_option = click.option(
-    "--backend",
-    type=click.Choice(BACKENDS),
-    default="auto",
-    show_default=True,
-    help="What computes the closed form. numba: on a CPU; triton: on CUDA; torch: anywhere; "
-    "auto: numba where it runs, else torch.",
-)
 
 
 def import_methods(names: Iterable[str]) -> None:
@@ -183,6 +175,12 @@ def chained(*options: Callable) -> Callable:
     return decorate
 
 
+def one_of(*names: str, values: Sequence[str], help: str) -> Callable:
+    """Return an option that takes one of some words, by default the first."""
+    choice = click.Choice(values)
+    return click.option(*names, type=choice, default=values[0], show_default=True, help=help)
+
+
 def repeatable(*names: str, help: str, **how: Any) -> Callable:
     """Return an option whose value is a tuple of all that were given, or None."""
     return click.option(
@@ -194,6 +192,12 @@ def repeatable(*names: str, help: str, **how: Any) -> Callable:
     )
 
 
+backend_option = one_of(
+    "--backend",
+    values=BACKENDS,
+    help="What computes the closed form. numba: on a CPU; triton: on CUDA; torch: anywhere; "
+    "auto: numba where it runs, else torch.",
+)
 metric_option = repeatable(
     "--metric",
     "metrics",

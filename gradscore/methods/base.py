@@ -45,12 +45,7 @@ class RecordedRun(Protocol):
         """The recorded sets by name."""
 
     def find_norms(
-        self,
-        target: str,
-        temperature: float,
-        p: float,
-        parameters: Sequence[str],
-        layers: str = "all",
+        self, objective: Objective, parameters: Sequence[str], layers: str = "all"
     ) -> PassInfo:
         """Return the pass that holds the norms of ``parameters``, or raise NotRecorded."""
 

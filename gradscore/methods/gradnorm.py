@@ -130,7 +130,7 @@ def norm_columns(spec: ScoreSpec, run: RecordedRun) -> tuple[str, list[int]]:
         NotRecorded: If no pass holds them; the message holds the command that records them.
     """
     chosen = _parameters(spec, run)
-    recorded = run.find_norms(spec.target, spec.temperature, spec.p, chosen, spec.layers)
+    recorded = run.find_norms(spec.objective, chosen, spec.layers)
     place = {name: k for k, name in enumerate(recorded.parameters)}
     return recorded.name, [place[name] for name in chosen]
 

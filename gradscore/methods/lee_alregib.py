@@ -17,8 +17,9 @@ from gradscore.errors import NotRecorded, RunError
 from gradscore.methods.base import Method, Plan, RecordedRun, ScoreSpec
 from gradscore.methods.block import Block
 from gradscore.methods.fitted import Arrays, Source, fitted, require_sets
+from gradscore.objective import RecordedObjective
 
-TARGET = "all-ones"
+OBJECTIVE = RecordedObjective(p=2.0, temperature=1.0, target="all-ones")
 CLASSIFIER = {
     "hidden_layer_sizes": (32,),
     "activation": "relu",
@@ -33,7 +34,7 @@ ID and noise are wholly apart."""
 
 
 def _plan(spec: ScoreSpec, run: RecordedRun) -> Plan:
-    name = run.find_norms(TARGET, 1.0, 2.0, tuple(run.info.parameters)).name
+    name = run.find_norms(OBJECTIVE, tuple(run.info.parameters)).name
     sets = spec.fit_sets()
     require_sets(run, sets)
 

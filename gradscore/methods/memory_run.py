@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from gradscore.errors import InvalidArgument, NotRecorded
 from gradscore.methods.base import ROWS
+from gradscore.objective import Objective
 from gradscore.run import (
     BASE,
     FitInfo,
@@ -72,16 +73,12 @@ class MemoryRun:
         return self.info.sets
 
     def find_norms(
-        self,
-        target: str,
-        temperature: float,
-        p: float,
-        parameters: Sequence[str],
-        layers: str = "all",
+        self, objective: Objective, parameters: Sequence[str], layers: str = "all"
     ) -> PassInfo:
         """Return the pass of some norms: whoever computes rows looks for it among the passes."""
-        name = norms_name(target, temperature, p, layers, parameters)
-        entry = PassInfo(name, "norms", target, temperature, p, "rules", tuple(parameters))
+        asked = objective.target, objective.temperature, objective.p
+        name = norms_name(*asked, layers, parameters)
+        entry = PassInfo(name, "norms", *asked, "rules", tuple(parameters))
         return self.info.passes.setdefault(name, entry)
 
     def head(self) -> Arrays:

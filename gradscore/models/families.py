@@ -54,30 +54,28 @@ BIT_PREPROCESSING = Preprocessing(resize=(480, 480), crop=480, mean=(0.5,), std=
 STANDARDISATION_EPS = 1e-10
 """Google's; timm adds 1e-8, which shows in filters whose weights vary by less than about 1e-3."""
 
-NPZ = "resnet/"
-NPZ_NAMES = (
-    (r"root_block/standardized_conv2d/kernel", r"stem.conv.weight"),
-    (r"block(\d+)/unit(\d+)/a/proj/standardized_conv2d/kernel", r"{unit}.downsample.conv.weight"),
-    (r"block(\d+)/unit(\d+)/([abc])/standardized_conv2d/kernel", r"{unit}.conv{part}.weight"),
-    (r"block(\d+)/unit(\d+)/([abc])/group_norm/gamma", r"{unit}.norm{part}.weight"),
-    (r"block(\d+)/unit(\d+)/([abc])/group_norm/beta", r"{unit}.norm{part}.bias"),
-    (r"group_norm/gamma", r"norm.weight"),
-    (r"group_norm/beta", r"norm.bias"),
-    (r"head/conv2d/kernel", r"head.fc.weight"),
-    (r"head/conv2d/bias", r"head.fc.bias"),
-)
-PAPER = "root."
-PAPER_NAMES = (
-    (r"root\.conv\.weight", r"stem.conv.weight"),
-    (r"body\.block(\d+)\.unit(\d+)\.downsample\.weight", r"{unit}.downsample.conv.weight"),
-    (r"body\.block(\d+)\.unit(\d+)\.conv([123])\.weight", r"{unit}.conv{part}.weight"),
-    (r"body\.block(\d+)\.unit(\d+)\.gn([123])\.weight", r"{unit}.norm{part}.weight"),
-    (r"body\.block(\d+)\.unit(\d+)\.gn([123])\.bias", r"{unit}.norm{part}.bias"),
-    (r"before_head\.gn\.weight", r"norm.weight"),
-    (r"before_head\.gn\.bias", r"norm.bias"),
-    (r"head\.conv\.weight", r"head.fc.weight"),
-    (r"head\.conv\.bias", r"head.fc.bias"),
-)
+NPZ, PAPER = "resnet/", "root."
+"""How names in Google's files begin, and one of them in the paper's."""
+_NPZ, _PAPER = r"block(\d+)/unit(\d+)", r"body\.block(\d+)\.unit(\d+)"
+_KERNEL = "standardized_conv2d/kernel"
+BIT_TENSORS = {
+    "stem.conv.weight": (rf"root_block/{_KERNEL}", r"root\.conv\.weight"),
+    "{unit}.downsample.conv.weight": (
+        rf"{_NPZ}/a/proj/{_KERNEL}",
+        rf"{_PAPER}\.downsample\.weight",
+    ),
+    "{unit}.conv{part}.weight": (rf"{_NPZ}/([abc])/{_KERNEL}", rf"{_PAPER}\.conv([123])\.weight"),
+    "{unit}.norm{part}.weight": (
+        rf"{_NPZ}/([abc])/group_norm/gamma",
+        rf"{_PAPER}\.gn([123])\.weight",
+    ),
+    "{unit}.norm{part}.bias": (rf"{_NPZ}/([abc])/group_norm/beta", rf"{_PAPER}\.gn([123])\.bias"),
+    "norm.weight": (r"group_norm/gamma", r"before_head\.gn\.weight"),
+    "norm.bias": (r"group_norm/beta", r"before_head\.gn\.bias"),
+    "head.fc.weight": (r"head/conv2d/kernel", r"head\.conv\.weight"),
+    "head.fc.bias": (r"head/conv2d/bias", r"head\.conv\.bias"),
+}
+"""What timm calls each tensor, and its name in Google's files and in the paper's."""
 PARTS = {"a": "1", "b": "2", "c": "3"}
 
 
@@ -265,15 +263,15 @@ def bit_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     if any(name.startswith(NPZ) for name in tensors):
         found = {n.removeprefix(NPZ): x for n, x in tensors.items() if n.startswith(NPZ)}
-        return {_name(name, NPZ_NAMES): _from_tensorflow(x) for name, x in found.items()}
+        return {_name(name, 0): _from_tensorflow(x) for name, x in found.items()}
     if any(name.startswith(PAPER) for name in tensors):
-        return {_name(name, PAPER_NAMES): x for name, x in tensors.items()}
+        return {_name(name, 1): x for name, x in tensors.items()}
     return tensors
 
 
-def _name(name: str, rules: tuple[tuple[str, str], ...]) -> str:
-    for pattern, template in rules:
-        match = re.fullmatch(pattern, name)
+def _name(name: str, column: int) -> str:
+    for template, patterns in BIT_TENSORS.items():
+        match = re.fullmatch(patterns[column], name)
         if match:
             block, unit, part = (*match.groups(), *(None,) * 3)[:3]
             place = f"stages.{int(block) - 1}.blocks.{int(unit) - 1}" if block else ""

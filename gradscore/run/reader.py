@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from gradscore.errors import NotRecorded, RunError
 from gradscore.norms import number_name
+from gradscore.objective import Objective
 from gradscore.run.blocks import BASE_FIELDS, Block, Rows, most_rows, read_blocks
 from gradscore.run.choice_file import ChoiceRecord, read_choice_file
 from gradscore.run.contents import Arrays, read_head
@@ -58,34 +59,27 @@ class RunReader:
         return self.info.sets
 
     def find_norms(
-        self,
-        target: str,
-        temperature: float,
-        p: float,
-        parameters: Sequence[str],
-        layers: str = "all",
+        self, objective: Objective, parameters: Sequence[str], layers: str = "all"
     ) -> PassInfo:
         """Return the smallest pass that recorded an objective for all of ``parameters``.
 
         Args:
-            target: Target distribution of the loss.
-            temperature: Softmax temperature.
-            p: Order of the norm.
+            objective: The loss, and the order of the norm.
             parameters: Names of the parameters.
             layers: What the user calls them.
 
         Raises:
             NotRecorded: If there is none; the message holds the command that records it.
         """
+        asked = target, temperature, p = objective.target, objective.temperature, objective.p
         fitting = [
             entry
             for entry in self.info.passes.values()
-            if (entry.kind, entry.target, entry.temperature, entry.p)
-            == ("norms", target, temperature, p)
+            if (entry.kind, entry.target, entry.temperature, entry.p) == ("norms", *asked)
             and set(parameters) <= set(entry.parameters)
         ]
         if not fitting:
-            command = extract_command(self, *norms_options(layers, target, temperature, p))
+            command = extract_command(self, *norms_options(layers, *asked))
             raise NotRecorded(
                 f"The run holds no gradient norms of {layers} for target {target}, "
                 f"T = {number_name(temperature)}, p = {number_name(p)}; record them with "

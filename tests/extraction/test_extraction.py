@@ -106,7 +106,9 @@ def test_norms_are_those_of_autograd(tmp_path, gradients):
         losses = [loss_function(RecordedObjective(1.0, temperature, target))] * len(images)
         expected = backward_norms(double, images, parameters, losses, orders)
         for p, norms in zip(orders, expected, strict=True):
-            entry = store.find_norms(target, temperature, p, store.info.parameters)
+            entry = store.find_norms(
+                RecordedObjective(p, temperature, target), store.info.parameters
+            )
             got = torch.from_numpy(rows[entry.name])
             torch.testing.assert_close(got.double(), norms, rtol=1e-4, atol=1e-8)
     assert len(store.info.passes) == 17

@@ -6,6 +6,7 @@ import pytest
 from gradscore.errors import InvalidArgument, NotRecorded
 from gradscore.methods import ScoreSpec
 from gradscore.methods.memory_run import FeatureRun
+from gradscore.objective import Objective
 from gradscore.scoring import score_sets
 
 
@@ -50,4 +51,4 @@ def test_it_holds_what_the_last_layer_makes_of_features_and_nothing_else(run):
     with pytest.raises(NotRecorded, match="holds features and logits, and no blocks"):
         run.require_complete("new", ("blocks",))
     with pytest.raises(NotRecorded, match="need the model, not its features"):
-        run.find_norms("uniform", 1.0, 1.0, ["w"])
+        run.find_norms(Objective(), ["w"])

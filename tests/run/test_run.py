@@ -18,6 +18,7 @@ from helpers.recorded_run import base_rows
 
 from gradscore.cli import cli
 from gradscore.errors import NotRecorded, RunError
+from gradscore.objective import Objective
 from gradscore.run import (
     FailedRow,
     FitInfo,
@@ -102,7 +103,7 @@ def test_what_is_written_is_read_back(run):
     assert store.sets["digits"].recorded() == ROWS - 1
     assert store.info.passes[PASS].p == math.inf
     (entry,) = store.info.passes.values()
-    assert entry == store.find_norms("uniform", 0.5, math.inf, store.info.parameters)
+    assert entry == store.find_norms(Objective(math.inf, 0.5), store.info.parameters)
     np.testing.assert_array_equal(store.head()["weight"], np.ones((2, 3)))
 
 
@@ -154,11 +155,11 @@ def test_the_smallest_pass_that_holds_the_parameters_is_found(run):
     with RunStore.open_for_writing(run) as store:
         name = norms_name("uniform", 0.5, math.inf, "last")
         store.add_pass(PassInfo(name, "norms", "uniform", 0.5, math.inf, "rules", ("fc.weight",)))
-        assert store.find_norms("uniform", 0.5, math.inf, ["fc.weight"]).name == name
-        assert store.find_norms("uniform", 0.5, math.inf, ["conv.weight"]).name == PASS
-        assert store.find_norms("uniform", 0.5, math.inf, store.info.parameters).name == PASS
+        assert store.find_norms(Objective(math.inf, 0.5), ["fc.weight"]).name == name
+        assert store.find_norms(Objective(math.inf, 0.5), ["conv.weight"]).name == PASS
+        assert store.find_norms(Objective(math.inf, 0.5), store.info.parameters).name == PASS
         with pytest.raises(NotRecorded, match=r"--layers all -p 2 -T 1 --target uniform`"):
-            store.find_norms("uniform", 1.0, 2.0, ["fc.weight"])
+            store.find_norms(Objective(2.0), ["fc.weight"])
 
 
 def test_unfinished_and_unknown_sets_are_refused_with_the_command(tmp_path):

@@ -20,11 +20,10 @@ from typing import Any
 
 import records
 import torch
+from layers import LAYERS
 
 from gradscore.closed_form import cuda
-from gradscore.rules import cuda_products
-from gradscore.rules.products import Product
-from gradscore.rules.windows import Geometry, window_product
+from gradscore.rules import cuda_gram, cuda_products
 
 LOGITS = [(2048, 1000), (2048, 21843), (64, 10), (512, 100)]
 """Features and classes of rows whose logits come from memory."""
@@ -33,17 +32,18 @@ HEADS = [(64, 10), (256, 1000)]
 ORDERS = (0.5, 1.0, 3.0)
 """Below 1 a kernel works in float64; 2 and infinity take about what 1 takes."""
 WARPS = 4
-LAYERS = {
-    "linear 768 to 3072, 197 positions": ((197, 768), (3072, 768), None),
-    "1x1, 64 to 256, 56 x 56": ((64, 56, 56), (256, 64, 1, 1), (1, 0)),
-    "1x1, 512 to 2048, 7 x 7": ((512, 7, 7), (2048, 512, 1, 1), (1, 0)),
-    "3x3, 64 to 64, 56 x 56": ((64, 56, 56), (64, 64, 3, 3), (1, 1)),
-    "3x3, 256 to 512, stride 2, 14 x 14": ((256, 14, 14), (512, 256, 3, 3), (2, 1)),
-    "7x7, 3 to 64, stride 2, 224 x 224": ((3, 224, 224), (64, 3, 7, 7), (2, 3)),
-    "16x16, 3 to 768, stride 16, 224 x 224": ((3, 224, 224), (768, 3, 16, 16), (16, 0)),
-}
-"""Layers whose weight gradients are products over positions: shapes of one input and of the
-weight, stride and padding of a convolution."""
+PRODUCTS = (
+    "linear 768 to 3072, 197 positions",
+    "1x1, 64 to 256, 56 x 56",
+    "1x1, 512 to 2048, 7 x 7",
+    "3x3, 64 to 64, 56 x 56",
+    "3x3, 256 to 512, stride 2, 14 x 14",
+    "7x7, 3 to 64, stride 2, 224 x 224",
+    "16x16, 3 to 768, stride 16, 224 x 224",
+)
+"""Layers, of those in ``layers.py``, that the kernel of product norms is compiled for."""
+GRAMS = ("linear 768 to 3072, 197 positions", "3x3, 512 to 512, 7 x 7")
+"""Layers that the kernel of Gram matrices is compiled for."""
 BATCH = 64
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 PRODUCT_ORDERS = ((1.0,), (2.0,), (1.0, 2.0, math.inf))
@@ -128,36 +128,36 @@ def compiled(
     return built.asm["ptx"]
 
 
-def product_of(layer: str, dtype: torch.dtype) -> Product:
-    """Return the product that gives a layer's weight gradients, without memory behind it.
-
-    Args:
-        layer: One of ``LAYERS``.
-        dtype: The type of its data.
-    """
-    inputs, weight, how = LAYERS[layer]
-    x = torch.empty(BATCH, *inputs, dtype=dtype, device="meta")
-    w = torch.empty(weight, dtype=dtype, device="meta")
-    if how is None:
-        g = torch.nn.functional.linear(x, w)
-        return Product(g.transpose(1, 2), x.transpose(1, 2))
-    stride, padding = how
-    g = torch.nn.functional.conv2d(x, w, None, stride, padding)
-    geometry = Geometry(w.shape, (stride,) * 2, (padding,) * 2, (1, 1))
-    return window_product(x, g, geometry, BATCH)
-
-
 def product_ptx_of(layer: str, orders: Sequence[float], dtype: torch.dtype = torch.float32) -> str:
     """Return the PTX of the kernel of product norms as a launch would compile it.
 
     Args:
-        layer: One of ``LAYERS``.
+        layer: A name of ``layers.py``.
         orders: Orders of the norm.
         dtype: The type of the data.
     """
-    from gradscore.rules.triton_products import product_norms_kernel as kernel
+    from gradscore.rules.triton_products import product_norms_kernel
 
-    _, arguments, known = cuda_products.launch_of(product_of(layer, dtype), orders)
+    product = LAYERS[layer].product(*LAYERS[layer].data(BATCH, dtype, "meta"))
+    return launched(product_norms_kernel, *cuda_products.launch_of(product, orders)[1:])
+
+
+def gram_ptx_of(layer: str, dtype: torch.dtype = torch.float32) -> str:
+    """Return the PTX of the kernel of Gram matrices, as of :func:`product_ptx_of`."""
+    from gradscore.rules.triton_gram import gram_kernel
+
+    product = LAYERS[layer].product(*LAYERS[layer].data(BATCH, dtype, "meta"))
+    return launched(gram_kernel, *cuda_gram.launch_of(product)[1:])
+
+
+def launched(kernel: Any, arguments: Sequence[Any], known: Mapping[str, Any]) -> str:
+    """Return the PTX of a kernel as a launch with these arguments would compile it.
+
+    Args:
+        kernel: The kernel.
+        arguments: Its arguments by place: tensors, which may be without memory, and numbers.
+        known: What is compiled into it, by name, and ``num_warps``.
+    """
     known = dict(known)
     warps = known.pop("num_warps")
     signature = dict.fromkeys(known, "constexpr")
@@ -209,10 +209,13 @@ def rows() -> Iterator[dict[str, Any]]:
     ):
         about = {"kernel": "head" if head else "logits", "shape": f"{m} x {c}", "type": dtype}
         yield about | {"p": p, "target": target} | measured(ptx_of(m, c, p, target, dtype, head))
-    for layer, dtype, orders in itertools.product(LAYERS, TYPES, PRODUCT_ORDERS):
+    for layer, dtype, orders in itertools.product(PRODUCTS, TYPES, PRODUCT_ORDERS):
         about = {"kernel": "product", "shape": layer, "type": TYPES[dtype]}
         about |= {"p": " ".join(map(str, orders)), "target": ""}
         yield about | measured(product_ptx_of(layer, orders, dtype))
+    for layer, dtype in itertools.product(GRAMS, TYPES):
+        about = {"kernel": "gram", "shape": layer, "type": TYPES[dtype], "p": 2.0, "target": ""}
+        yield about | measured(gram_ptx_of(layer, dtype))
 
 
 def measured(ptx: str) -> dict[str, Any]:

@@ -43,7 +43,7 @@ HEAVY = ("torch", "h5py", "timm", "matplotlib", "torchvision", "sklearn", "numpy
 MODULES = sorted(PACKAGE.rglob("*.py"))
 MOST_LINES, MOST_FUNCTION_LINES, MOST_PARAMETERS = 300, 80, 10
 LARGE = (
-    *("extract", "verify", "closed_form_kernel", "product_norms_kernel"),
+    *("extract", "verify", "closed_form_kernel", "product_norms_kernel", "gram_kernel"),
     *("deviation_of_rows", "deviation_of_tile", "near_uniform_rows", "near_one_hot_rows"),
 )
 """Functions that may be larger: the public `extract`, kernels, and a command with its options."""

@@ -47,16 +47,17 @@ def _launch_one_entry(device: torch.device, dtype: torch.dtype) -> None:
     product_norms(Product(one, one), (1.0,))
 
 
-def product_norms(product: Product, orders: Sequence[float]) -> Tensor:
+def product_norms(product: Product, orders: Sequence[float], done: Tensor | None = None) -> Tensor:
     """Return norms of each sample's product, shape ``[samples, len(orders)]``, in float32.
 
     Args:
         product: At least one sample, channel, column and position, up to float32.
         orders: 1, 2 or infinity each.
+        done: Samples not to multiply, whose norms are zero here, boolean, ``[samples]``.
     """
     from gradscore.rules.triton_products import product_norms_kernel
 
-    programs, arguments, known = launch_of(product, orders)
+    programs, arguments, known = launch_of(product, orders, done)
     norms = arguments[2]
     with current(norms.device):
         product_norms_kernel[(programs,)](*arguments, **known)
@@ -64,35 +65,43 @@ def product_norms(product: Product, orders: Sequence[float]) -> Tensor:
 
 
 def launch_of(
-    product: Product, orders: Sequence[float]
+    product: Product, orders: Sequence[float], done: Tensor | None = None
 ) -> tuple[int, tuple[Any, ...], dict[str, Any]]:
     """Return how many programs the kernel takes, its arguments, and what is compiled into it.
 
     Args:
         product: As of :func:`product_norms`.
         orders: As of :func:`product_norms`.
+        done: As of :func:`product_norms`.
 
     Returns:
         The third argument is a new tensor for the tiles' norms, ``[tiles, samples, orders]``.
     """
-    left, right, sizes, at = product.left, product.right, product.sizes, 1 + product.column_axes
-    tile = tile_of(sizes, left.dtype)
+    sizes = product.sizes
+    tile = tile_of(sizes, product.left.dtype)
     tiles = math.ceil(sizes.channels / tile["CHANNELS"])
     tiles *= math.ceil(sizes.columns / tile["COLUMNS"])
-    norms = left.new_empty(tiles, sizes.samples, len(orders), dtype=torch.float32)
+    norms = product.left.new_empty(tiles, sizes.samples, len(orders), dtype=torch.float32)
+    # A pointer that the compiled kernel never follows still needs some tensor behind it.
+    arguments = (*arguments_of(product, norms), norms if done is None else done)
+    known = {"KINDS": tuple(KINDS[p] for p in orders), "SKIP": done is not None, **tile}
+    return tiles * sizes.samples, arguments, known
+
+
+def arguments_of(product: Product, results: Tensor) -> tuple[Any, ...]:
+    """Return a kernel's arguments: both factors, where to write, sizes and strides."""
+    left, right, at = product.left, product.right, 1 + product.column_axes
     positions, left_position, right_position = joined(
         left.shape[2:], left.stride()[2:], right.stride()[at:]
     )
     columns, right_column = joined(right.shape[1:at], right.stride()[1:at])
-    arguments = (
-        *(left, right, norms),
-        *sizes,
+    return (
+        *(left, right, results),
+        *product.sizes,
         *(positions, columns),
         *(left.stride(0), left.stride(1), left_position),
         *(right.stride(0), right_column, right_position),
     )
-    known = {"KINDS": tuple(KINDS[p] for p in orders), **tile}
-    return tiles * sizes.samples, arguments, known
 
 
 def tile_of(sizes: Sizes, dtype: torch.dtype) -> dict[str, int]:

@@ -52,14 +52,30 @@ def gram_norms(product: Product, orders: Sequence[float]) -> Tensor:
 def _frobenius(product: Product) -> Tensor:
     """Return the norms of some samples, shape ``[samples]``."""
     of_left, of_right = (torch.bmm(x.mT, x).double() for x in product.matrices())
-    total = (of_left * of_right).sum((1, 2))
     squares = [gram.diagonal(dim1=1, dim2=2) for gram in (of_left, of_right)]
+    total = (of_left * of_right).sum((1, 2))
     bound = (squares[0] * squares[1]).sqrt().sum(1).square()
     largest = squares[0].amax(1) + squares[1].amax(1)
-    sound = bound > LEAST_BOUND[product.left.dtype] * largest
-    sound &= (bound <= MOST_CANCELLATION * total) & (total < math.inf)
-    norms = total.sqrt().to(product.left.dtype)
+    dtype = product.left.dtype
+    sound = keep_digits(total, bound, largest, MOST_CANCELLATION, LEAST_BOUND[dtype])
+    norms = total.sqrt().to(dtype)
     if not sound.all():
         rest = Product(product.left[~sound], product.right[~sound])
         norms[~sound] = reduce_tiles(rest.tiles(), (2.0,))[:, 0]
     return norms
+
+
+def keep_digits(
+    total: Tensor, bound: Tensor, largest: Tensor, cancellation: float, least: float
+) -> Tensor:
+    """Return for which samples the sum over both Gram matrices has kept its digits.
+
+    Args:
+        total: The sums, shape ``[samples]``.
+        bound: What the sums would be if nothing cancelled, at most.
+        largest: The largest entries of both matrices, added.
+        cancellation: How many times the sum the bound may be.
+        least: How many times the largest entries the bound must be.
+    """
+    in_range = (bound > least * largest) & (total < math.inf)
+    return in_range & (bound <= cancellation * total)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from gradscore.rules import cuda_products, gram
+from gradscore.rules import cuda_gram, cuda_products, gram
 from gradscore.rules.products import Product, Sizes
 
 Serves = Callable[[Sizes, Sequence[float], Tensor], bool]
@@ -15,6 +15,7 @@ Norms = Callable[[Product, Sequence[float]], Tensor]
 
 FORMS: tuple[tuple[Serves, Norms], ...] = (
     (gram.serves, gram.gram_norms),  # order 2 on a CPU, where positions are few
+    (cuda_gram.serves, cuda_gram.gram_norms),  # the same on CUDA
     (cuda_products.serves, cuda_products.product_norms),  # orders 1, 2 and infinity on CUDA
 )
 """From sizes, orders and a factor to whether a form serves; and from a product to its norms."""

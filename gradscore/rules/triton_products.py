@@ -58,7 +58,9 @@ def product_norms_kernel(
     right_sample,
     right_column,
     right_position,
+    done,
     KINDS: tl.constexpr,
+    SKIP: tl.constexpr,
     CHANNELS: tl.constexpr,
     COLUMNS: tl.constexpr,
     POSITIONS: tl.constexpr,
@@ -81,7 +83,9 @@ def product_norms_kernel(
         right_sample: Stride of ``right`` from a sample to the next.
         right_column: Its strides of columns, an axis each.
         right_position: Its strides of positions, an axis each.
+        done: Which samples are answered already, ``[samples]``; read where ``SKIP``.
         KINDS: The orders asked for.
+        SKIP: Whether some samples are answered already: their norms are zero here.
         CHANNELS: Rows of a tile.
         COLUMNS: Columns of a tile.
         POSITIONS: Positions that are read at once.
@@ -94,6 +98,8 @@ def product_norms_kernel(
     left += sample.to(tl.int64) * left_sample + channel[:, None].to(tl.int64) * left_channel
     right += sample.to(tl.int64) * right_sample
     right += offset_of(column, column_sizes, right_column)[None, :]
+    if SKIP:
+        positions = tl.where(tl.load(done + sample), 0, positions)
 
     product = tl.zeros([CHANNELS, COLUMNS], tl.float32)
     for start in range(0, positions, POSITIONS):

@@ -6,9 +6,11 @@ import block_means
 import closed_form
 import extract
 import norms
+import products
 import pytest
 import score
 import torch
+from layers import Layer
 from timing import fraction, interleaved
 
 from gradscore.closed_form import last_layer_score
@@ -127,6 +129,15 @@ def test_sweeps_are_timed_beside_reading(tmp_path):
         *("load libraries", "score", "ablate", "ablate, with intervals", "read once"),
     ]
     assert all((row["rows"], row["settings"]) == (40, 21) for row in rows)
+
+
+def test_gram_matrices_are_measured_beside_tiles(monkeypatch):
+    layers = {"few": Layer((5, 20), (30, 20)), "many": Layer((3, 9, 9), (4, 3, 3, 3), 1, 1)}
+    monkeypatch.setattr(products, "LAYERS", layers)
+    (row,) = products.rows(2, torch.float32, "cpu", seconds=0)
+    assert (row["layer"], row["p"], row["form"], row["taken"]) == ("few", 2.0, "gram", False)
+    assert float(row["error"]) < 1e-6
+    assert row["ratio"] > 0
 
 
 def test_the_equation_is_the_score(monkeypatch):

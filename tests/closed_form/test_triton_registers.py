@@ -73,6 +73,18 @@ def test_the_kernel_of_products_keeps_within_its_registers(layer, orders, dtype,
     assert products == {{"float32": "tf32", "float16": "f16", "bfloat16": "bf16"}[str(dtype)[6:]]}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("layer", "dtype", "most"),
+    zip(registers.GRAMS, (torch.float32, HALF), (180, 232), strict=True),
+)
+def test_the_kernel_of_gram_matrices_keeps_within_its_registers(layer, dtype, most):
+    ptx = registers.gram_ptx_of(layer, dtype)
+    used, spilled = registers.usage(ptx)
+    assert (used <= most, spilled) == (True, 0), used
+    assert ".f64" not in ptx
+
+
 def test_features_side_by_side_are_read_16_bytes_at_a_time():
     ptx = registers.product_ptx_of("linear 768 to 3072, 197 positions", (1.0,))
     measured = registers.measured(ptx)

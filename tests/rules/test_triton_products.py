@@ -9,7 +9,7 @@ from helpers.interpreted import failures
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gradscore.errors import GradScoreWarning
-from gradscore.rules import cuda_products
+from gradscore.rules import cuda_gram, cuda_products
 from gradscore.rules.linear import linear_weight_norms
 from gradscore.rules.product_norms import FORMS, find_norms
 from gradscore.rules.products import Product, Sizes
@@ -23,7 +23,7 @@ warnings.simplefilter("error")
 warnings.filterwarnings("ignore", "Conversion of an array", DeprecationWarning)
 import torch
 from torch.nn import functional as F
-from gradscore.rules import cuda_products
+from gradscore.rules import cuda_gram, cuda_products
 from gradscore.rules.products import Product
 from gradscore.rules.rule import reduce_tiles
 from gradscore.rules.windows import Geometry, window_product
@@ -50,6 +50,19 @@ def agree(product, orders=EVERY, rtol=2e-6):
     found = cuda_products.product_norms(product, orders)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, plain(product, orders), rtol=rtol, atol=0, equal_nan=True)
+
+def agree_by_gram(product, rtol=2e-6):
+    # Samples that keep their digits are not multiplied out, others are as ever.
+    answered = []
+    direct = cuda_products.product_norms
+    cuda_products.product_norms = lambda *args, done: answered.append(done) or direct(*args, done)
+    try:
+        found = cuda_gram.gram_norms(product, (2.0, 2.0))
+    finally:
+        cuda_products.product_norms = direct
+    expected = plain(product, (2.0,)).expand(-1, 2)
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=0, equal_nan=True)
+    return answered[0]
 
 def widened(dot):
     # The interpreter keeps bfloat16 as integers, and would multiply those.
@@ -126,6 +139,34 @@ for bad in (math.nan, math.inf, -math.inf):
     assert not found[1].isfinite().any(), found
     torch.testing.assert_close(found[::2], plain(product, EVERY)[::2], rtol=2e-6, atol=0)
 """,
+    "gram matrices": """
+for positions in (1, 5, 70, 129, 200, 260):
+    # One block of positions, two, three, four, five.
+    assert agree_by_gram(linear(2, positions, 33, 40)).all() == (positions < 100), positions
+assert agree_by_gram(linear(2, 37, 40, 33, torch.bfloat16)).all()
+assert agree_by_gram(linear(2, 37, 40, 33, torch.float16)).all()
+assert agree_by_gram(convolution((10, 4, 3, 2), (5, 6), padding=1, k=2)).all()
+""",
+    "gram matrices of many positions": """
+cuda_gram.MOST_CANCELLATION = 1000.0
+for positions in (129, 200, 260):
+    assert agree_by_gram(linear(1, positions, 33, 40)).all()
+cuda_gram.MOST_CANCELLATION = 100.0
+""",
+    "gram matrices that lose digits": """
+product = linear(5, 9, 20, 30)
+g, x = product.left.clone(), product.right.clone()
+g[1] = (g[1] - g[1].mean(1, keepdim=True)) * 1e-3
+x[1] = x[1, :, :1] + 1e-3 * x[1]
+g[2] *= 1e-20
+g[3] = 0
+answered = agree_by_gram(Product(g, x))
+assert answered.tolist() == [True, False, False, False, True]
+warnings.simplefilter("ignore")
+g[0, 1, 2] = math.nan
+found = cuda_gram.gram_norms(Product(g, x), (2.0,))
+assert found[0].isnan().all() and found[1:].isfinite().all()
+""",
     "the same digits again": """
 product = linear(4, 50, 70, 90)
 first, again = (cuda_products.product_norms(product, EVERY) for _ in range(2))
@@ -192,7 +233,7 @@ def launcher(monkeypatch):
     return cuda_products
 
 
-SIZES = Sizes(samples=8, channels=64, columns=576, positions=49)
+SIZES = Sizes(samples=8, channels=64, columns=576, positions=50)
 
 
 @pytest.mark.parametrize(
@@ -279,6 +320,26 @@ def test_a_line_of_the_table_is_all_that_puts_the_kernel_to_use(launcher, monkey
     assert len(others) == len(FORMS) - 1
     monkeypatch.setattr(product_norms, "FORMS", others)
     assert find_norms(SIZES, (1.0,), there, there) is None
+
+
+@pytest.mark.parametrize(
+    ("orders", "positions", "dtype", "served"),
+    [
+        ((2.0,), 49, torch.float32, True),
+        ((2.0, 2.0), 49, torch.float16, True),
+        ((2.0,), 400, torch.float32, False),
+        ((1.0, 2.0), 49, torch.float32, False),
+        ((2.0,), 49, torch.float64, False),
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("launcher")
+def test_gram_matrices_serve_order_2_on_cuda_where_positions_are_few(
+    orders, positions, dtype, served
+):
+    sizes = Sizes(samples=8, channels=512, columns=4608, positions=positions)
+    there = torch.ones(2, 3, dtype=dtype).as_subclass(OnCuda)
+    assert (find_norms(sizes, orders, there, there) is cuda_gram.gram_norms) == served
 
 
 @pytest.mark.parametrize(

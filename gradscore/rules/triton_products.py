@@ -115,6 +115,7 @@ def product_norms_kernel(
             inside[:, None] & (column < columns)[None, :],
             other=0.0,
         )
+        # Float32 is three products of TF32, whose sum is then added to the others, and rounded.
         product = tl.dot(g, x, product, input_precision="tf32x3")
 
     # Entries past the last channel and column are zero: they change no norm.

@@ -76,13 +76,24 @@ def test_the_kernel_of_products_keeps_within_its_registers(layer, orders, dtype,
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "dtype", "most"),
-    zip(registers.GRAMS, (torch.float32, HALF), (180, 232), strict=True),
+    [*zip(registers.GRAMS, (torch.float32, HALF), (180, 232), strict=True)],
 )
 def test_the_kernel_of_gram_matrices_keeps_within_its_registers(layer, dtype, most):
     ptx = registers.gram_ptx_of(layer, dtype)
     used, spilled = registers.usage(ptx)
     assert (used <= most, spilled) == (True, 0), used
     assert ".f64" not in ptx
+
+
+def test_positions_are_added_to_the_product_in_float32_a_step_at_a_time():
+    # A tensor core cuts sums off in place of rounding them: a long one would drift. So each step
+    # starts at zero, and the 32 entries of a thread are added by themselves.
+    ptx = registers.product_ptx_of("linear 768 to 3072, 197 positions", (math.inf,))
+    first, *rest = re.findall(r"wgmma\.mma_async[^;]*\}, %rd\d+, (\S+), 1, 1;", ptx)
+    assert first == "0"
+    assert len(rest) == 11
+    assert "0" not in rest
+    assert len(re.findall(r"add\S*\.f32", ptx)) == 32
 
 
 def test_features_side_by_side_are_read_16_bytes_at_a_time():

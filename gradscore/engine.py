@@ -21,6 +21,7 @@ from gradscore.network import (
     check_model,
     hold_state,
     listing_of,
+    paused_collector,
     preserve_state,
     without_caches,
 )
@@ -133,12 +134,14 @@ def part_norms(
     """
     logits, norms, rules, rows = [], [], {}, 0
     for part in parts:
-        recording = record(model, part, selected)
-        if check is not None:
-            check(recording.logits, rows)
-        norms += recording.objective_norms([objective])
-        logits.append(recording.logits)
-        rules = rules or recording.rules
+        with paused_collector():
+            recording = record(model, part, selected)
+            if check is not None:
+                check(recording.logits, rows)
+            norms += recording.objective_norms([objective])
+            logits.append(recording.logits)
+            rules = rules or recording.rules
+            del recording
         rows += len(part)
     return GradientNorms(
         tuple(selected), torch.cat(norms), objective.p, rules, logits=torch.cat(logits)

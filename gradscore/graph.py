@@ -6,9 +6,10 @@ concludes another layout of the memory than the one there is, and returns wrong 
 input, weight and bias. :func:`work_around_strides` prevents that.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,25 +20,38 @@ from gradscore.errors import memory_ended
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 """The other layout that torch's batch norm knows, by the number of axes."""
 
+_PythonNode = torch._C._FunctionBase
+
 Listener = Callable[[Sequence[Tensor | None]], None]
 """Takes the gradients that arrived at the node of an edge."""
 
 
-def nodes_below(roots: Sequence[Node | None]) -> Iterator[Node]:
-    """Yield the nodes of a graph, each once, however deep it is."""
-    pending, seen = [node for node in roots if node is not None], set()
+def nodes_below(roots: Iterable[Node | None]) -> list[Node]:
+    """Return the nodes of a graph, each once, however deep it is."""
+    pending, found = [node for node in roots if node is not None], {}
     while pending:
         node = pending.pop()
-        if node not in seen:
-            seen.add(node)
-            yield node
-            pending.extend(next_ for next_, _ in node.next_functions if next_ is not None)
+        if node not in found:
+            found[node] = None
+            pending += [next_ for next_, _ in node.next_functions if next_ is not None]
+    return list(found)
 
 
-def leaves_below(roots: Sequence[Node | None]) -> list[Tensor]:
-    """Return the tensors at which a graph ends, each once."""
-    found = (getattr(node, "variable", None) for node in nodes_below(roots))
+def leaves_of(nodes: Iterable[Node]) -> list[Tensor]:
+    """Return the tensors at which a graph of some nodes ends, each once."""
+    found = [getattr(node, "variable", None) for node in nodes if _may_be_leaf(type(node))]
     return [leaf for leaf in found if leaf is not None]
+
+
+@lru_cache(1024)
+def _may_be_leaf(kind: type) -> bool:
+    """Say whether nodes of a kind may name a leaf: nodes written in Python have any attribute."""
+    return hasattr(kind, "variable") or issubclass(kind, _PythonNode)
+
+
+def leaves_below(roots: Iterable[Node | None]) -> list[Tensor]:
+    """Return the tensors at which a graph ends, each once."""
+    return leaves_of(nodes_below(roots))
 
 
 def drawn_like(x: Tensor) -> Tensor:
@@ -124,8 +138,7 @@ class Window:
         return grad.as_strided(self.shape, self.strides, grad.storage_offset() + self.offset)
 
 
-@dataclass(frozen=True)
-class Edge:
+class Edge(NamedTuple):
     """Where the gradient of a recorded output arrives, whatever is done to the output in place.
 
     Attributes:
@@ -148,8 +161,11 @@ class Edge:
         """Return the edge of an output that was just computed."""
         base = output._base
         viewed = base is not None and base.requires_grad
-        node, index, owner = get_gradient_edge(base if viewed else output)
-        window = Window.of(output, base) if viewed else None
+        source, window = (base, Window.of(output, base)) if viewed else (output, None)
+        node = source.grad_fn
+        if node is not None and not isinstance(node, _PythonNode):
+            return cls(node, source.output_nr, window)
+        node, index, owner = get_gradient_edge(source)
         return cls(node, index, window, owner)
 
     def gradient(self, arrived: Sequence[Tensor | None]) -> Tensor | None:
@@ -212,23 +228,24 @@ def pull_back(
     return dict(zip(sources, pulled, strict=True))
 
 
-def work_around_strides(logits: Tensor) -> None:
+def work_around_strides(nodes: Iterable[Node]) -> None:
     """Let each batch norm concerned get its gradient laid out as its input, with plain strides.
 
     Args:
-        logits: Output of a model, with the graph of how it was made.
+        nodes: The graph of a model's output.
     """
-    for node in nodes_below([logits.grad_fn]):
-        if not node.name().startswith("NativeBatchNormBackward"):
+    for node in nodes:
+        if not type(node).__name__.startswith("NativeBatchNormBackward"):
             continue
         # The gradient must have the layout that torch takes it to have: the input's.
         # Torch judges that by the strides, which lie where an axis has size one.
         # A copy in a plain layout has strides that say where the numbers are.
-        if node._saved_input.numel() == 0:
+        x = node._saved_input
+        if x.numel() == 0:
             # Torch divides by the number of rows, which ends the process: none has a gradient.
             node.register_prehook(lambda grads: (None,) * len(grads))
-        elif 1 in node._saved_input.shape:
-            node.register_prehook(_laying_out(_layout_of(node._saved_input)))
+        elif 1 in x.shape:
+            node.register_prehook(_laying_out(_layout_of(x)))
 
 
 def _layout_of(x: Tensor) -> torch.memory_format:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gradscore.copies import as_found, copied, gradient_leaves, plainly, tensor_tables
 from gradscore.errors import ModelError
-from gradscore.graph import work_around_strides
+from gradscore.graph import nodes_below, work_around_strides
 from gradscore.norms import vector_norm
 from gradscore.objective import Objective
 from gradscore.outputs import NO_GRADIENT, logits_of
@@ -168,7 +168,7 @@ def _backward(
             # Of a leaf that requires a gradient nothing may be overwritten; of its clone it may.
             logits = logits_of(copy(own.clone()), len(own))[row : row + 1]
             if logits.requires_grad:
-                work_around_strides(logits)
+                work_around_strides(nodes_below([logits.grad_fn]))
                 # A graph that the model itself keeps must serve the next sample too.
                 loss_of_sample(logits).backward(retain_graph=copy is model)
             elif _moves(copy, own, logits, [twins[-1] for twins in wanted], row):

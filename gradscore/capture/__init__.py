@@ -7,14 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import disable_saved_tensors_hooks, get_gradient_edge
 
+from gradscore.capture.backward import backward_to_norms
 from gradscore.capture.batch_check import checked_forward
 from gradscore.capture.batch_dimension import Dimensions
 from gradscore.capture.calls import RecordedCall, autocast_type
+from gradscore.capture.forward import Forward
 from gradscore.capture.gradients import ParameterArgument
-from gradscore.capture.recorder import Forward, Recorder
-from gradscore.capture.tied import TiedParameters, backward_to_norms, tie_parameters
+from gradscore.capture.recorder import Recorder
+from gradscore.capture.tied import TiedParameters, tie_parameters
 from gradscore.errors import ModelError
-from gradscore.graph import leaves_below
+from gradscore.graph import leaves_below, leaves_of, nodes_below, work_around_strides
 from gradscore.network import (
     ONE_AT_A_TIME,
     check_eval_mode,
@@ -72,7 +74,9 @@ def record_forward(model: nn.Module, images: Tensor, selected: Mapping[str, Tens
         recorder, dimensions = _recorded(model, images, selected)
         logits = recorder.logits
         names = {id(parameter): name for name, parameter in selected.items()}
-        ends = leaves_below([logits.grad_fn])
+        nodes = nodes_below([logits.grad_fn])
+        work_around_strides(nodes)
+        ends = leaves_of(nodes)
         missed = [leaf for leaf in ends if id(leaf) in names]
         derived = [tensor.grad_fn for call in recorder.calls for _, tensor in call.parameters]
         below = leaves_below(derived)

@@ -27,17 +27,34 @@ def tensors_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Ten
                     yield entry
 
 
+@functools.lru_cache(1024)
+def _slot(key: int | str) -> Slot:
+    """Return the slot of an argument itself: one object for all calls."""
+    return (key,)
+
+
 def slots_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[Slot, Tensor]]:
     """Return every tensor among arguments, and in lists among them, with its slot."""
+    return tensors_and_others(args, kwargs)[0]
+
+
+def tensors_and_others(
+    args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[list[tuple[Slot, Tensor]], list[Any]]:
+    """Return tensors as :func:`slots_of` does, and arguments that are neither tensor nor float."""
     found: list[tuple[Slot, Tensor]] = []
+    others: list[Any] = []
     for key, value in (*enumerate(args), *kwargs.items()) if kwargs else enumerate(args):
         if isinstance(value, Tensor):
-            found.append(((key,), value))
+            found.append((_slot(key), value))
         elif isinstance(value, (list, tuple)):
+            others.append(value)
             for index, entry in enumerate(value):
                 if isinstance(entry, Tensor):
                     found.append(((key, index), entry))
-    return found
+        elif not isinstance(value, float):
+            others.append(value)
+    return found, others
 
 
 class Arguments:
@@ -85,7 +102,7 @@ class Arguments:
         """Return the arguments with the tensors of some slots replaced."""
         args, kwargs = list(self.args), dict(self.kwargs)
         for slot, value in values.items():
-            whole: Any = args if isinstance(slot[0], int) else kwargs
+            whole: Any = kwargs if slot[0].__class__ is str else args
             if len(slot) == 1:
                 whole[slot[0]] = value
             else:
@@ -123,10 +140,15 @@ def first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     return args[0] if args else kwargs.get("input", kwargs.get("self"))
 
 
-def fixed_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return the whole numbers, such as axes, sizes and indices, and the names among arguments."""
-    values = (*args, *kwargs.values()) if kwargs else args
-    return tuple([_fixed(value) for value in values if not isinstance(value, (Tensor, float))])
+def fixed_arguments(others: Sequence[Any]) -> tuple[Any, ...]:
+    """Return what can be compared of arguments that are neither tensor nor float.
+
+    These are whole numbers, such as axes, sizes and indices, and names.
+    """
+    return tuple([x if x.__class__ in _COMPARED else _fixed(x) for x in others])
+
+
+_COMPARED = frozenset({int, bool, str})
 
 
 def _fixed(value: Any) -> Any:
@@ -167,7 +189,7 @@ class TracedCall(NamedTuple):
     fixed: tuple[Any, ...]
 
 
-@dataclass
+@dataclass(slots=True)
 class RecordedCall:
     """A call in which parameters, or tensors derived from parameters alone, met data.
 

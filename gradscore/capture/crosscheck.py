@@ -17,6 +17,7 @@ from gradscore.errors import ModelError
 from gradscore.network import (
     kept_tensors_of,
     preserve_state,
+    running_collector,
     state_of,
     unobserved,
     wrap_forward_errors,
@@ -95,9 +96,10 @@ class CrossCheck:
             ModelError: If the logits carry no gradient at all, or depend on a tensor that may
                 have been made of a parameter before.
         """
-        wrong = self._differing(cotangent, norms, orders, coarsest) if norms else frozenset()
-        unused = [name for name, got in norms.items() if got is None and name not in wrong]
-        check_nothing_kept(self._model, self._images, unused)
+        with running_collector():
+            wrong = self._differing(cotangent, norms, orders, coarsest) if norms else frozenset()
+            unused = [name for name, got in norms.items() if got is None and name not in wrong]
+            check_nothing_kept(self._model, self._images, unused)
         self.unseen = self._known()[self._kind] = wrong
 
     def _differing(
@@ -155,7 +157,12 @@ class CrossCheck:
             loss = partial(_product, cotangent[sample])
             # Between two samples nothing remains that the model's code keeps outside of the copy.
             alone = images[sample : sample + 1]
-            with unobserved(), preserve_state(model), wrap_forward_errors(model, alone):
+            with (
+                running_collector(),
+                unobserved(),
+                preserve_state(model),
+                wrap_forward_errors(model, alone),
+            ):
                 norms.append(
                     backward_norms(model, images, selected, [loss], orders, samples=[sample])
                 )

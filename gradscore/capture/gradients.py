@@ -6,8 +6,7 @@ derived parameter are pulled back to the parameters that it was computed from.
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,8 +62,9 @@ class GradientSink:
     @property
     def needs_check(self) -> bool:
         """Whether gradients arrived where so far all were zero, of rows that may be of anybody."""
-        grads = () if self.dimensions.checked else self.grads
-        return any(grad is not None and bool(grad.any()) for grad in grads)
+        if self.dimensions.checked:
+            return False
+        return any(grad is not None and bool(grad.any()) for grad in self.grads)
 
     def rule(self, slot: Slot) -> Rule | None:
         """Return the rule that serves a parameter argument, or ``None``."""
@@ -98,8 +98,7 @@ class GradientSink:
         return Call(arguments.function, arguments.named(), part.stop - part.start), grad
 
 
-@dataclass(frozen=True)
-class ParameterArgument:
+class ParameterArgument(NamedTuple):
     """One parameter argument of one recorded call.
 
     Attributes:
@@ -136,6 +135,14 @@ class ParameterArgument:
             return None
         return reduce_tiles(rule.tiles(call, name, grad), orders, standardised.pull_back)
 
+    def by_rule(self, sink: GradientSink, part: slice) -> Tensor | None:
+        """Return per-sample gradients of the argument, or ``None`` where there is no rule."""
+        rule = sink.rule(self.slot)
+        if rule is None:
+            return None
+        call, grad = sink.cut(part)
+        return rule.gradient(call, sink.call.arguments.name(self.slot), grad)
+
     def gradients(
         self, sink: GradientSink, edges: Mapping[str, GradientEdge], part: slice
     ) -> dict[str, Tensor]:
@@ -149,12 +156,9 @@ class ParameterArgument:
         Raises:
             Unserved: If there is no rule, and the call cannot be made for one sample alone.
         """
-        rule = sink.rule(self.slot)
-        if rule is None:
+        gradient = self.by_rule(sink, part)
+        if gradient is None:
             gradient = generic_gradients(sink, self.slot, part)
-        else:
-            call, grad = sink.cut(part)
-            gradient = rule.gradient(call, sink.call.arguments.name(self.slot), grad)
         if self.direct:
             return {self.sources[0]: gradient}
         edges = {name: edges[name] for name in self.sources}

@@ -7,17 +7,15 @@ gradient can then be computed, and a parameter that is still found in the graph 
 used in a way that was not recorded.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import maybe_current_level
-from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 
-from gradscore.capture.batch_dimension import Dimensions, broadcasts_over_batch, reads_values
+from gradscore.capture.batch_dimension import broadcasts_over_batch, reads_values
 from gradscore.capture.calls import (
     Arguments,
     RecordedCall,
@@ -25,7 +23,7 @@ from gradscore.capture.calls import (
     autocast_type,
     first_argument,
     fixed_arguments,
-    slots_of,
+    tensors_and_others,
     tensors_in,
     without_memory,
 )
@@ -99,7 +97,7 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         owned, constants = self._owned, self._constants
         touched, data = False, []
-        tensors = slots_of(args, kwargs)
+        tensors, others = tensors_and_others(args, kwargs)
         for _, tensor in tensors:
             if id(tensor) in owned:
                 touched = True
@@ -120,17 +118,17 @@ class Recorder(TorchFunctionMode):
             for target in _changed(traits, args, kwargs):
                 self._forget(target)
         if touched and traits.related and torch.is_grad_enabled():
-            return self._record(Arguments(func, args, kwargs, tensors))
-        return self._traced(func, args, kwargs, func(*args, **kwargs))
+            return self._record(Arguments(func, args, kwargs, tensors), others)
+        return self._traced(func, others, func(*args, **kwargs))
 
-    def _traced(self, func: Callable[..., Any], args: Any, kwargs: Any, result: Any) -> Any:
+    def _traced(self, func: Callable[..., Any], others: Sequence[Any], result: Any) -> Any:
         """Note what a call with data returned."""
         if isinstance(result, Tensor):
             results: Any = ((result.shape, result.dtype),)
         else:
             self.data_dependent |= reads_values(func, result)
             results = tuple([(t.shape, t.dtype) for t in tensors_in((result,), {})])
-        self.trace.append(TracedCall(func, results, fixed_arguments(args, kwargs)))
+        self.trace.append(TracedCall(func, results, fixed_arguments(others)))
         return result
 
     def _derive(self, func: Callable[..., Any], args: Any, kwargs: Any, touched: bool) -> Any:
@@ -141,7 +139,10 @@ class Recorder(TorchFunctionMode):
                 source, result = first_argument(args, kwargs), func(*args, **kwargs)
                 self.expansions.append(broadcasts_over_batch(source, result, self._batch))
             if self.expansions[self._expansion]:
-                return self._record(Arguments(func, args, kwargs), self._expansion)
+                tensors, others = tensors_and_others(args, kwargs)
+                return self._record(
+                    Arguments(func, args, kwargs, tensors), others, self._expansion
+                )
         result = func(*args, **kwargs)
         self._keep(args[0] if func is Tensor.__setitem__ else result)
         return result
@@ -163,35 +164,38 @@ class Recorder(TorchFunctionMode):
                     if tensor is target or tensor is base or tensor._base is base:
                         del known[key]
 
-    def _record(self, arguments: Arguments, expansion: int | None = None) -> Any:
+    def _record(
+        self, arguments: Arguments, others: Sequence[Any], expansion: int | None = None
+    ) -> Any:
         """Run a call in which parameters meet data, cut off from how they were derived."""
         func, tensors, owned = arguments.function, arguments.tensors, self._owned
-        parameters = tuple([(slot, t) for slot, t in tensors if id(t) in owned])
+        parameters = tuple([pair for pair in tensors if id(pair[1]) in owned])
         data = {slot: t for slot, t in tensors if id(t) not in owned}
         in_place = traits_of(func).in_place
         target = arguments.first
         if not parameters or (in_place and not _can_change(data.get(target))):
-            return self._traced(func, arguments.args, arguments.kwargs, arguments.call())
+            return self._traced(func, others, arguments.call())
 
         # Autograd computes a gradient for each argument that requires one, summed over the batch.
         # No such sum is of use here, and it would cost as much as all the rules.
         # A detached alias has the parameter's values and requires none.
         plain = arguments.replaced({slot: self._alias(tensor) for slot, tensor in parameters})
         names = [arguments.name(slot) for slot, _ in parameters]
-        found = find_rules(func, names, arguments.named())
+        found = find_rules(func, names, [t for _, t in tensors], arguments.named)
         rules = {slot: rule for (slot, _), rule in zip(parameters, found, strict=True)}
-        reads = any(rule is None or rule.reads_data for rule in rules.values())
-        kept = {slot: t.detach() if reads else without_memory(t) for slot, t in data.items()}
+        reads = any(rule is None or rule.reads_data for rule in found)
+        constants = frozenset([slot for slot, t in data.items() if id(t) in self._constants])
+        kept = {
+            slot: _kept(t, constant=slot in constants) if reads else without_memory(t)
+            for slot, t in data.items()
+        }
         if in_place and reads:
             # The call overwrites what it read: its rule needs the values from before.
             kept[target] = kept[target].clone()
-        result = self._traced(func, arguments.args, arguments.kwargs, plain.call())
-        outputs = [
-            t
-            for t in tensors_in((result,), {})
-            if is_differentiable(t)
-            and (in_place or t is not result or all(t is not other for other in data.values()))
-        ]
+        result = self._traced(func, others, plain.call())
+        outputs = [t for t in tensors_in((result,), {}) if is_differentiable(t)]
+        if not in_place and any(result is other for other in data.values()):
+            outputs = []
         if not outputs:
             return result
         if not in_place:
@@ -204,11 +208,9 @@ class Recorder(TorchFunctionMode):
                 arguments=plain.replaced(kept),
                 parameters=parameters,
                 rules=rules,
-                edges=tuple(Edge.of(output) for output in outputs),
+                edges=tuple([Edge.of(output) for output in outputs]),
                 output_shapes=tuple([output.shape for output in outputs]),
-                constants=frozenset(
-                    [slot for slot, t in data.items() if id(t) in self._constants]
-                ),
+                constants=constants,
                 versions={slot: t._version for slot, t in kept.items()} if reads else {},
                 autocast=autocast_type(outputs[0]),
                 expansion=expansion,
@@ -259,36 +261,11 @@ def _changed(traits: Traits, args: Any, kwargs: Any) -> Iterator[Tensor]:
     yield from (tensor for tensor in written if isinstance(tensor, Tensor))
 
 
+def _kept(tensor: Tensor, constant: bool) -> Tensor:
+    """Return the values of an argument without their graph; a constant that has none is kept."""
+    return tensor if constant and not tensor.requires_grad else tensor.detach()
+
+
 def _can_change(target: Tensor | None) -> bool:
     """Say whether the recorder can follow a change of a tensor in place."""
     return target is not None and (target._base is None or target._base.is_contiguous())
-
-
-@dataclass
-class Forward:
-    """One recorded forward, and where the samples are in its calls.
-
-    Attributes:
-        logits: Output of the model, shape ``[batch, classes]``, with its graph down to the first
-            recorded call.
-        start: The tensor at which that graph begins.
-        uncovered: Names of parameters that are used in a way that was not recorded.
-        differentiates: Whether the model takes gradients of its own: none of ours can then be
-            distinguished from those.
-        coarsest: The coarsest floating type among what the calls returned.
-        calls: The calls that took selected parameters, in order.
-        dimensions: Batch dimensions of each of these; ``None`` where they are not known.
-        edges: Graph edges of the selected parameters that something was derived from, by name.
-        forget: Forgets the batch dimensions that are kept, for whoever finds that gradients had
-            not shown them.
-    """
-
-    logits: Tensor
-    start: Tensor
-    uncovered: frozenset[str]
-    differentiates: bool
-    coarsest: torch.dtype
-    calls: list[RecordedCall] = field(default_factory=list)
-    dimensions: Dimensions = field(default_factory=list)
-    edges: dict[str, GradientEdge] = field(default_factory=dict)
-    forget: Callable[[], object] = lambda: None

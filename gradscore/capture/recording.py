@@ -18,7 +18,6 @@ from gradscore.capture import (
 )
 from gradscore.capture.crosscheck import CHECKED_ORDER, CrossCheck, check_no_graph_kept
 from gradscore.errors import InvalidArgument, ModelError
-from gradscore.graph import work_around_strides
 from gradscore.network import (
     changes_parameters,
     check_images,
@@ -59,7 +58,6 @@ def record(model: nn.Module, images: Tensor, selected: Mapping[str, Tensor]) -> 
             raise
         run = unrecorded_forward if changes_parameters(model) else record_forward
         forward = run(model, images, selected)
-        work_around_strides(forward.logits)
     return Recording(model, images, selected, forward)
 
 
@@ -140,11 +138,11 @@ class Recording:
         with torch.inference_mode(False), torch.no_grad():
             cotangent = cotangent.clone() if cotangent.is_inference() else cotangent.detach()
             scaled, scale = _scaled(cotangent, self.logits.dtype)
-            plain, factor = self._unscaled(cotangent, scaled, scale)
             first = self._crosscheck.unseen is None
             asked = (*orders, CHECKED_ORDER) if first else orders
             found = backward_to_norms(self._forward, self._tied, scaled, asked, last=last)
             if first:
+                plain, factor = self._unscaled(cotangent, scaled, scale)
                 self._compare(plain, {n: x * (scale / factor) for n, x in found.items()}, asked)
                 found = {name: x[:, : len(orders)] for name, x in found.items()}
             dtype = torch.promote_types(self.logits.dtype, torch.float32)
@@ -152,6 +150,7 @@ class Recording:
             columns = [found.get(name, zeros) for name in self.names]
             result = (torch.stack(columns, dim=-1) * scale[..., None]).to(dtype)
             if names := self._by_reference():
+                plain, factor = self._unscaled(cotangent, scaled, scale)
                 every, places = range(len(self.logits)), [self.names.index(n) for n in names]
                 norms = self._crosscheck.autograd_norms(every, plain, names, orders)
                 result[:, :, places] = (norms.movedim(0, 1) * factor[..., None]).to(dtype)

@@ -2,24 +2,24 @@
 
 Most parameters are taken once and stand alone. One that several calls take adds their gradients
 before the norm; those joined in one tensor, such as query and value bias, are pulled back
-together. Each gradient is reduced to norms and freed as soon as a backward has brought what its
-parameters wait for.
+together.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from gradscore.capture.forward import Forward
 from gradscore.capture.gradients import (
     GradientSink,
     ParameterArgument,
     Unserved,
     rule_for,
 )
-from gradscore.capture.recorder import Forward
-from gradscore.graph import leaves_below, run_backward
+from gradscore.capture.small_gradients import MOST_ENTRIES, SmallGradients
+from gradscore.graph import leaves_below
 from gradscore.norms import vector_norm
 from gradscore.rules.rule import spans
 
@@ -27,13 +27,13 @@ CHUNK_BYTES = {"cpu": 32 * 1024**2, "cuda": 1024**3}
 """Size of the per-sample gradients held at once where a rule has no cheaper form."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class TiedParameters:
     """Parameters that share parameter arguments, and all of these.
 
     Attributes:
         names: Names of the parameters.
-        shapes: Their shapes, by name.
+        shapes: Shapes of all parameters asked for, by name.
         arguments: Where calls take them, or what is derived from them.
         forward: The recorded forward.
         by_reference: Whether they are left to the reference.
@@ -46,14 +46,16 @@ class TiedParameters:
     by_reference: bool
 
     @property
-    def numbers(self) -> set[int]:
+    def numbers(self) -> frozenset[int]:
         """Numbers of the recorded calls that take them."""
-        return {argument.number for argument in self.arguments}
+        return frozenset([argument.number for argument in self.arguments])
 
     def rules(self) -> dict[str, str]:
         """Return what serves each parameter, by name."""
         if self.by_reference:
             return dict.fromkeys(self.names, "reference")
+        if len(self.arguments) == len(self.names) == 1:
+            return {self.names[0]: self._rule_name(self.arguments[0])}
         return {
             name: " + ".join(
                 dict.fromkeys(self._rule_name(a) for a in self.arguments if name in a.sources)
@@ -70,7 +72,7 @@ class TiedParameters:
         return name if argument.direct else f"{name}, pulled back"
 
     def norms(
-        self, sinks: Mapping[int, GradientSink], orders: Sequence[float]
+        self, sinks: Mapping[int, GradientSink], orders: Sequence[float], small: SmallGradients
     ) -> dict[str, Tensor]:
         """Return norms ``[batch, len(orders)]`` of each parameter.
 
@@ -80,6 +82,7 @@ class TiedParameters:
         Args:
             sinks: What the backward brought to each recorded call, by its number.
             orders: Orders of the norm.
+            small: Gets the gradient of a small parameter in place of its norms being returned.
 
         Raises:
             ModelError: If the model changed the input of a call in place after it was read.
@@ -94,10 +97,16 @@ class TiedParameters:
             self.by_reference = True
             return {}
         if len(self.arguments) == len(self.names) == 1:
-            sink, samples = sinks[arrived[0].number], len(self.forward.logits)
-            short = arrived[0].short_norms(sink, samples, orders)
+            (argument,), (name,) = arrived, self.names
+            sink, samples = sinks[argument.number], self.forward.logits.shape[0]
+            short = argument.short_norms(sink, samples, orders)
             if short is not None:
-                return {self.names[0]: short}
+                return {name: short}
+            if argument.direct and samples * self.shapes[name].numel() <= MOST_ENTRIES:
+                gradient = argument.by_rule(sink, slice(0, samples))
+                if gradient is not None:
+                    small.add(name, gradient, sink.grads[0])
+                    return {}
         try:
             return self._by_chunks(arrived, sinks, orders)
         except Unserved:
@@ -112,7 +121,7 @@ class TiedParameters:
     ) -> dict[str, Tensor]:
         """Return norms of whole per-sample gradients, those of a few samples at a time."""
         logits = self.forward.logits
-        sizes = [shape.numel() for shape in self.shapes.values()]
+        sizes = [self.shapes[name].numel() for name in self.names]
         sizes += [argument.tensor.numel() for argument in arrived if not argument.direct]
         budget = CHUNK_BYTES.get(logits.device.type, CHUNK_BYTES["cpu"])
         step = max(1, budget // max(1, sum(sizes) * logits.element_size()))
@@ -134,27 +143,35 @@ class TiedParameters:
 def tie_parameters(forward: Forward, selected: Mapping[str, Tensor]) -> list[TiedParameters]:
     """Group the selected parameters of a forward by the parameter arguments that they share."""
     names = {id(parameter): name for name, parameter in selected.items()}
-    groups: dict[str, tuple[set[str], list[ParameterArgument]]] = {
+    groups: dict[str, _Group] = {
         name: ({name}, []) for name in (selected if forward.differentiates else forward.uncovered)
     }
     for number, call in enumerate(forward.calls):
         for slot, tensor in call.parameters:
             sources = _sources(tensor, names)
-            if not sources:
-                continue
-            direct = id(tensor) in names
-            joined: tuple[set[str], list[ParameterArgument]] = (
-                set(sources),
-                [ParameterArgument(number, slot, tensor, sources, direct)],
-            )
-            for members, arguments in {
-                id(groups[n]): groups[n] for n in sources if n in groups
-            }.values():
-                joined[0].update(members)
-                joined[1][:0] = arguments
-            groups.update(dict.fromkeys(joined[0], joined))
+            if sources:
+                argument = ParameterArgument(number, slot, tensor, sources, id(tensor) in names)
+                _join(groups, sources, argument)
     distinct = {id(group): group for group in groups.values()}.values()
-    return [_tied(forward, selected, *group) for group in distinct]
+    shapes = {name: parameter.shape for name, parameter in selected.items()}
+    return [_tied(forward, selected, shapes, *group) for group in distinct]
+
+
+_Group = tuple[set[str], list[ParameterArgument]]
+"""Names of parameters, and where calls take them: one object for all of its names."""
+
+
+def _join(groups: dict[str, _Group], sources: Sequence[str], argument: ParameterArgument) -> None:
+    """Add an argument to the group of its sources, which become one group."""
+    first = groups.get(sources[0])
+    if len(sources) == 1 and first is not None:
+        first[1].append(argument)
+        return
+    joined: _Group = (set(sources), [argument])
+    for members, arguments in {id(groups[n]): groups[n] for n in sources if n in groups}.values():
+        joined[0].update(members)
+        joined[1][:0] = arguments
+    groups.update(dict.fromkeys(joined[0], joined))
 
 
 def _sources(tensor: Tensor, names: Mapping[int, str]) -> tuple[str, ...]:
@@ -167,6 +184,7 @@ def _sources(tensor: Tensor, names: Mapping[int, str]) -> tuple[str, ...]:
 def _tied(
     forward: Forward,
     selected: Mapping[str, Tensor],
+    shapes: Mapping[str, torch.Size],
     members: set[str],
     arguments: list[ParameterArgument],
 ) -> TiedParameters:
@@ -175,7 +193,7 @@ def _tied(
     unknown = any(forward.dimensions[argument.number] is None for argument in arguments)
     return TiedParameters(
         names=names,
-        shapes={name: selected[name].shape for name in names},
+        shapes=shapes,
         arguments=tuple(arguments),
         forward=forward,
         by_reference=unknown
@@ -184,102 +202,3 @@ def _tied(
         # A hook may change the gradient of a parameter.
         or any(selected[name]._backward_hooks for name in members),
     )
-
-
-def backward_to_norms(
-    forward: Forward,
-    groups: Sequence[TiedParameters],
-    cotangent: Tensor,
-    orders: Sequence[float],
-    *,
-    last: bool,
-) -> dict[str, Tensor]:
-    """Run one backward, and reduce each gradient to norms as soon as it can be.
-
-    Args:
-        forward: The recorded forward.
-        groups: The parameters asked for; those left to the reference get no norms.
-        cotangent: Gradient of the summed losses with respect to the logits.
-        orders: Orders of the norm.
-        last: Whether no other backward follows: what the forward left is freed on the way.
-
-    Returns:
-        Norms ``[batch, len(orders)]`` by name, of those parameters that a gradient arrived at.
-
-    Raises:
-        ModelError: If the model changed a recorded input in place.
-    """
-    served = [group for group in groups if not group.by_reference]
-    run = _Backward(forward, served, orders, last)
-    # What uncovered parameters get on the way is not used.
-    uncovered = [forward.edges[n] for n in forward.uncovered if n in forward.edges]
-    ends = [forward.start, *uncovered]
-    listeners = [
-        (edge, run.listener(number, position))
-        for number in run.by_call
-        for position, edge in enumerate(forward.calls[number].edges)
-    ]
-    run_backward(forward.logits, ends, listeners, cotangent, retain=not last)
-    return run.finish()
-
-
-class _Backward:
-    """The gradient sinks of one backward, and which parameters still wait for which of them."""
-
-    def __init__(
-        self,
-        forward: Forward,
-        groups: Sequence[TiedParameters],
-        orders: Sequence[float],
-        last: bool,
-    ) -> None:
-        self._forward, self._orders, self._last = forward, orders, last
-        self._waiting = {group: group.numbers for group in groups}
-        self._found: dict[str, Tensor] = {}
-        self.by_call: dict[int, list[TiedParameters]] = {}
-        for group in groups:
-            for number in group.numbers:
-                self.by_call.setdefault(number, []).append(group)
-        self._sinks = {
-            number: GradientSink(forward.calls[number], forward.dimensions[number])
-            for number in self.by_call
-        }
-
-    def listener(self, number: int, position: int) -> Callable[[Sequence[Tensor | None]], None]:
-        """Return the hook that takes the gradient of one output of one call."""
-
-        def arrive(arrived: Sequence[Tensor | None]) -> None:
-            sink = self._sinks[number]
-            sink.grads[position] = sink.call.edges[position].gradient(arrived)
-            if all(grad is not None for grad in sink.grads):
-                with torch.no_grad():
-                    self._complete(number)
-
-        return arrive
-
-    def _complete(self, number: int) -> None:
-        for group in self.by_call[number]:
-            self._waiting[group].discard(number)
-            if not self._waiting[group]:
-                self._reduce(group)
-        self._free(number)
-
-    def _reduce(self, group: TiedParameters) -> None:
-        del self._waiting[group]
-        self._found |= group.norms(self._sinks, self._orders)
-        for number in group.numbers:
-            self._free(number)
-
-    def _free(self, number: int) -> None:
-        """Free a call's gradient, and its inputs, once no parameters wait for them."""
-        if any(group in self._waiting for group in self.by_call[number]):
-            return
-        self._sinks.pop(number, None)
-        if self._last:
-            self._forward.calls[number].free()
-
-    def finish(self) -> dict[str, Tensor]:
-        """Reduce what still waits for outputs on which the logits do not depend."""
-        for group in list(self._waiting):
-            self._reduce(group)
-        return self._found

@@ -18,7 +18,7 @@ from gradscore.errors import DataError, ModelError
 from gradscore.extraction.classifier import Classifier, memory_for
 from gradscore.extraction.replay import observe_inputs
 from gradscore.layers.features import observe_features, observe_stages
-from gradscore.network import check_eval_mode, check_independence
+from gradscore.network import check_eval_mode, check_independence, paused_collector
 from gradscore.network.batches import memory_format, parts_of
 from gradscore.objective import RecordedObjective, by_loss
 from gradscore.reference import backward_norms, loss_function
@@ -160,9 +160,10 @@ class Computer:
         return self._ask_reference(images)
 
     def _ask_rules(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        with self._classifier.autocast():
-            recording = record(self._model, images, self._selected)
-        norms = recording.objective_norms(self._objectives)
+        with paused_collector():
+            with self._classifier.autocast():
+                recording = record(self._model, images, self._selected)
+            norms = recording.objective_norms(self._objectives)
         found = {
             entry.name: values[:, self._columns[entry.name]]
             for entry, values in zip(self._passes, norms, strict=True)

@@ -9,6 +9,7 @@ from gradscore.network.checks import (
     without_caches,
     wrap_forward_errors,
 )
+from gradscore.network.collector import paused_collector, running_collector
 from gradscore.network.facts import (
     ONE_AT_A_TIME,
     hold_state,
@@ -41,8 +42,10 @@ __all__ = [
     "listing_of",
     "note_data_dependence",
     "observe",
+    "paused_collector",
     "preserve_state",
     "remembered",
+    "running_collector",
     "state_of",
     "unobserved",
     "without_caches",

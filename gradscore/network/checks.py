@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from gradscore.copies import SavedContainer, is_tensor_table
 from gradscore.errors import GradScoreError, InvalidArgument, ModelError, reason_of
-from gradscore.network.facts import ONE_AT_A_TIME, listing_of
+from gradscore.network.facts import ONE_AT_A_TIME, listing_of, passed_checks
 from gradscore.network.forwards import dry_run
 from gradscore.outputs import logits_of
 
@@ -114,10 +114,14 @@ def check_eval_mode(model: nn.Module) -> None:
     Raises:
         ModelError: Naming the first such layer, or what is no model that has parameters.
     """
+    passed = passed_checks(model)
+    if check_eval_mode in passed:
+        return
     check_model(model)
     # In every call: a state does not show all flags, such as those that a forward turns itself.
     for name, module in listing_of(model).modules.items():
         _check_layer(name, module)
+    passed.add(check_eval_mode)
 
 
 def _check_layer(name: str, module: nn.Module) -> None:

@@ -65,7 +65,7 @@ class Facts:
 _FACTS: WeakKeyDictionary[nn.Module, Facts] = WeakKeyDictionary()
 
 _HELD = threading.local()
-"""States and listings of models, by identity, that :func:`hold_state` holds."""
+"""State, listing and passed checks of models, by identity, that :func:`hold_state` holds."""
 
 
 def facts_of(model: nn.Module) -> Facts:
@@ -142,7 +142,7 @@ def hold_state(model: nn.Module) -> Iterator[None]:
         yield
         return
     with ONE_AT_A_TIME:
-        _HELD.__dict__[key] = state_of(model), _listing_in_state(model)
+        _HELD.__dict__[key] = state_of(model), _listing_in_state(model), set()
     try:
         yield
     finally:
@@ -157,6 +157,16 @@ def listing_of(model: nn.Module) -> Listing:
     """
     held = _HELD.__dict__.get(id(model))
     return Listing.of(model) if held is None else held[1]
+
+
+def passed_checks(model: nn.Module) -> set[Hashable]:
+    """Return the checks that a model has passed while it is held, to be added to.
+
+    Args:
+        model: The model.
+    """
+    held = _HELD.__dict__.get(id(model))
+    return set() if held is None else held[2]
 
 
 def _listing_in_state(model: nn.Module) -> Listing:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from gradscore.copies import MODULES_OWN
 from gradscore.errors import GradScoreWarning, ModelError, reason_of
+from gradscore.network.collector import running_collector
 from gradscore.network.comparison import EVERY, NONE, SOME, Comparison, Unknown
 from gradscore.network.contents import is_own_hook
 from gradscore.network.facts import hold_state, ignore_changes, state_of
@@ -29,7 +30,7 @@ Scope = frozenset[int]
 MOVED = 0.01
 """By what share of themselves parameters are moved; those that are zero, by this share of 0.1."""
 
-PIECE = 2**18
+PIECE = 2**20
 """About so many values of a parameter are moved at once."""
 
 _WIDENED = {
@@ -75,6 +76,7 @@ def _check(model: nn.Module, images: Tensor, selected: Collection[Tensor]) -> No
     if scope in scopes:
         return
     with (
+        running_collector(),
         torch.inference_mode(False),
         torch.autocast(images.device.type, enabled=False),
         warnings.catch_warnings(),
@@ -228,8 +230,6 @@ def float64_copy(model: nn.Module, moved: Collection[int]) -> nn.Module:
 def _move(parameter: Tensor, draw: torch.Generator) -> None:
     """Add noise to a parameter, a piece at a time: all noise at once would take twice its memory.
 
-    It is drawn in single precision, which takes a quarter of the time and is no less random.
-
     Args:
         parameter: Its values, detached; changed in place.
         draw: What the noise is drawn from.
@@ -237,7 +237,7 @@ def _move(parameter: Tensor, draw: torch.Generator) -> None:
     rows = torch.atleast_1d(parameter)
     at_once = max(1, PIECE // max(1, rows[:1].numel()))
     for piece in rows.split(at_once):
-        noise = torch.randn(piece.shape, generator=draw, dtype=torch.float32).to(piece)
+        noise = torch.randn(piece.shape, generator=draw, dtype=torch.float64).to(piece)
         piece += noise.mul_(MOVED).mul_(torch.where(piece == 0, 0.1, piece))
 
 

@@ -27,6 +27,7 @@ _PLAIN = PLAIN | {Tensor, nn.Parameter}
 _HOOKS = tuple(name for name in MODULES_OWN if "hooks" in name)
 _REGISTERED = ("_parameters", "_buffers", "_modules")
 _ABSENT = object()
+_NOTHING: dict[str, Any] = {}
 
 
 class SavedNames:
@@ -108,19 +109,21 @@ class SavedModules:
     tensors_only = False
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self._before: list[tuple[dict[str, Any], list[str], list[Any]]] = []
+        self._parts: list[dict[str, Any]] = []
         for module in modules:
             attributes = module.__dict__
             for part in (attributes, *[attributes.get(name) for name in _REGISTERED]):
                 if isinstance(part, dict):  # a scripted module has another kind
-                    self._before.append((part, [*part], [*part.values()]))
+                    self._parts.append(part)
+        self._before = [dict(part) if part else _NOTHING for part in self._parts]
 
     def restore(self) -> None:
         """Put back what was there, if it is something else now."""
-        for part, names, values in self._before:
-            if [*part] != names or not all(map(is_, part.values(), values)):
+        for part, before in zip(self._parts, self._before, strict=True):
+            same = len(part) == len(before) and all(map(is_, part, before))
+            if not (same and all(map(is_, part.values(), before.values()))):
                 part.clear()
-                part.update(zip(names, values, strict=True))
+                part.update(before)
 
 
 Snapshot = SavedContainer | SavedNames | SavedModules

@@ -4,7 +4,7 @@ Every layer family has a file with its functions and its rules; a line here join
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -100,19 +100,32 @@ def find_rule(
         argument: The argument's name, ``operands[1]`` being an entry of ``operands``.
         arguments: All arguments of the call by name.
     """
-    return find_rules(function, (argument,), arguments)[0]
+    tensors = [value for value in arguments.values() if isinstance(value, Tensor)]
+    return find_rules(function, (argument,), tensors, lambda: arguments)[0]
 
 
 def find_rules(
-    function: Callable[..., Any], names: Sequence[str], arguments: Mapping[str, Any]
+    function: Callable[..., Any],
+    names: Sequence[str],
+    tensors: Iterable[Tensor],
+    arguments: Callable[[], Mapping[str, Any]],
 ) -> list[Rule | None]:
-    """Return the rule that serves each of some arguments of a call, as :func:`find_rule` does."""
+    """Return the rule that serves each of some arguments of a call, as :func:`find_rule` does.
+
+    Args:
+        function: The function called.
+        names: The arguments' names.
+        tensors: All tensors among the arguments of the call.
+        arguments: Gives all arguments of the call by name, which few rules ask for.
+    """
+    for tensor in tensors:
+        if tensor.is_complex():
+            return [None] * len(names)
     found = [RULES.get((function, name.partition("[")[0])) for name in names]
-    for value in arguments.values():
-        if isinstance(value, Tensor) and value.is_complex():
-            return [None] * len(found)
     return [
-        None if rule is None or (rule.serves is not None and not rule.serves(arguments)) else rule
+        None
+        if rule is None or (rule.serves is not None and not rule.serves(arguments()))
+        else rule
         for rule in found
     ]
 

@@ -122,15 +122,18 @@ def kernel_row_tiles(x: Tensor, g: Tensor, geometry: Geometry) -> Iterator[Tile]
     for samples in spans(n, tiling.samples):
         count = samples.stop - samples.start
         shifted = _shifted(x[samples], geometry, height, width)
+        rights = []
+        for i in range(kernel_h):
+            down, remainder = divmod(i * geometry.dilation[0], geometry.stride[0])
+            right = shifted.select(1, remainder).narrow(2, down * width, positions)
+            rights.append(right.transpose(1, 2))
         left = g[samples].reshape(count, channels, positions)
         for rows in spans(channels, tiling.channels):
             size = rows.stop - rows.start
             tile = memory[: count * kernel_h * size * columns]
             tile = tile.view(kernel_h, count, size, columns)
-            for i in range(kernel_h):
-                down, remainder = divmod(i * geometry.dilation[0], geometry.stride[0])
-                right = shifted[:, remainder, :, down * width : down * width + positions]
-                matrix_product(left[:, rows], right.transpose(1, 2), tile[i])
+            for right, products in zip(rights, tile.unbind(), strict=True):
+                matrix_product(left.narrow(1, rows.start, size), right, products)
             yield Tile(samples, rows, tile.transpose(0, 1))
 
 
@@ -139,17 +142,18 @@ def _shifted(x: Tensor, geometry: Geometry, height: int, width: int) -> Tensor:
     (kernel_h, kernel_w), n = geometry.shape[2:], len(x)
     (step_h, step_w), (down, right) = geometry.stride, geometry.dilation
     pad_h, pad_w = geometry.padding
-    x = F.pad(x, (pad_w, pad_w, pad_h, pad_h)) if pad_h or pad_w else x
     rows = (kernel_h - 1) * down // step_h + height
     remainders = min(step_h, (kernel_h - 1) * down + 1)
-    shifted = x.new_empty(n, remainders, kernel_w, x.shape[1], rows, width)
-    for remainder in range(remainders):
-        for j in range(kernel_w):
-            first = j * right
-            part = x[:, :, remainder::step_h, first : first + step_w * (width - 1) + 1 : step_w]
-            part = part[:, :, :rows]
-            shifted[:, remainder, j, :, : part.shape[2]].copy_(part)
-    return shifted.flatten(4).flatten(2, 3)
+    # Every remainder has as many rows as the first, though the last ones may lie below the image.
+    below = max(0, remainders + step_h * (rows - 1) - x.shape[2] - 2 * pad_h)
+    if pad_h or pad_w or below:
+        x = F.pad(x, (pad_w, pad_w, pad_h, pad_h + below))
+    image, channel, line, entry = x.stride()
+    shifted = x.as_strided(
+        (n, remainders, kernel_w, x.shape[1], rows, width),
+        (image, line, right * entry, channel, step_h * line, step_w * entry),
+    )
+    return shifted.reshape(n, remainders, kernel_w * x.shape[1], rows * width)
 
 
 def unfolded_tiles(x: Tensor, g: Tensor, geometry: Geometry, samples: int) -> Iterator[Tile]:

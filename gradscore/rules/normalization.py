@@ -3,7 +3,7 @@
 Weights may be normalised as well: they are then standardised by channel in every forward.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +12,7 @@ from torch.autograd.graph import Node
 from torch.nn import functional as F
 
 from gradscore.rules.convolution_tiles import in_tile_order
-from gradscore.rules.rule import Call, Rule, Tile, Tiling, abs_norms, spans, sum_by_channel
+from gradscore.rules.rule import Call, Rule, Tile, Tiling, spans, sum_by_channel
 
 BATCH = {
     F.batch_norm: (
@@ -40,6 +40,8 @@ TRAILING = {**LAYER, **RMS}
 """Those that normalise over trailing axes, each of whose entries has its own scale."""
 
 _batch_norm_backward = torch.ops.aten.native_batch_norm_backward.default
+_SUMS = (False, True, True)
+"""Which of the gradients of input, scale and shift it computes."""
 
 
 def normalized(call: Call) -> Tensor:
@@ -67,34 +69,39 @@ def _eps(call: Call) -> float | None:
 
 def scale_gradient(call: Call, argument: str, grad: Tensor) -> Tensor:
     """Return ``sum over positions of g * x_hat``, shape ``[samples, *weight.shape]``."""
-    return shift_gradient(call, argument, grad * normalized(call))
+    if _has_no_positions(call):
+        return _summed(call, grad * normalized(call))
+    return _from_one_reading(call, "weight", grad)
 
 
 def shift_gradient(call: Call, argument: str, grad: Tensor) -> Tensor:
-    """Return the sum of the output gradient over positions, shape ``[samples, *bias.shape]``."""
-    if call.function not in TRAILING:
-        return sum_by_channel(grad, call.samples)
-    shape = tuple(call.arguments["normalized_shape"])
-    positions = grad.shape[: grad.ndim - len(shape)].numel()
-    return grad.reshape(call.samples, positions // call.samples, *shape).sum(dim=1)
+    """Return the sum of the output gradient over positions, shape ``[samples, *bias.shape]``.
 
-
-def scale_and_shift_norms(
-    call: Call, argument: str, grad: Tensor, orders: Sequence[float]
-) -> Tensor | None:
-    """Return norms of the gradient of scale or shift, shape ``[samples, len(orders)]``.
-
-    Both come from one reading of input and output gradient. Where the scale was not asked for,
-    there is no input to read, nor need of one. A single sample may come without an axis to sum.
+    Where the scale was not asked for, there is no input to read, nor need of one.
     """
-    if call.arguments["input"].is_meta:
-        return None
-    if call.function in TRAILING and _leading(call) == 0:
-        return None
+    if call.arguments["input"].is_meta or _has_no_positions(call):
+        return _summed(call, grad)
+    return _from_one_reading(call, "bias", grad)
+
+
+def _has_no_positions(call: Call) -> bool:
+    """Say whether a single sample came without an axis to sum over."""
+    return call.function in TRAILING and _leading(call) == 0
+
+
+def _summed(call: Call, product: Tensor) -> Tensor:
+    if call.function not in TRAILING:
+        return sum_by_channel(product, call.samples)
+    shape = tuple(call.arguments["normalized_shape"])
+    positions = product.shape[: product.ndim - len(shape)].numel()
+    return product.reshape(call.samples, positions // call.samples, *shape).sum(dim=1)
+
+
+def _from_one_reading(call: Call, argument: str, grad: Tensor) -> Tensor:
+    """Return the gradient of scale or shift: one reading of the data gives both."""
     if argument not in call.memo:
-        scale, shift = _scale_and_shift(call, grad)
-        call.memo.update(weight=scale, bias=shift)
-    return abs_norms(call.memo.pop(argument), orders)
+        call.memo["weight"], call.memo["bias"] = _scale_and_shift(call, grad)
+    return call.memo.pop(argument)
 
 
 def _scale_and_shift(call: Call, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,19 +150,13 @@ def batch_norm_gradients(
     # In half precision a variance may be out of range, and a mean off by more than x varies.
     exact = torch.promote_types(x.dtype, torch.float32)
     # Joined copies cost a fifth of what Tensor.repeat does.
-    mean, var = (torch.cat([statistic.to(exact)] * rows) for statistic in (mean, var))
+    mean, var = torch.cat([mean.to(exact)] * rows), torch.cat([var.to(exact)] * rows)
+    shape = 1, rows * channels, positions
     # A CPU has no need of a weight, nor of the statistics that a forward saves; CUDA reads them.
+    # Of the weight, which the input's gradient alone depends on, no value is of matter.
+    saved = var, mean, var, mean, (var + eps).rsqrt_()
     _, scale, shift = _batch_norm_backward(
-        g.reshape(1, rows * channels, positions),
-        x.reshape(1, rows * channels, positions),
-        torch.ones_like(mean),
-        mean,
-        var,
-        mean,
-        (var + eps).rsqrt(),
-        False,
-        eps,
-        (False, True, True),
+        g.reshape(shape), x.reshape(shape), *saved, False, eps, _SUMS
     )
     if rows == samples:
         return scale.view(samples, channels), shift.view(samples, channels)
@@ -248,11 +249,10 @@ def _behind_reshapes(node: Node | None) -> Node | None:
 
 def scale_alone(name: str, trailing: bool = False) -> dict[str, Rule]:
     """Return the rule for the scale of a normalisation, by argument."""
-    return {"weight": Rule(name, scale_gradient, scale_and_shift_norms, trailing=trailing)}
+    return {"weight": Rule(name, scale_gradient, trailing=trailing)}
 
 
 def scale_and_shift(name: str, trailing: bool = False) -> dict[str, Rule]:
     """Return the rules for the scale and the shift of a normalisation, by argument."""
-    norms = scale_and_shift_norms
-    shift = Rule(f"{name} bias", shift_gradient, norms, reads_data=False, trailing=trailing)
+    shift = Rule(f"{name} bias", shift_gradient, reads_data=False, trailing=trailing)
     return {**scale_alone(name, trailing), "bias": shift}

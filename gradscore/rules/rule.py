@@ -116,7 +116,7 @@ class Tiling(NamedTuple):
     @classmethod
     def of(cls, x: Tensor, samples: int, channels: int, columns: int) -> "Tiling":
         """Return how gradients ``[samples, channels, columns]`` are cut where ``x`` is."""
-        threads = torch.get_num_threads() if x.device.type == "cpu" else 1
+        threads = torch.get_num_threads() if x.is_cpu else 1
         budget = tile_elements(x)
         each = max(1, budget // max(1, channels * columns))
         at_once = min(samples, threads * _even(-(-samples // threads), each))

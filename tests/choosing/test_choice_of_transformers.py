@@ -17,10 +17,11 @@ IMAGES = 160
 
 def vit_tiny(folder):
     model = create_model(
-        "timm:vit_tiny_patch16_224?img_size=16&patch_size=8&num_classes=10", weights="random"
+        "timm:vit_tiny_patch16_224?img_size=16&patch_size=8&num_classes=10&embed_dim=48&depth=4",
+        weights="random",
     )
     model.preprocessing = Preprocessing(16, 16, (0.5,) * 3, (0.5,) * 3)
-    return model.eval(), 192
+    return model.eval(), 48
 
 
 def huggingface_vit(folder):

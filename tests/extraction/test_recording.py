@@ -324,14 +324,21 @@ def test_images_that_cannot_be_read_are_left_out_of_the_fit(tmp_path):
     assert check(tmp_path / "run") == []
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_lower_precision_is_close(tmp_path, precision):
+def recorded_in(precision, folder):
     how = {**ODIN, **STAGES, **SMALL, "record": ("odin", "mahalanobis")}
     sets = {name: SETS[name] for name in ("digits", "train")}
-    extract("digits", sets, tmp_path / "single", **how)
-    extract("digits", sets, tmp_path / "half", precision=precision, **how)
+    extract("digits", sets, folder, precision=precision, **how)
+    return Run(folder)
+
+
+@pytest.fixture(scope="module")
+def in_single(tmp_path_factory):
+    return recorded_in("float32", tmp_path_factory.mktemp("single"))
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_lower_precision_is_close(in_single, tmp_path, precision):
+    lower = recorded_in(precision, tmp_path)
     for method, options in (("odin", {"epsilon": 0.2}), ("mahalanobis_stages", {"fit": "train"})):
-        single, half = (
-            Run(tmp_path / run).score("digits", method, **options) for run in ("single", "half")
-        )
+        single, half = (run.score("digits", method, **options) for run in (in_single, lower))
         assert torch.corrcoef(torch.stack([single, half]))[0, 1] > 0.9

@@ -7,10 +7,15 @@ import sys
 import tempfile
 import traceback
 import warnings
+from pathlib import Path
 
 import torch
 
+import gradscore
 from gradscore.cli import main
+
+HOME = Path(gradscore.__file__).parents[1]
+"""Where a fresh interpreter finds the package that is tested, with what was compiled for it."""
 
 
 def call(*arguments):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from helpers.commands import HOME
 from helpers.recorded_run import make_run
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -44,6 +45,7 @@ def gradscore():
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        cwd=HOME,
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),

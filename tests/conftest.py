@@ -10,6 +10,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_wait_for_the_disk():
+    """Let nothing wait for the disk: what a killed process wrote is there, and no power fails."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory):
     """Return the run that ``gradscore extract`` makes by itself; what changes it takes a copy."""

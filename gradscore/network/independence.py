@@ -30,7 +30,7 @@ Scope = frozenset[int]
 MOVED = 0.01
 """By what share of themselves parameters are moved; those that are zero, by this share of 0.1."""
 
-PIECE = 2**20
+PIECE = 2**18
 """About so many values of a parameter are moved at once."""
 
 _WIDENED = {
@@ -230,6 +230,8 @@ def float64_copy(model: nn.Module, moved: Collection[int]) -> nn.Module:
 def _move(parameter: Tensor, draw: torch.Generator) -> None:
     """Add noise to a parameter, a piece at a time: all noise at once would take twice its memory.
 
+    It is drawn in single precision, which takes a quarter of the time and is no less random.
+
     Args:
         parameter: Its values, detached; changed in place.
         draw: What the noise is drawn from.
@@ -237,7 +239,7 @@ def _move(parameter: Tensor, draw: torch.Generator) -> None:
     rows = torch.atleast_1d(parameter)
     at_once = max(1, PIECE // max(1, rows[:1].numel()))
     for piece in rows.split(at_once):
-        noise = torch.randn(piece.shape, generator=draw, dtype=torch.float64).to(piece)
+        noise = torch.randn(piece.shape, generator=draw, dtype=torch.float32).to(piece)
         piece += noise.mul_(MOVED).mul_(torch.where(piece == 0, 0.1, piece))
 
 

@@ -123,9 +123,9 @@ def _kernels(dtype: type) -> tuple[Callable[..., None], Callable[..., None]] | N
         from gradscore.closed_form.cpu_kernels import make_kernels
 
         try:
-            return _warmed(make_kernels(cached=True), dtype)
+            return _warmed(make_kernels(dtype, cached=True), dtype)
         except (RuntimeError, OSError, EOFError, ValueError, PickleError) as error:
-            kernels = _warmed(make_kernels(cached=False), dtype)
+            kernels = _warmed(make_kernels(dtype, cached=False), dtype)
             _tell(
                 "Expected a folder that keeps compiled functions for the next process, got: "
                 f"{reason_of(error).rstrip('.')}. Set NUMBA_CACHE_DIR to one that can be written."

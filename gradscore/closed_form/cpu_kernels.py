@@ -14,7 +14,7 @@ from numba.core.dispatcher import Dispatcher
 from gradscore.closed_form import elementary, float32_rows, row_norms, side_by_side, vectors
 from gradscore.closed_form.elementary import F, borrowed, fits_float32
 from gradscore.closed_form.float32_rows import FACTS, WIDE, deviation_norms32
-from gradscore.closed_form.row_norms import below_zero, magnitude, norm_of, settle
+from gradscore.closed_form.row_norms import below_zero, copy_rows, magnitude, norm_of, settle
 from gradscore.closed_form.side_by_side import (
     LANES,
     NARROW,
@@ -35,10 +35,11 @@ SOURCES = hashlib.sha256(
 ).hexdigest()
 
 
-def _functions(sources: str) -> tuple[Dispatcher, Dispatcher]:
+def _functions(single: bool, sources: str) -> tuple[Dispatcher, Dispatcher]:
     """Return ``feature_norms`` and ``deviation_norms``, not yet compiled.
 
     Args:
+        single: Whether rows are float32; what serves these alone is else not compiled.
         sources: Stands for all that they call: of what a function closes over, the cache on disk
             knows the values; of other files it knows nothing.
     """
@@ -72,8 +73,8 @@ def _functions(sources: str) -> tuple[Dispatcher, Dispatcher]:
             out: What is filled, float64.
         """
         sources  # noqa: B018
-        n, single = f.shape[1], f.itemsize == 4
-        narrow = n <= NARROW and single
+        n = f.shape[1]
+        narrow = single and n <= NARROW
         step = LANES if narrow else max(1, min(BLOCK, BLOCK_ENTRIES // n))
         kept64 = np.empty((2, n))
         kept_norms = np.empty((len(orders), LANES))
@@ -87,19 +88,19 @@ def _functions(sources: str) -> tuple[Dispatcher, Dispatcher]:
             rows, found = f[first : first + step], out[:, first : first + step]
             following = f[first + step : first + 2 * step]
             following = following if len(following) == len(rows) else rows
-            if narrow:
+            if single and narrow:
                 prepare(f, first, work)
             for g in range(len(temperatures)):
                 a, b, t, hot = begins[g], begins[g + 1], temperatures[g], one_hot[g]
                 asked, norms = orders[a:b], found[a:b]
                 norms[:] = -1.0
-                if narrow and fits_float32(t):
-                    norms_side_by_side(
-                        work, f, (first + step) * n, t, hot, asked, side_by_side[a:b]
-                    )
-                    norms[:] = side_by_side[a:b, : len(rows)]
-                elif single and fits_float32(t):
-                    deviation_norms32(rows, following, t, hot, asked, norms, work, facts)
+                if single and fits_float32(t):
+                    if narrow:
+                        beside = side_by_side[a:b]
+                        norms_side_by_side(work, f, (first + step) * n, t, hot, asked, beside)
+                        copy_rows(beside, norms)
+                    else:
+                        deviation_norms32(rows, following, t, hot, asked, norms, work, facts)
                 missing = 0
                 for s in range(len(asked)):
                     missing += below_zero(norms[s])
@@ -113,16 +114,17 @@ def _functions(sources: str) -> tuple[Dispatcher, Dispatcher]:
     return feature_norms, deviation_norms
 
 
-def make_kernels(*, cached: bool) -> tuple[Dispatcher, Dispatcher]:
+def make_kernels(dtype: type, *, cached: bool) -> tuple[Dispatcher, Dispatcher]:
     """Return ``feature_norms`` and ``deviation_norms``, compiled at their first call.
 
     Args:
+        dtype: Type of the rows, float32 or float64 of NumPy.
         cached: Whether what is compiled is kept on disk, and taken from there.
 
     Raises:
         RuntimeError: If it shall be, and no folder can be written.
     """
-    kernels = _functions(SOURCES)
+    kernels = _functions(dtype is np.float32, SOURCES)
     if cached:
         for kernel in kernels:
             kernel.enable_caching()

@@ -230,7 +230,7 @@ def test_without_a_folder_for_compiled_code_it_is_compiled_and_told(monkeypatch,
     kernels = cpu._kernels(np.float32)
     cpu._kernels.cache_clear()
 
-    def make_kernels(*, cached):
+    def make_kernels(dtype, *, cached):
         if cached:
             raise error
         return kernels

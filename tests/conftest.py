@@ -1,6 +1,7 @@
 """What all tests share: each of several test processes keeps to one thread."""
 
 import functools
+import gc
 import os
 
 import pytest
@@ -8,6 +9,20 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported; commands that a test starts inherit it.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What is imported stays: to look through it for garbage, again and again, would take long.
+gc.disable()
+
+
+def pytest_collection_finish():
+    """Collect garbage again, but not among what was imported until here."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_sessionfinish():
+    """Let plugins that end find again what refers to an object."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,10 +45,13 @@ def embedded(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def known_operators():
-    """Let torch's exporter read the table of ONNX's operators once, not anew for each export."""
+    """Let torch's exporter read the tables of ONNX's and its own operators once, not each time."""
+    from torch._export import utils
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     with pytest.MonkeyPatch.context() as patch:
         read_once = functools.cache(ONNXRegistry.from_torchlib)
         patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(read_once))
+        asked_once = functools.cache(utils._materialize_cpp_cia_ops)
+        patch.setattr(utils, "_materialize_cpp_cia_ops", asked_once)
         yield

@@ -21,8 +21,9 @@ def pytest_collection_finish():
 
 
 def pytest_sessionfinish():
-    """Let plugins that end find again what refers to an object."""
-    gc.unfreeze()
+    """Let plugins that report at the end find what refers to an object; workers report nothing."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

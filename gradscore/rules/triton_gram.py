@@ -96,7 +96,7 @@ def gram_kernel(
 
     once = (far == 0) | (2 * far == blocks)
     total = tl.sum(tl.sum(of_left * of_right, axis=1), axis=0) * tl.where(once, 1.0, 2.0)
-    diagonal = (down[:, None] == across[None, :]) & (far == 0)
+    diagonal = down[:, None] == across[None, :]
     of_left = tl.sum(tl.where(diagonal, of_left, 0.0), axis=1)
     of_right = tl.sum(tl.where(diagonal, of_right, 0.0), axis=1)
     place = parts + (program.to(tl.int64) * samples + sample) * 4

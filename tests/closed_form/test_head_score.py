@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import linear
 
 import gradscore.closed_form
-from gradscore.closed_form import head_score, last_layer_score
+from gradscore.closed_form import _logits, head_score, last_layer_score
 from gradscore.errors import InvalidArgument
 
 SETTINGS = [
@@ -39,6 +40,15 @@ def test_equals_the_score_from_logits(how, with_bias):
     logits = linear(x, weight, bias)
     expected = last_layer_score(x, logits, **how)
     torch.testing.assert_close(head_score(x, weight, bias, **how), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("device", "megabytes"), [("cpu", 32), ("cuda", 256)])
+def test_a_block_of_logits_is_larger_where_launches_cost_more(device, megabytes):
+    with FakeTensorMode():
+        x, weight = torch.empty(10**6, 64, device=device), torch.empty(1000, 64, device=device)
+        rows, logits = next(_logits(x, weight, None))
+    assert logits.shape == (rows.stop - rows.start, 1000)
+    assert rows == slice(0, megabytes * 2**20 // (1000 * 4))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

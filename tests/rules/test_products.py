@@ -72,6 +72,17 @@ def test_convolutions_are_products_over_the_places_of_their_kernel(case):
     torch.testing.assert_close(found, gradients(convolve, weight, x, g, samples))
 
 
+def test_places_that_only_a_larger_output_has_are_left_out():
+    how = {"stride": 1, "dilation": 2, "output_padding": 1}
+    x, weight = draw(2, 3, 5), draw(3, 4, 2)
+    g = torch.randn_like(F.conv_transpose1d(x, weight, **how))
+    geometry = Geometry(weight.shape, (1,), (0,), (2,), transposed=True, output_padding=(1,))
+    left, right = window_product(x, g, geometry, 2).matrices()
+    convolve = lambda a, w: F.conv_transpose1d(a, w, **how)  # noqa: E731
+    expected = gradients(convolve, weight, x, g, 2)
+    torch.testing.assert_close((left @ right.mT).reshape(expected.shape), expected)
+
+
 def test_windows_are_no_copies():
     x, g = torch.empty(2, 3, 20, 20, device="meta"), torch.empty(2, 5, 18, 18, device="meta")
     geometry = Geometry(torch.Size((5, 3, 3, 3)), (1, 1), (0, 0), (1, 1))
@@ -174,14 +185,22 @@ def test_without_the_refusal_digits_would_be_lost(monkeypatch):
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e-16, 1e15, 1e22, 1e30])
 @pytest.mark.parametrize("both", [True, False])
-def test_squares_that_leave_the_range_of_float32_are_multiplied_out(scale, both):
-    g, x = draw(3, 40, 7, dtype=torch.float32), draw(3, 50, 7, dtype=torch.float32)
+@pytest.mark.parametrize("sign", [lambda x: x, torch.abs], ids=["signed", "positive"])
+def test_squares_that_leave_the_range_of_float32_are_multiplied_out(scale, both, sign):
+    g, x = (sign(draw(3, size, 7, dtype=torch.float32)) for size in (40, 50))
     g, x = g * scale, (x / scale if both else x)
     # One position has all of the gradient, another all of the input.
     g[0, :, 1:], x[0, :, 0] = g[0, :, 1:] * 1e-7, x[0, :, 0] * 1e-7
     exact = reduce_tiles(Product(g.double(), x.double()).tiles(), (2.0,))
     found = gram.gram_norms(Product(g, x), (2.0, 2.0))
     torch.testing.assert_close(found.double(), exact.expand(3, 2), rtol=2e-6, atol=0)
+
+
+def test_a_sum_that_leaves_the_range_of_float64_is_multiplied_out():
+    product = Product(draw(3, 40, 7).abs() * 1e90, draw(3, 50, 7).abs() * 1e90)
+    found = gram.gram_norms(product, (2.0,))
+    assert found.isfinite().all()
+    torch.testing.assert_close(found, reduce_tiles(product.tiles(), (2.0,)), rtol=1e-13, atol=0)
 
 
 def test_samples_without_gradient_and_samples_that_are_not_finite_stay_so():

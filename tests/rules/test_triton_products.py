@@ -153,6 +153,12 @@ for positions in (129, 200, 260):
     assert agree_by_gram(linear(1, positions, 33, 40)).all()
 cuda_gram.MOST_CANCELLATION = 100.0
 """,
+    "samples that are answered": """
+product, done = linear(3, 9, 70, 30), torch.tensor([True, False, True])
+found = cuda_products.product_norms(product, EVERY, done)
+assert not found[::2].any()
+assert torch.equal(found[1:2], cuda_products.product_norms(product, EVERY)[1:2])
+""",
     "gram matrices that lose digits": """
 product = linear(5, 9, 20, 30)
 g, x = product.left.clone(), product.right.clone()
@@ -162,7 +168,10 @@ g[2] *= 1e-20
 g[3] = 0
 answered = agree_by_gram(Product(g, x))
 assert answered.tolist() == [True, False, False, False, True]
+tiny = linear(2, 9, 20, 30)
+assert not agree_by_gram(Product(tiny.left * 1e-10, tiny.right * 1e-10)).any()
 warnings.simplefilter("ignore")
+assert not agree_by_gram(Product(tiny.left * 1e12, tiny.right * 1e12)).any()
 g[0, 1, 2] = math.nan
 found = cuda_gram.gram_norms(Product(g, x), (2.0,))
 assert found[0].isnan().all() and found[1:].isfinite().all()
@@ -255,7 +264,9 @@ def test_the_kernel_serves_three_orders_up_to_float32_on_cuda_alone(orders, dtyp
     form = find_norms(SIZES, orders, there, there)
     assert form is (cuda_products.product_norms if served else None)
     assert find_norms(SIZES, orders, x, x) is not cuda_products.product_norms
-    assert find_norms(SIZES, orders, there, x.double().as_subclass(OnCuda)) is None
+    double = x.double().as_subclass(OnCuda)
+    assert find_norms(SIZES, orders, there, double) is find_norms(SIZES, orders, double, there)
+    assert find_norms(SIZES, orders, double, there) is None
     assert find_norms(SIZES._replace(columns=0), orders, there, there) is None
 
 

@@ -20,6 +20,7 @@ from gradscore.extraction.classifier import Classifier
 from gradscore.extraction.computing import Probe
 from gradscore.gaussians import ClassGaussians
 from gradscore.layers.features import observe_stages
+from gradscore.network import hold_state
 from gradscore.objective import one_hot_deviation
 from gradscore.run import PassInfo
 
@@ -128,7 +129,11 @@ def stage_confidences(
     Returns:
         Shape ``[magnitudes, batch, stages]``, float64, on the device.
     """
-    with observe_stages(classifier.model, stages, images) as features:
+    # One look at the model serves all of these forwards.
+    with (
+        hold_state(classifier.model),
+        observe_stages(classifier.model, stages, images) as features,
+    ):
         signs = {}
         if any(magnitudes):
             with differentiable(images) as (leaf, copy):

@@ -126,6 +126,11 @@ def _normalization(call: Call) -> Callable[[Tensor], Tensor]:
     return lambda x: normalized(replace(call, arguments={**call.arguments, "input": x}))
 
 
+def reads_saved(x: Tensor) -> bool:
+    """Say whether a batch norm's backward reads a weight and what a forward saved, as on CUDA."""
+    return not x.is_cpu
+
+
 def batch_norm_gradients(
     x: Tensor, g: Tensor, mean: Tensor, var: Tensor, eps: float, samples: int
 ) -> tuple[Tensor, Tensor]:
@@ -149,15 +154,17 @@ def batch_norm_gradients(
     positions = x.shape[2:].numel()
     # In half precision a variance may be out of range, and a mean off by more than x varies.
     exact = torch.promote_types(x.dtype, torch.float32)
+    if mean.dtype != exact or var.dtype != exact:
+        mean, var = mean.to(exact), var.to(exact)
     # Joined copies cost a fifth of what Tensor.repeat does.
-    mean, var = torch.cat([mean.to(exact)] * rows), torch.cat([var.to(exact)] * rows)
+    mean, var = torch.cat([mean] * rows), torch.cat([var] * rows)
     shape = 1, rows * channels, positions
-    # A CPU has no need of a weight, nor of the statistics that a forward saves; CUDA reads them.
-    # Of the weight, which the input's gradient alone depends on, no value is of matter.
-    saved = var, mean, var, mean, (var + eps).rsqrt_()
-    _, scale, shift = _batch_norm_backward(
-        g.reshape(shape), x.reshape(shape), *saved, False, eps, _SUMS
-    )
+    weight, saved_mean, saved_inverse = None, None, None
+    if reads_saved(x):
+        # Of the weight, which the input's gradient alone depends on, no value is of matter.
+        weight, saved_mean, saved_inverse = var, mean, (var + eps).rsqrt_()
+    given = weight, mean, var, saved_mean, saved_inverse, False, eps, _SUMS
+    _, scale, shift = _batch_norm_backward(g.reshape(shape), x.reshape(shape), *given)
     if rows == samples:
         return scale.view(samples, channels), shift.view(samples, channels)
     return tuple(sums.view(samples, -1, channels).sum(dim=1) for sums in (scale, shift))

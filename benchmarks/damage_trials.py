@@ -21,6 +21,7 @@ from hostile_files import KINDS as HOSTILE
 from hostile_files import forge
 
 import gradscore.engine
+import gradscore.extraction
 import gradscore.plots  # noqa: F401  what the children need is loaded before they fork
 from gradscore.cli import main as command_line
 from gradscore.errors import GradScoreError

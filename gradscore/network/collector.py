@@ -11,26 +11,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _CHANGING = threading.Lock()
-_pauses = 0
+_pauses: set[object] = set()
 _was_enabled = False
 
 
 @contextmanager
 def paused_collector() -> Iterator[None]:
     """Collect no cycles inside, on any thread, for the time of one forward and its backward."""
-    global _pauses, _was_enabled
-    with _CHANGING:
-        if not _pauses:
-            _was_enabled = gc.isenabled()
-            gc.disable()
-        _pauses += 1
+    global _was_enabled
+    pause = object()
+    # An interrupt may come at any step, so that each can be undone, and undone twice.
     try:
+        with _CHANGING:
+            if not _pauses:
+                _was_enabled = gc.isenabled()
+            _pauses.add(pause)
+            gc.disable()
         yield
     finally:
-        with _CHANGING:
-            _pauses -= 1
-            if not _pauses and _was_enabled:
-                gc.enable()
+        try:
+            _end(pause)
+        except KeyboardInterrupt:
+            _end(pause)
+            raise
+
+
+def _end(pause: object) -> None:
+    with _CHANGING:
+        if _pauses == {pause} and _was_enabled:
+            gc.enable()
+        _pauses.discard(pause)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import gradscore as gs
-from gradscore.network import paused_collector, running_collector
+from gradscore.network import collector, paused_collector, running_collector
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +29,32 @@ def test_it_is_after_a_pause_what_it_was_before(enabled):
             assert gc.isenabled() == enabled
         assert not gc.isenabled()
     assert gc.isenabled() == enabled
+
+
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("enabled", [True, False])
+def test_it_is_as_before_when_a_pause_is_interrupted_as_it_begins_or_ends(
+    monkeypatch, enabled, step
+):
+    class Interrupted:
+        steps = 0
+
+        def __enter__(self):
+            self.steps += 1
+            if self.steps == step == 2:
+                raise KeyboardInterrupt
+
+        def __exit__(self, *_):
+            if self.steps == step == 1:
+                self.steps += 1
+                raise KeyboardInterrupt
+
+    (gc.enable if enabled else gc.disable)()
+    monkeypatch.setattr(collector, "_CHANGING", Interrupted())
+    with pytest.raises(KeyboardInterrupt), paused_collector():
+        pass
+    assert gc.isenabled() == enabled
+    assert not collector._pauses
 
 
 def test_outside_of_a_pause_nothing_is_changed():

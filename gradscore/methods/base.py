@@ -127,8 +127,9 @@ class ScoreSpec:
             if value is None:
                 value = method.options.get(option)
             if value is None and option in method.required:
+                wanted = f"`{option}={option.upper()}`"
                 raise InvalidArgument(
-                    f"Method {self.method} needs the option {option}; give `{option}=...`."
+                    f"Method {self.method} needs the option {option}; give {wanted}."
                 )
             object.__setattr__(self, option, value)
         objective = self.objective

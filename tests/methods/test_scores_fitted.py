@@ -58,7 +58,7 @@ def test_a_spec_names_the_sets_that_it_learns_from():
 
 
 def test_what_cannot_be_fitted_is_refused(run, tmp_path):
-    with pytest.raises(InvalidArgument, match="mahalanobis needs the option fit"):
+    with pytest.raises(InvalidArgument, match=r"needs the option fit; give `fit=FIT`\."):
         ScoreSpec("mahalanobis")
     with pytest.raises(InvalidArgument, match=r"Unknown set 'absent' to fit to; .* digits, noise"):
         run.score("digits", "mahalanobis", fit="absent")

@@ -137,6 +137,13 @@ def test_every_command_and_every_public_name_is_documented():
         assert f"::: {gradscore._HOME[name]}.{name}\n" in reference
 
 
+@pytest.mark.parametrize("name", ["README.md", "docs/methods.md"])
+def test_tables_of_methods_name_every_method(name):
+    lines = (ROOT / name).read_text().splitlines()
+    cells = "\n".join(line for line in lines if line.startswith("|"))
+    assert {f"`{method}`" for method in METHODS} <= set(re.findall("`[a-z_]+`", cells))
+
+
 def test_every_page_is_in_the_navigation():
     settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
     pages = {page for entry in settings["nav"] for page in entry.values()}

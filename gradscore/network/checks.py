@@ -118,7 +118,7 @@ def check_eval_mode(model: nn.Module) -> None:
     if check_eval_mode in passed:
         return
     check_model(model)
-    # In every call: a state does not show all flags, such as those that a forward turns itself.
+    # Anew in each call: a state does not show all flags, such as those that a forward turns.
     for name, module in listing_of(model).modules.items():
         _check_layer(name, module)
     passed.add(check_eval_mode)

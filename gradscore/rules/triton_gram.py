@@ -10,6 +10,14 @@ import triton.language as tl
 from gradscore.rules.triton_products import offset_of
 
 
+@triton.jit
+def add_entries(products, above, beside, offset, first, second, inside):
+    """Add what some entries of the vectors contribute to the products of a tile's positions."""
+    a = tl.load(above + offset[None, :], first[:, None] & inside[None, :], other=0.0)
+    b = tl.load(beside + offset[:, None], inside[:, None] & second[None, :], other=0.0)
+    return tl.dot(a, b, products, input_precision="tf32x3")
+
+
 @triton.jit(do_not_specialize=["samples"])
 def gram_kernel(
     left,
@@ -62,6 +70,7 @@ def gram_kernel(
     block, far = program % blocks, program // blocks
     down = block * POSITIONS + tl.arange(0, POSITIONS)
     across = (block + far) % blocks * POSITIONS + tl.arange(0, POSITIONS)
+    first, second = down < positions, across < positions
     left += sample * left_sample
     right += sample * right_sample
 
@@ -72,13 +81,7 @@ def gram_kernel(
         channel = start + tl.arange(0, ENTRIES)
         inside = channel < channels
         offset = channel.to(tl.int64) * left_channel
-        a = tl.load(
-            above + offset[None, :], (down < positions)[:, None] & inside[None, :], other=0.0
-        )
-        b = tl.load(
-            beside + offset[:, None], inside[:, None] & (across < positions)[None, :], other=0.0
-        )
-        of_left = tl.dot(a, b, of_left, input_precision="tf32x3")
+        of_left = add_entries(of_left, above, beside, offset, first, second, inside)
     of_right = tl.zeros([POSITIONS, POSITIONS], tl.float32)
     above = right + offset_of(down, position_sizes, right_position)[:, None]
     beside = right + offset_of(across, position_sizes, right_position)[None, :]
@@ -86,13 +89,7 @@ def gram_kernel(
         column = start + tl.arange(0, ENTRIES)
         inside = column < columns
         offset = offset_of(column, column_sizes, right_column)
-        a = tl.load(
-            above + offset[None, :], (down < positions)[:, None] & inside[None, :], other=0.0
-        )
-        b = tl.load(
-            beside + offset[:, None], inside[:, None] & (across < positions)[None, :], other=0.0
-        )
-        of_right = tl.dot(a, b, of_right, input_precision="tf32x3")
+        of_right = add_entries(of_right, above, beside, offset, first, second, inside)
 
     once = (far == 0) | (2 * far == blocks)
     total = tl.sum(tl.sum(of_left * of_right, axis=1), axis=0) * tl.where(once, 1.0, 2.0)

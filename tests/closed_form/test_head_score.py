@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers.without_a_device import OnCuda
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import linear
 
@@ -95,12 +96,6 @@ def test_a_row_that_is_not_finite_is_named_in_the_whole_batch():
 def test_parts_that_do_not_fit_are_shown(change, message):
     with pytest.raises(InvalidArgument, match=message):
         head_score(*change(*drawn()))
-
-
-class OnCuda(torch.Tensor):
-    """A tensor that says it is on CUDA, and is not."""
-
-    is_cuda = property(lambda self: True)
 
 
 @pytest.mark.parametrize("with_bias", [True, False])

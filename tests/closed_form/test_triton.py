@@ -1,11 +1,11 @@
 """The Triton kernels, interpreted on the CPU, against the torch path."""
 
-from contextlib import contextmanager
 from functools import cache
 
 import pytest
 import torch
 from helpers.interpreted import failures
+from helpers.without_a_device import OnCuda, note_launches
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gradscore.closed_form import cuda, last_layer_score
@@ -201,12 +201,6 @@ def test_no_triton_is_loaded_where_torch_serves(plain):
     assert "not loaded" not in plain, plain["not loaded"]
 
 
-class OnCuda(torch.Tensor):
-    """A tensor that says it is on CUDA, and is not."""
-
-    is_cuda = property(lambda self: True)
-
-
 @pytest.fixture
 def launcher(monkeypatch):
     """Return the module that launches kernels; what was found out about devices is forgotten."""
@@ -250,22 +244,9 @@ def test_memory_that_ends_is_no_missing_compiler(launcher, monkeypatch):
 
 
 def test_a_kernel_is_launched_on_the_device_of_its_tensors(launcher, monkeypatch):
-    current, seen = [], []
-
-    @contextmanager
-    def device(place):
-        current.append(place)
-        yield
-        current.pop()
-
     from gradscore.closed_form import triton_kernels
 
-    class Kernel:
-        def __getitem__(self, grid):
-            return lambda *args, **kwargs: seen.append((grid, list(current)))
-
-    monkeypatch.setattr(torch.cuda, "device", device)
-    monkeypatch.setattr(triton_kernels, "closed_form_kernel", Kernel())
+    seen = note_launches(monkeypatch, triton_kernels, "closed_form_kernel")
     how = {"p": 1.0, "temperature": 1.0, "target": "uniform"}
     with FakeTensorMode():
         x, f = torch.ones(2, 3, device="cuda:1"), torch.ones(2, 4, device="cuda:1")

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers.by_autograd import sample_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -21,15 +22,6 @@ ORDERS = (1.0, 2.0, math.inf)
 def draw(*shape, dtype=torch.float64, seed=0):
     rng = torch.Generator().manual_seed(seed + sum(shape))
     return torch.randn(shape, generator=rng, dtype=torch.float64).to(dtype)
-
-
-def gradients(convolve, weight, x, g, samples):
-    """Return autograd's weight gradient of each sample, shape ``[samples, *weight.shape]``."""
-    weight = weight.detach().requires_grad_()
-    pairs = zip(x.chunk(samples), g.chunk(samples), strict=True)
-    return torch.stack(
-        [torch.autograd.grad((convolve(a, weight) * b).sum(), weight)[0] for a, b in pairs]
-    )
 
 
 @st.composite
@@ -69,7 +61,7 @@ def test_convolutions_are_products_over_the_places_of_their_kernel(case):
     assert product.sizes == product_sizes(x, g, geometry, samples)
     left, right = product.matrices()
     found = (left @ right.mT).reshape(samples, *weight.shape)
-    torch.testing.assert_close(found, gradients(convolve, weight, x, g, samples))
+    torch.testing.assert_close(found, sample_gradients(convolve, weight, x, g, samples))
 
 
 def test_places_that_only_a_larger_output_has_are_left_out():
@@ -79,7 +71,7 @@ def test_places_that_only_a_larger_output_has_are_left_out():
     geometry = Geometry(weight.shape, (1,), (0,), (2,), transposed=True, output_padding=(1,))
     left, right = window_product(x, g, geometry, 2).matrices()
     convolve = lambda a, w: F.conv_transpose1d(a, w, **how)  # noqa: E731
-    expected = gradients(convolve, weight, x, g, 2)
+    expected = sample_gradients(convolve, weight, x, g, 2)
     torch.testing.assert_close((left @ right.mT).reshape(expected.shape), expected)
 
 
@@ -116,7 +108,7 @@ def test_order_2_of_few_positions_is_taken_from_gram_matrices(form, dtype, monke
         g = torch.randn_like(function(x, weight, **how))
         found = weight_norms(function, x, weight, g, (2.0,), **how)
         x, weight, g = x.double(), weight.double(), g.double()
-        plain = gradients(lambda a, w: function(a, w, **how), weight, x, g, 3)
+        plain = sample_gradients(lambda a, w: function(a, w, **how), weight, x, g, 3)
         plain = plain.flatten(1).norm(dim=1, keepdim=True)
         sizes = Sizes(3, 12, 108, 6 if form == "conv" else 20)
     served = sizes.saving >= gram.LEAST_SAVING

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers.by_autograd import sample_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -27,15 +28,6 @@ def naive_norms(gradients, orders=ORDERS):
     flat = gradients.flatten(1).double().abs()
     by_order = [flat.amax(1) if p == math.inf else flat.pow(p).sum(1).pow(1 / p) for p in orders]
     return torch.stack(by_order, dim=1)
-
-
-def sample_gradients(function, parameter, x, g, samples):
-    """Return autograd's gradient of ``(function(x) * g).sum()`` for each sample's rows."""
-    parameter = parameter.detach().requires_grad_()
-    pairs = zip(x.chunk(samples), g.chunk(samples), strict=True)
-    return torch.stack(
-        [torch.autograd.grad((function(a, parameter) * b).sum(), parameter)[0] for a, b in pairs]
-    )
 
 
 @st.composite

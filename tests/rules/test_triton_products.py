@@ -1,11 +1,11 @@
 """The kernel of product norms, interpreted on the CPU, against the products' plain tiles."""
 
-from contextlib import contextmanager
 from functools import cache
 
 import pytest
 import torch
 from helpers.interpreted import failures
+from helpers.without_a_device import OnCuda, note_launches
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gradscore.errors import GradScoreWarning
@@ -227,13 +227,6 @@ def test_no_triton_is_loaded_on_a_cpu(interpreted):
     assert "not loaded" not in interpreted, interpreted["not loaded"]
 
 
-class OnCuda(torch.Tensor):
-    """A tensor that says it is on CUDA, and is not."""
-
-    is_cuda = property(lambda self: True)
-    is_cpu = property(lambda self: False)
-
-
 @pytest.fixture
 def launcher(monkeypatch):
     """Return the module that launches the kernel; what it found out about devices is forgotten."""
@@ -298,22 +291,9 @@ def test_memory_that_ends_is_no_missing_compiler(launcher, monkeypatch):
 
 
 def test_the_kernel_is_launched_on_the_device_of_its_tensors(monkeypatch):
-    current, seen = [], []
-
-    @contextmanager
-    def device(place):
-        current.append(place)
-        yield
-        current.pop()
-
     from gradscore.rules import triton_products
 
-    class Kernel:
-        def __getitem__(self, grid):
-            return lambda *args, **kwargs: seen.append((grid, list(current)))
-
-    monkeypatch.setattr(torch.cuda, "device", device)
-    monkeypatch.setattr(triton_products, "product_norms_kernel", Kernel())
+    seen = note_launches(monkeypatch, triton_products, "product_norms_kernel")
     with FakeTensorMode():
         x, g = torch.ones(2, 70, 9, device="cuda:1"), torch.ones(2, 30, 9, device="cuda:1")
         found = cuda_products.product_norms(Product(g, x), (1.0, 2.0))
